@@ -1,0 +1,71 @@
+// Rows of prepared token shards as micro-batches in plain memory, shuffled by epoch; its place is part of a checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "base/json.h"
+
+namespace distil_xlstm::data {
+
+// One micro-batch. All arrays are row-major [num_rows, context_length].
+struct Batch {
+  int64_t num_rows = 0;
+  int64_t context_length = 0;
+  std::vector<int32_t> tokens;       // inputs
+  std::vector<int32_t> targets;      // next tokens; 0 where mask is 0
+  std::vector<uint8_t> mask;         // 1: the target lies in the same document, is no padding, and counts for the loss
+  std::vector<uint8_t> is_start;     // 1: a document begins at this input token (state is reset before it, attention cut);
+                                     // always 1 at a row's first token; all other entries 0 unless document_isolation = "full"
+  int64_t num_targets = 0;           // sum of mask
+};
+
+struct LoaderSource {
+  std::string path;     // a shard, a directory of shards, or a glob
+  double weight = 1.0;  // share of the rows of an epoch, relative; all equal: every row exactly once
+};
+
+enum class DocumentIsolation { full, loss, none };
+
+struct LoaderOptions {
+  std::vector<LoaderSource> sources;
+  std::string split = "train";               // "train" or "validation"
+  int64_t context_length = 0;                // 0: as the shards have it; otherwise must equal theirs
+  int64_t micro_batch_size = 1;
+  uint64_t seed = 0;
+  bool shuffle = true;
+  int rank = 0;
+  int world_size = 1;
+  DocumentIsolation document_isolation = DocumentIsolation::full;
+  std::string tokenizer_fingerprint;         // when not empty, must equal the shards'
+  int64_t vocab_size = 0;                    // when not 0, every id must be below it (checked against the header)
+};
+
+class Loader {
+ public:
+  // Maps every shard and checks headers, checksums, fingerprints. Throws DataError, ConfigError.
+  explicit Loader(const LoaderOptions& options);
+  ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  // Next micro-batch of the current epoch; the last one of an epoch may be smaller. False at the epoch's end: call
+  // begin_epoch() to go on.
+  bool next(Batch& batch);
+  void begin_epoch(int64_t epoch);                       // resets the place, reshuffles with (seed, epoch)
+  [[nodiscard]] int64_t epoch() const;
+  [[nodiscard]] int64_t context_length() const;
+  [[nodiscard]] int64_t rows_per_epoch() const;          // on this rank
+  [[nodiscard]] int64_t tokens_per_epoch() const;        // targets that count, on this rank
+  [[nodiscard]] json state() const;                      // place, seed, fingerprint of the shard list
+  void restore(const json& state);                       // throws DataError when the shards are not those of the state
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace distil_xlstm::data

@@ -1,0 +1,39 @@
+// mLSTM cell: the same map in three forms (spec sections 2.2, 2.3, 5). Letters: B batch, S sequence, H heads, K query/key head width,
+// V value head width.
+#pragma once
+
+#include "ops/tensor.h"
+
+namespace distil_xlstm::ops {
+
+// State between tokens, float32 (float64 when the inputs are), k scaled by 1/sqrt(K) inside C and n (v1's convention). Undefined: zeros.
+struct MlstmState {
+  Tensor cell_BHKV;        // C
+  Tensor normalizer_BHK;   // n
+  Tensor stabilizer_BH;    // m
+};
+
+struct MlstmOutput {
+  Tensor h_BSHV;  // dtype of v
+  MlstmState state;
+};
+
+enum class MlstmForm { parallel, chunkwise, recurrent };
+
+// Inputs of every form: q_BSHK, k_BSHK, v_BSHV; igate_BSH and fgate_BSH pre-activations (float32 at least);
+// is_start_BS uint8 or undefined: 1 resets the row's state to zero before this token.
+struct MlstmInputs {
+  Tensor q_BSHK, k_BSHK, v_BSHV, igate_BSH, fgate_BSH, is_start_BS;
+};
+
+// Chunkwise form (spec 5.2, exact backward 5.3 with the denominator's gradient and the state's Gamma term), any S, any chunk_size >= 1.
+// Differentiable in all float inputs and the initial state, also through the final state.
+MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial = {});
+
+// Token by token (spec 2.2, m_0 = 0 as in the package's step). No gradient: for decoding and as a reference.
+MlstmOutput mlstm_recurrent(const MlstmInputs& inputs, const MlstmState& initial = {});
+
+// Quadratic form with the package's stabiliser (spec 2.3), plain differentiable ATen ops: a test oracle. Takes no state.
+Tensor mlstm_parallel(const MlstmInputs& inputs);
+
+}  // namespace distil_xlstm::ops

@@ -1,0 +1,55 @@
+// Frozen transformer teachers; one family a file (llama.cpp, qwen2.cpp, qwen3.cpp) over shared parts.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/model_files.h"
+#include "nn/language_model.h"
+
+namespace distil_xlstm::teacher {
+
+enum class HiddenTarget { block_output, attention_output };
+
+struct TeacherForwardOptions {
+  HiddenTarget target = HiddenTarget::block_output;  // state after each layer (before the final norm), or after o_proj before the residual sum
+  bool post_norm_last = false;                       // alignment.state = "post_norm": the last layer's state is taken after the final norm
+  bool collect_mean = false;                         // running mean over all layers
+  std::vector<int64_t> group_sizes;                  // running means of consecutive groups of layers ("ratio", "block_wise")
+  bool collect_all = false;                          // every layer's state (tests, tools)
+};
+
+struct TeacherOutput {
+  Tensor last_hidden_BSD;                  // after the final norm
+  Tensor hidden_mean_BSD;                  // when collect_mean
+  std::vector<Tensor> group_means_BSD;     // one a group
+  std::vector<Tensor> hidden_BSD;          // when collect_all: one a layer
+};
+
+class Teacher : public nn::LanguageModel {
+ public:
+  // No gradients anywhere. attention_mask-free: padding is on the right; is_start_BS cuts attention between documents.
+  [[nodiscard]] virtual TeacherOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const TeacherForwardOptions& options) = 0;
+  [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;  // [V, D]; the same storage as head_weight() when tied
+  [[nodiscard]] virtual bool has_tied_head() const = 0;
+  [[nodiscard]] virtual int64_t num_layers() const = 0;
+  [[nodiscard]] virtual int64_t num_heads() const = 0;
+  [[nodiscard]] virtual int64_t num_parameters() const = 0;
+};
+
+// What a configuration alone tells (for plan and the student's derivation); throws ConfigError for an unknown model_type or key.
+struct TeacherShape {
+  std::string model_type;
+  int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  bool is_tied = false;
+  int64_t num_parameters = 0;              // tied matrix counted once
+  int64_t max_position_embeddings = 0;
+};
+TeacherShape teacher_shape(const json& config);
+
+// Loads straight to the device and dtype (float32, bfloat16, float16). Throws ConfigError for an unknown model_type or a config key that
+// would change the result and is not supported, DataError for missing or extra tensors.
+std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device device, at::ScalarType dtype);
+
+}  // namespace distil_xlstm::teacher

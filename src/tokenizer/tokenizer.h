@@ -1,0 +1,93 @@
+// Hugging Face `tokenizers` itself (its Rust crate behind the C interface in rust/), and chat templates by minijinja.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+#include "io/model_files.h"
+
+namespace distil_xlstm {
+
+// Immutable, shared between threads. Token ids are what the Python package gives for the same tokenizer.json.
+class Tokenizer {
+ public:
+  // Throws DataError that names files.origin when the JSON is not a tokenizer.
+  explicit Tokenizer(const io::TokenizerFiles& files);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  // Ids of `text`, without special tokens unless `add_special_tokens` (then as the post-processor says). Special tokens
+  // written in the text become their ids when `parse_special`, plain text otherwise.
+  [[nodiscard]] std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = false, bool parse_special = true) const;
+  // The same for many texts on all cores (RAYON_NUM_THREADS is honoured).
+  [[nodiscard]] std::vector<std::vector<int32_t>> encode_batch(std::span<const std::string_view> texts, bool add_special_tokens = false) const;
+  [[nodiscard]] std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
+
+  [[nodiscard]] int64_t vocab_size() const;                                  // greatest id + 1, added tokens included
+  [[nodiscard]] std::optional<int32_t> token_id(std::string_view piece) const;
+  [[nodiscard]] std::string piece(int32_t id) const;                         // "" for an id that has none
+  [[nodiscard]] std::optional<int32_t> bos_id() const;
+  [[nodiscard]] std::optional<int32_t> eos_id() const;
+  [[nodiscard]] std::optional<int32_t> pad_id() const;
+  [[nodiscard]] bool adds_bos() const;                                       // whether documents begin with BOS
+  [[nodiscard]] const std::string& fingerprint() const;                      // XXH3-128 of tokenizer.json, hexadecimal
+  [[nodiscard]] const io::TokenizerFiles& files() const;
+
+  struct Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// Turns ids into text as they come: holds back bytes until a UTF-8 character is whole.
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens = true);
+  std::string push(int32_t id);  // text that is now certain, may be ""
+  std::string finish();          // what is left (invalid bytes as U+FFFD)
+
+ private:
+  const Tokenizer& tokenizer_;
+  bool skip_special_tokens_;
+  std::vector<int32_t> ids_;
+  size_t prefix_ = 0;
+  size_t read_ = 0;
+};
+
+struct ChatMessage {
+  std::string role;  // "system", "user", "assistant"
+  std::string content;
+};
+
+// Part of a rendered conversation: the loss counts only where is_answer.
+struct ChatSpan {
+  std::string text;
+  bool is_answer = false;
+};
+
+// The `chat_template` of tokenizer_config.json (or chat_template.jinja), rendered as `transformers` does
+// (trim_blocks, lstrip_blocks, raise_exception, strftime_now, tojson, generation tag tolerated).
+class ChatTemplate {
+ public:
+  // Throws DataError when the files carry no template or it does not parse.
+  explicit ChatTemplate(const io::TokenizerFiles& files);
+  ~ChatTemplate();
+  ChatTemplate(ChatTemplate&&) noexcept;
+  ChatTemplate& operator=(ChatTemplate&&) noexcept;
+  [[nodiscard]] std::string render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
+  // Rendered whole and cut into spans: answers are the assistants' contents with the end-of-turn that follows them.
+  [[nodiscard]] std::vector<ChatSpan> render_spans(const std::vector<ChatMessage>& messages) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace distil_xlstm
