@@ -4,30 +4,16 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "base/json.h"
+#include "config/run_config.h"
 #include "teacher/teacher.h"
 
 namespace distil_xlstm::student {
 
-// What the user sets ([student] of a run file).
-struct StudentSettings {
-  std::string kind = "paper";
-  std::variant<std::string, int64_t> num_blocks = std::string("half");   // "half" | "same" | N
-  std::variant<std::string, int64_t> num_heads = std::string("ceil4");   // "ceil4" | "ceil4_div4" | N
-  std::variant<std::string, std::vector<int64_t>> slstm_at = std::string("alternate");  // "alternate" | "all" | "none" | [indices]
-  int64_t conv1d_kernel_size = 4;
-  int64_t qkv_proj_blocksize = 4;
-  double mlstm_proj_factor = 2.0;
-  double ffn_proj_factor = 1.7;
-  std::string ffn_act_fn = "gelu";
-  std::string bias_init = "powerlaw_blockdependent";      // | "small_init" | "zeros" | "standard"
-  std::string recurrent_weight_init = "zeros";            // | "standard"
-  int64_t chunk_size = 64;
-  double dropout = 0.0;                                   // only 0 is supported; anything else is refused
-};
+// What the user sets: [student] of a run file.
+using StudentSettings = config::StudentSettings;
 
 // The complete shape, as xLSTMLMModelConfig has it.
 struct StudentConfig {

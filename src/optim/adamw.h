@@ -1,0 +1,67 @@
+// AdamW over float32 master weights by ATen's fused op, gradient clipping, learning-rate schedules, loss scaling.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "ops/tensor.h"
+
+namespace distil_xlstm::optim {
+
+struct AdamWSettings {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
+};
+
+class AdamW {
+ public:
+  // `is_decayed` splits the groups (student::is_decayed). Parameters must be float32 leaves.
+  AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::function<bool(const std::string&)>& is_decayed);
+  void step(double learning_rate);                    // uses and keeps .grad; parameters without one are left alone
+  void zero_grad();
+  [[nodiscard]] NamedTensors state_tensors() const;   // "exp_avg.NAME", "exp_avg_sq.NAME"
+  [[nodiscard]] int64_t steps() const;
+  void restore(const std::function<Tensor(const std::string&)>& tensor, int64_t steps);
+
+ private:
+  struct Group {
+    std::vector<Tensor> parameters, exp_avg, exp_avg_sq, steps;
+    double weight_decay = 0.0;
+  };
+  std::vector<Group> groups_;
+  NamedTensors state_;
+  AdamWSettings settings_;
+  int64_t steps_ = 0;
+};
+
+// L2 norm over all gradients (float32 sums) as a device scalar; scales them in place to at most max_norm (0: only measures).
+// Non-finite norms leave the gradients as they are.
+Tensor clip_grad_norm(const NamedTensors& parameters, double max_norm);
+
+// Names of the parameters whose gradient holds a non-finite value, for messages.
+std::vector<std::string> non_finite_gradients(const NamedTensors& parameters);
+
+// Factor of the base learning rate at 0-based step (linear warm-up over warmup_ratio * total_steps, then the schedule to min_ratio).
+double learning_rate_factor(const std::string& schedule, int64_t step, int64_t total_steps, double warmup_ratio, double min_ratio);
+
+// Dynamic loss scale for float16: halves on overflow, doubles after growth_interval good steps.
+class LossScaler {
+ public:
+  LossScaler(bool enabled, double initial_scale, int64_t growth_interval = 2000);
+  [[nodiscard]] double scale() const;         // 1 when disabled
+  // Divides the gradients by the scale; true when all are finite.
+  bool unscale(const NamedTensors& parameters);
+  void update(bool found_inf);
+  [[nodiscard]] json state() const;
+  void restore(const json& state);
+
+ private:
+  bool enabled_;
+  double scale_;
+  int64_t growth_interval_;
+  int64_t good_steps_ = 0;
+};
+
+}  // namespace distil_xlstm::optim
