@@ -1,0 +1,207 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <glob.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
+
+namespace distil_xlstm {
+namespace {
+
+std::string errno_text() { return std::error_code(errno, std::generic_category()).message(); }
+
+// Closes on scope exit.
+struct FileDescriptor {
+  int fd = -1;
+  explicit FileDescriptor(int descriptor) : fd(descriptor) {}
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+  ~FileDescriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+std::string unique_suffix() {
+  static int counter = 0;
+  return fmt::format(".tmp-{}-{}", ::getpid(), counter++);
+}
+
+// Matches of one glob, sorted; `**` goes through any number of directories.
+std::vector<fs::path> glob_paths(const std::string& pattern) {
+  const size_t stars = pattern.find("**");
+  if (stars != std::string::npos) {
+    const fs::path root = stars == 0 ? fs::path(".") : fs::path(pattern.substr(0, stars));
+    std::string rest = pattern.substr(stars + 2);
+    if (!rest.empty() && rest.front() == '/') rest.erase(0, 1);
+    std::vector<fs::path> found;
+    if (!fs::is_directory(root)) return found;
+    std::vector<fs::path> directories = {root};
+    for (const auto& entry : fs::recursive_directory_iterator(root)) {
+      if (entry.is_directory()) directories.push_back(entry.path());
+    }
+    for (const auto& directory : directories) {
+      for (auto& path : glob_paths((directory / rest).string())) found.push_back(std::move(path));
+    }
+    std::sort(found.begin(), found.end());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    return found;
+  }
+  glob_t matches{};
+  std::vector<fs::path> found;
+  if (::glob(pattern.c_str(), 0, nullptr, &matches) == 0) {
+    for (size_t i = 0; i < matches.gl_pathc; ++i) found.emplace_back(matches.gl_pathv[i]);
+  }
+  ::globfree(&matches);
+  return found;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const fs::path& path) : path_(path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) throw IoError("{}: cannot open: {}", path.string(), errno_text());
+  struct stat info {};
+  if (::fstat(file.fd, &info) != 0) throw IoError("{}: cannot read its size: {}", path.string(), errno_text());
+  if (!S_ISREG(info.st_mode)) throw IoError("{}: not a regular file", path.string());
+  size_ = static_cast<size_t>(info.st_size);
+  if (size_ == 0) return;
+  void* memory = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
+  if (memory == MAP_FAILED) throw IoError("{}: cannot map {} bytes: {}", path.string(), size_, errno_text());
+  data_ = static_cast<const std::byte*>(memory);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  if (this != &other) {
+    std::swap(path_, other.path_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+std::string read_file(const fs::path& path) {
+  if (fs::is_directory(path)) throw IoError("{}: is a directory, a file is needed", path.string());
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) throw IoError("{}: cannot open: {}", path.string(), errno_text());
+  std::string content((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (stream.bad()) throw IoError("{}: reading failed: {}", path.string(), errno_text());
+  return content;
+}
+
+void sync_path(const fs::path& path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) throw IoError("{}: cannot open to sync: {}", path.string(), errno_text());
+  if (::fsync(file.fd) != 0 && errno != EINVAL) throw IoError("{}: sync failed: {}", path.string(), errno_text());
+}
+
+void write_file_atomic(const fs::path& path, std::string_view content) {
+  const fs::path parent = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  fs::create_directories(parent);
+  const fs::path staging = path.string() + unique_suffix();
+  try {
+    {
+      const FileDescriptor file(::open(staging.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+      if (file.fd < 0) throw IoError("{}: cannot create: {}", staging.string(), errno_text());
+      size_t done = 0;
+      while (done < content.size()) {
+        const ssize_t written = ::write(file.fd, content.data() + done, content.size() - done);
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) throw IoError("{}: writing failed after {} of {} bytes: {}", path.string(), done, content.size(), errno_text());
+        done += static_cast<size_t>(written);
+      }
+      if (::fsync(file.fd) != 0) throw IoError("{}: sync failed: {}", path.string(), errno_text());
+    }
+    fs::rename(staging, path);
+    sync_path(parent);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove(staging, ignored);
+    throw;
+  }
+}
+
+void write_directory_atomic(const fs::path& target, const std::function<void(const fs::path& staging)>& fill) {
+  const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
+  fs::create_directories(parent);
+  const fs::path staging = target.string() + unique_suffix();
+  const fs::path replaced = target.string() + unique_suffix();
+  try {
+    fs::create_directory(staging);
+    fill(staging);
+    for (const auto& entry : fs::recursive_directory_iterator(staging)) sync_path(entry.path());
+    sync_path(staging);
+    const bool replaces = fs::exists(target);
+    if (replaces) fs::rename(target, replaced);
+    fs::rename(staging, target);
+    sync_path(parent);
+    if (replaces) fs::remove_all(replaced);
+  } catch (...) {
+    std::error_code ignored;
+    if (!fs::exists(target, ignored) && fs::exists(replaced, ignored)) fs::rename(replaced, target, ignored);
+    fs::remove_all(staging, ignored);
+    throw;
+  }
+}
+
+std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments) {
+  std::vector<fs::path> paths;
+  for (const auto& argument : arguments) {
+    const size_t before = paths.size();
+    if (fs::is_directory(argument)) {
+      for (const auto& entry : fs::recursive_directory_iterator(argument)) {
+        if (entry.is_regular_file()) paths.push_back(entry.path());
+      }
+      std::sort(paths.begin() + static_cast<std::ptrdiff_t>(before), paths.end());
+    } else if (fs::exists(argument)) {
+      paths.emplace_back(argument);
+    } else {
+      for (auto& path : glob_paths(argument)) {
+        if (fs::is_regular_file(path)) paths.push_back(std::move(path));
+      }
+    }
+    if (paths.size() == before) throw IoError("{}: no such file, directory with files, or glob that matches any", argument);
+  }
+  return paths;
+}
+
+fs::path cache_directory() {
+  if (const char* own = std::getenv("DISTIL_XLSTM_CACHE"); own != nullptr && *own != '\0') return own;
+  if (const char* xdg = std::getenv("XDG_CACHE_HOME"); xdg != nullptr && *xdg != '\0') return fs::path(xdg) / "distil-xlstm";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return fs::path(home) / ".cache" / "distil-xlstm";
+  throw IoError("cannot tell where to keep downloads: neither DISTIL_XLSTM_CACHE, XDG_CACHE_HOME nor HOME is set");
+}
+
+fs::path share_directory() {
+  if (const char* own = std::getenv("DISTIL_XLSTM_SHARE"); own != nullptr && *own != '\0') return own;
+  std::error_code error;
+  const fs::path executable = fs::read_symlink("/proc/self/exe", error);
+  if (!error) {
+    for (fs::path folder = executable.parent_path(); folder.has_relative_path(); folder = folder.parent_path()) {
+      for (const char* name : {"share/distil-xlstm", "share"}) {
+        if (fs::exists(folder / name / "models")) return folder / name;
+      }
+    }
+  }
+  throw IoError("the files that travel with the program (share/) were not found near {}: set DISTIL_XLSTM_SHARE", executable.string());
+}
+
+}  // namespace distil_xlstm

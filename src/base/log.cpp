@@ -1,0 +1,49 @@
+#include "base/log.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+
+namespace distil_xlstm {
+
+void init_logging(std::string_view verbosity) {
+  auto logger = std::make_shared<spdlog::logger>("distil-xlstm", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger->set_pattern("%^%l%$: %v");
+  logger->set_level(spdlog::level::from_str(std::string(verbosity)));
+  spdlog::set_default_logger(logger);
+}
+
+ProgressLine::ProgressLine(double plain_seconds) : plain_seconds_(plain_seconds), is_terminal_(::isatty(STDERR_FILENO) == 1) {}
+
+ProgressLine::~ProgressLine() {
+  if (open_) std::fputc('\n', stderr);
+}
+
+bool ProgressLine::due() const {
+  const std::chrono::duration<double> since = std::chrono::steady_clock::now() - last_;
+  return since.count() >= (is_terminal_ ? 0.1 : plain_seconds_);
+}
+
+void ProgressLine::update(const std::string& text) {
+  if (!due()) return;
+  last_ = std::chrono::steady_clock::now();
+  if (is_terminal_) {
+    std::fprintf(stderr, "\r\x1b[K%s", text.c_str());
+    open_ = true;
+  } else {
+    std::fprintf(stderr, "%s\n", text.c_str());
+  }
+  std::fflush(stderr);
+}
+
+void ProgressLine::finish(const std::string& text) {
+  std::fprintf(stderr, "%s%s\n", open_ ? "\r\x1b[K" : "", text.c_str());
+  std::fflush(stderr);
+  open_ = false;
+}
+
+double monotonic_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace distil_xlstm
