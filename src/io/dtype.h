@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -18,10 +19,17 @@ struct DTypeTraits {
 DTypeTraits traits(DType dtype);
 bool is_quantized(DType dtype);
 
-// Bytes of `elements` values; throws DataError when a quantised row does not end at a block's border.
+// Bytes of `elements` values; throws DataError when a quantised row does not end at a block's border, or the size overflows.
 size_t storage_bytes(DType dtype, size_t elements);
 
-// "F32" -> DType::f32; throws DataError that names `where` for one that is unknown.
+// "F32" -> DType::f32, of the types that safetensors has; throws DataError that names `where` for one that is unknown.
 DType dtype_from_name(std::string_view name, std::string_view where);
+
+// Product of the dimensions; throws DataError that names `where` for a negative dimension or an overflow.
+size_t checked_elements(std::span<const int64_t> shape, std::string_view where);
+
+// Stored elements, of any type, as float: `bytes` holds whole blocks, `out` has room for all of their elements.
+// Quantised types give the very values of the `gguf` package's dequantize.
+void to_float(DType dtype, std::span<const std::byte> bytes, float* out);
 
 }  // namespace distil_xlstm::io

@@ -1,6 +1,7 @@
 // safetensors: https://github.com/huggingface/safetensors (8-byte length, JSON header, data).
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -16,23 +17,32 @@ class SafetensorsFile {
  public:
   explicit SafetensorsFile(const fs::path& path);
   [[nodiscard]] const std::vector<TensorView>& tensors() const noexcept { return tensors_; }
-  [[nodiscard]] const TensorView* find(std::string_view name) const;           // nullptr when missing
-  [[nodiscard]] const TensorView& at(std::string_view name) const;             // throws DataError when missing
+  [[nodiscard]] const TensorView* find(std::string_view name) const;  // nullptr when missing
+  [[nodiscard]] const TensorView& at(std::string_view name) const;    // throws DataError when missing
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
   [[nodiscard]] const fs::path& path() const noexcept { return file_.path(); }
 
  private:
   MappedFile file_;
-  std::vector<TensorView> tensors_;
+  std::vector<TensorView> tensors_;                   // in the order of their data
+  std::map<std::string, size_t, std::less<>> index_;  // name -> place in tensors_
   std::map<std::string, std::string> metadata_;
 };
 
-// Writes tensors (in the given order, data 8-byte aligned header) to `path`, synced; `path` should lie in a staging directory or be
-// replaced by the caller. Throws IoError (also for a full disk).
+// Writes tensors to `path`, synced; `path` should lie in a staging directory or be replaced by the caller. The data follow the given
+// order, wider element types first, so that every tensor is aligned to its element size. Throws IoError (also for a full disk),
+// ValueError for a name used twice, a quantised type, or bytes that do not fit dtype and shape.
 void write_safetensors(const fs::path& path, const std::vector<TensorView>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-// `model.safetensors`, or the shards of `model.safetensors.index.json`, of a directory.
+// Tensors of several files under one roof; a name in two of them is a DataError. `origin` is for messages.
+std::shared_ptr<WeightSource> open_safetensors_files(const std::vector<fs::path>& files, std::string origin);
+
+// The weight files of a directory: `model.safetensors`, or the shards of `model.safetensors.index.json`. Throws DataError when it has
+// neither.
+std::vector<fs::path> safetensors_files(const fs::path& directory);
+
+// Both together.
 std::shared_ptr<WeightSource> open_safetensors_directory(const fs::path& directory);
 
 }  // namespace distil_xlstm::io
