@@ -1,8 +1,7 @@
-// Distillation methods by name: what each asks of a step. One table row or file a method; the trainer knows none of them.
+// Distillation methods by name: what each asks of a step (distillation spec sections 2, 3, 5). The trainer knows none of them.
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,33 +13,37 @@ namespace distil_xlstm::distill {
 
 // Where training stands before an optimizer step.
 struct StepContext {
-  int64_t step = 0;          // 0-based
+  int64_t step = 0;  // 0-based
   int64_t total_steps = 0;
-  int64_t epoch = 0;
-  int64_t num_epochs = 0;    // ceil
+  int64_t epoch = 0;       // 0-based
+  int64_t num_epochs = 0;  // ceil
 };
 
 // What one optimizer step uses, held for all its micro-batches.
 struct StepPlan {
-  double alpha = 0.0, temperature = 1.0, beta = 0.0;  // as logged
-  ops::HeadLossOptions head;     // the weights of every head loss, T, divergence
-  double alignment_weight = 0.0; // of L_F
-  int stage = 1;                 // annealing-kd: 1 or 2
+  double alpha = 0.0, temperature = 1.0, beta = 0.0;  // as logged: the teacher's share of the head loss, T, the weight of L_F
+  ops::HeadLossOptions head;                          // the weights of every head loss, T, divergence
+  double alignment_weight = 0.0;                      // of L_F
+  int stage = 1;                                      // annealing-kd: 1 or 2; stage 2 starts from the best checkpoint of stage 1
 };
 
 class Method {
  public:
   virtual ~Method() = default;
   [[nodiscard]] virtual std::string name() const = 0;
-  [[nodiscard]] virtual bool needs_teacher() const = 0;     // for the loss; parts are measured with a teacher whenever one is given
+  [[nodiscard]] virtual bool needs_teacher() const = 0;  // for the loss; parts are measured with a teacher whenever one is given
   [[nodiscard]] virtual StepPlan plan(const StepContext& context) const = 0;
   virtual void end_epoch(int64_t steps_done) = 0;
   [[nodiscard]] virtual json state() const = 0;
-  virtual void restore(const json& state) = 0;
+  virtual void restore(const json& state) = 0;  // throws DataError
 };
 
 // Names in the order of the documentation.
 const std::vector<std::string>& method_names();
+
+// Keys under [distill] that the method does not use ("alpha", "beta.schedule"): stated by `plan` and at the start of a run.
+// Throws ConfigError for an unknown name.
+std::vector<std::string> ignored_keys(const std::string& method);
 
 // Checks everything about [distill] before anything loads: unknown names, alpha + beta > 1 for "convex", T <= 0, ... Throws ConfigError.
 std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs);

@@ -1,0 +1,241 @@
+#include "distill/method.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "distill/schedule_table.h"
+
+namespace distil_xlstm::distill {
+namespace {
+
+config::DistillSettings settings_of(const std::string& method) {
+  config::DistillSettings settings;
+  settings.method = method;
+  return settings;
+}
+
+StepPlan plan_at(const config::DistillSettings& settings, int64_t step, int64_t total_steps = 100, int64_t epoch = 0,
+                 int64_t num_epochs = 1) {
+  return make_method(settings, total_steps, num_epochs)->plan({step, total_steps, epoch, num_epochs});
+}
+
+std::string message_of(const config::DistillSettings& settings, int64_t total_steps = 100, int64_t num_epochs = 4) {
+  try {
+    (void)make_method(settings, total_steps, num_epochs);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+const double kHalf = 1.0 / (1.0 + std::log(3.0));  // what is left of the range at t = 2
+
+TEST(Method, NamesInOrder) {
+  EXPECT_EQ(method_names(), (std::vector<std::string>{"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius",
+                                                      "hinton-frobenius", "ce-frobenius"}));
+  for (const auto& name : method_names()) {
+    const auto method = make_method(settings_of(name), 100, 4);
+    EXPECT_EQ(method->name(), name);
+    EXPECT_EQ(method->needs_teacher(), name != "ce");
+  }
+}
+
+// Weights of CE, KD, MSE, mixed labels, alignment.
+void expect_weights(const StepPlan& plan, double ce, double kd, double mse, double label, double alignment) {
+  EXPECT_NEAR(plan.head.ce_weight, ce, 1e-12);
+  EXPECT_NEAR(plan.head.kd_weight, kd, 1e-12);
+  EXPECT_NEAR(plan.head.mse_weight, mse, 1e-12);
+  EXPECT_NEAR(plan.head.label_weight, label, 1e-12);
+  EXPECT_NEAR(plan.alignment_weight, alignment, 1e-12);
+}
+
+TEST(Method, WeightsAtStepTwo) {
+  const double alpha = 0.5 + 0.3 * kHalf, temperature = 1.0 + kHalf;
+  expect_weights(plan_at(settings_of("ce"), 2), 1, 0, 0, 0, 0);
+  expect_weights(plan_at(settings_of("hinton"), 2), 0.2, 0.8, 0, 0, 0);
+  expect_weights(plan_at(settings_of("delta"), 2), 1 - alpha, alpha, 0, 0, 0);
+  expect_weights(plan_at(settings_of("delta-frobenius"), 2), 0.9 - alpha, alpha, 0, 0, 0.1);
+  expect_weights(plan_at(settings_of("hinton-frobenius"), 2), 0.1, 0.8, 0, 0, 0.1);
+  expect_weights(plan_at(settings_of("ce-frobenius"), 2), 0.9, 0, 0, 0, 0.1);
+  expect_weights(plan_at(settings_of("teacher-annealing"), 2), 0, 0, 0, 1, 0);
+  EXPECT_EQ(plan_at(settings_of("hinton"), 2).temperature, 2.0);
+  EXPECT_EQ(plan_at(settings_of("hinton-frobenius"), 2).head.temperature, 2.0);
+  // The KL is measured at the T of the step whatever its weight, so that runs can be compared.
+  for (const char* name : {"ce", "delta", "delta-frobenius", "ce-frobenius", "teacher-annealing"}) {
+    EXPECT_NEAR(plan_at(settings_of(name), 2).head.temperature, temperature, 1e-12) << name;
+  }
+  EXPECT_EQ(plan_at(settings_of("ce"), 2).alpha, 0.0);
+  EXPECT_NEAR(plan_at(settings_of("delta"), 2).alpha, alpha, 1e-12);
+}
+
+TEST(Method, AdditiveKeepsTheWholeOfTheTwo) {
+  auto settings = settings_of("delta-frobenius");
+  settings.combine = "additive";
+  expect_weights(plan_at(settings, 0), 0.2, 0.8, 0, 0, 0.1);
+  settings.beta.start = 3.0;
+  expect_weights(plan_at(settings, 0), 0.2, 0.8, 0, 0, 3.0);
+}
+
+TEST(Method, BetaMayRise) {
+  auto settings = settings_of("delta-frobenius");
+  settings.beta = {.schedule = "delta-paper", .start = 0.1, .final = 0.2};
+  EXPECT_NEAR(plan_at(settings, 2).beta, 0.2 - 0.1 * kHalf, 1e-12);
+}
+
+TEST(Method, TeacherAnnealingMovesFromTeacherToLabels) {
+  const auto settings = settings_of("teacher-annealing");
+  EXPECT_EQ(plan_at(settings, 0, 101).head.label_mix, 0.0);
+  EXPECT_EQ(plan_at(settings, 0, 101).alpha, 1.0);
+  EXPECT_NEAR(plan_at(settings, 25, 101).head.label_mix, 0.25, 1e-12);
+  EXPECT_EQ(plan_at(settings, 100, 101).head.label_mix, 1.0);
+}
+
+TEST(Method, AnnealingKdByEpochCountsDownToOne) {
+  auto settings = settings_of("annealing-kd");
+  settings.stage1_fraction = 10.0 / 14.0;
+  const auto method = make_method(settings, 1400, 14);
+  for (int64_t epoch = 0; epoch < 10; ++epoch) {
+    const StepPlan plan = method->plan({epoch * 100, 1400, epoch, 14});
+    EXPECT_EQ(plan.stage, 1);
+    EXPECT_NEAR(plan.temperature, 10.0 - static_cast<double>(epoch), 1e-12);
+    EXPECT_NEAR(plan.head.mse_scale, 1.0 - (plan.temperature - 1.0) / 10.0, 1e-12);
+    expect_weights(plan, 0, 0, 1, 0, 0);
+  }
+  const StepPlan second = method->plan({1000, 1400, 10, 14});
+  EXPECT_EQ(second.stage, 2);
+  EXPECT_EQ(second.temperature, 1.0);
+  expect_weights(second, 1, 0, 0, 0, 0);
+}
+
+TEST(Method, AnnealingKdSingleStageOneEpochRegressesOnTheLogitsThemselves) {
+  auto settings = settings_of("annealing-kd");
+  settings.stage1_fraction = 0.5;
+  EXPECT_EQ(plan_at(settings, 0, 10, 0, 2).head.mse_scale, 1.0);
+}
+
+TEST(Method, AnnealingKdBySliceHasEqualSlices) {
+  auto settings = settings_of("annealing-kd");
+  settings.boundary = "slice";
+  settings.temperature_max = 4.0;
+  settings.stage1_fraction = 0.8;
+  const auto method = make_method(settings, 50, 1);  // 40 steps of stage I in four slices
+  std::map<double, int> seen;
+  for (int64_t step = 0; step < 50; ++step) {
+    const StepPlan plan = method->plan({step, 50, 0, 1});
+    EXPECT_EQ(plan.stage, step < 40 ? 1 : 2);
+    if (plan.stage == 1) ++seen[plan.temperature];
+  }
+  EXPECT_EQ(seen, (std::map<double, int>{{1.0, 10}, {2.0, 10}, {3.0, 10}, {4.0, 10}}));
+}
+
+TEST(Method, RefusesBeforeAnythingLoads) {
+  auto settings = settings_of("delta-frobenus");
+  EXPECT_EQ(message_of(settings),
+            "distill.method = \"delta-frobenus\": allowed are ce, hinton, teacher-annealing, annealing-kd, delta, delta-frobenius, "
+            "hinton-frobenius, ce-frobenius (did you mean 'delta-frobenius'?)");
+  const auto expect_refusal = [](auto change, const std::string& part, const std::string& method = "delta-frobenius") {
+    auto changed = settings_of(method);
+    change(changed);
+    EXPECT_NE(message_of(changed).find(part), std::string::npos) << message_of(changed);
+  };
+  expect_refusal([](auto& s) { s.beta.start = 0.3; }, "add up to 1.1");
+  expect_refusal([](auto& s) { s.beta.start = 0.3; }, "add up to 1.1", "hinton-frobenius");
+  expect_refusal([](auto& s) { s.beta = {.schedule = "linear", .start = 0.0, .final = 0.6}; }, "at step 9");
+  expect_refusal([](auto& s) { s.alpha.start = 1.2; }, "distill.alpha.start = 1.2");
+  expect_refusal([](auto& s) { s.alpha.final = -0.1; }, "distill.alpha.final = -0.1");
+  expect_refusal([](auto& s) { s.beta.start = -0.1; }, "distill.beta.start = -0.1");
+  expect_refusal([](auto& s) { s.temperature.final = 0.0; }, "distill.temperature.final = 0");
+  expect_refusal([](auto& s) { s.temperature.start = NAN; }, "distill.temperature.start");
+  expect_refusal([](auto& s) { s.temperature.schedule = "cosin"; }, "did you mean 'cosine'");
+  expect_refusal([](auto& s) { s.combine = "convx"; }, "did you mean 'convex'");
+  expect_refusal([](auto& s) { s.divergence = "kl"; }, "distill.divergence = \"kl\": allowed are forward_kl, reverse_kl, jsd");
+  expect_refusal([](auto& s) { s.jsd_beta = 1.0; }, "distill.jsd_beta = 1");
+  expect_refusal([](auto& s) { s.jsd_beta = 0.0; }, "distill.jsd_beta = 0");
+  expect_refusal([](auto& s) { s.stage1_fraction = 1.0; }, "distill.stage1_fraction = 1");
+  expect_refusal([](auto& s) { s.temperature_max = 0.5; }, "distill.temperature_max = 0.5");
+  expect_refusal([](auto& s) { s.boundary = "epochs"; }, "did you mean 'epoch'");
+  expect_refusal([](auto& s) { s.alignment.kind = "averge"; }, "did you mean 'average'");
+  expect_refusal([](auto& s) { s.alignment.distance = "l2"; }, "distill.alignment.distance");
+  expect_refusal([](auto& s) { s.alignment.scope = "token"; }, "distill.alignment.scope");
+  expect_refusal([](auto& s) { s.alignment.every_steps = 0; }, "distill.alignment.every_steps");
+  settings = settings_of("annealing-kd");
+  EXPECT_NE(message_of(settings, 100, 1).find("needs at least 2 epochs"), std::string::npos);
+  settings.boundary = "slice";
+  EXPECT_EQ(message_of(settings, 100, 1), "accepted");
+  EXPECT_NE(message_of(settings, 1, 1).find("needs at least 2 optimizer steps"), std::string::npos);
+}
+
+TEST(Method, SumsOfExactlyOneAndUnusedSumsAreAccepted) {
+  auto settings = settings_of("hinton-frobenius");
+  settings.alpha.start = 0.7;
+  settings.beta.start = 0.3;
+  EXPECT_EQ(message_of(settings), "accepted");
+  EXPECT_EQ(plan_at(settings, 0).head.ce_weight, 0.0);
+  settings.beta.start = 0.9;
+  EXPECT_NE(message_of(settings), "accepted");
+  for (const char* name : {"hinton", "delta", "ce-frobenius"}) {
+    settings.method = name;
+    EXPECT_EQ(message_of(settings), "accepted") << name;
+  }
+  settings.method = "hinton-frobenius";
+  settings.combine = "additive";
+  EXPECT_EQ(message_of(settings), "accepted");
+}
+
+TEST(Method, StatesWhatItIgnores) {
+  const auto has = [](const std::string& method, const std::string& key) { return std::ranges::count(ignored_keys(method), key) == 1; };
+  EXPECT_TRUE(has("ce", "alpha"));
+  EXPECT_TRUE(has("ce", "beta"));
+  EXPECT_TRUE(has("hinton", "alpha.schedule"));
+  EXPECT_FALSE(has("delta", "alpha"));
+  EXPECT_TRUE(has("delta", "beta"));
+  EXPECT_FALSE(has("delta-frobenius", "beta"));
+  EXPECT_TRUE(has("annealing-kd", "temperature"));
+  EXPECT_FALSE(has("annealing-kd", "temperature_max"));
+  EXPECT_THROW(ignored_keys("nothing"), ConfigError);
+}
+
+TEST(Method, RestoreContinuesInMidEpoch) {
+  for (const auto& name : method_names()) {
+    auto settings = settings_of(name);
+    settings.alpha.schedule = settings.temperature.schedule = "delta-code";
+    const auto original = make_method(settings, 200, 4);
+    original->end_epoch(50);
+    const auto resumed = make_method(settings, 200, 4);
+    resumed->restore(json::parse(original->state().dump()));
+    for (int64_t step = 70; step < 100; ++step) {
+      const StepPlan a = original->plan({step, 200, 1, 4}), b = resumed->plan({step, 200, 1, 4});
+      ASSERT_EQ(a.alpha, b.alpha) << name;
+      ASSERT_EQ(a.temperature, b.temperature) << name;
+      ASSERT_EQ(a.beta, b.beta) << name;
+    }
+    EXPECT_EQ(original->state(), resumed->state());
+    const auto other = make_method(settings_of(name == "ce" ? "delta" : "ce"), 200, 4);
+    EXPECT_THROW(other->restore(original->state()), DataError);
+  }
+}
+
+TEST(ScheduleTable, ShowsTheKnownStepsAndEpochEnds) {
+  const auto rows = schedule_table(settings_of("delta"), 2500, 500);
+  std::vector<int64_t> steps;
+  for (const auto& row : rows) steps.push_back(row.step);
+  EXPECT_EQ(steps, (std::vector<int64_t>{0, 1, 2, 10, 100, 499, 500, 999, 1000, 1499, 1500, 1999, 2000, 2499}));
+  EXPECT_NEAR(rows[2].plan.alpha, 0.643, 5e-4);
+  EXPECT_EQ(rows[6].note, "epoch 2 begins");
+  EXPECT_NEAR(rows[6].plan.alpha, 0.5 + 0.26 / (1 + std::log(501.0)), 1e-12);
+  EXPECT_EQ(rows.back().note, "last step");
+  EXPECT_EQ(rows.back().epoch, 4);
+}
+
+TEST(ScheduleTable, StaysShortForManyEpochsAndTakesOneStep) {
+  EXPECT_LE(schedule_table(settings_of("delta-frobenius"), 100000, 100).size(), 35U);
+  EXPECT_EQ(schedule_table(settings_of("delta-frobenius"), 1, 1).size(), 1U);
+  EXPECT_THROW(schedule_table(settings_of("delta-frobenius"), 0, 1), ConfigError);
+  EXPECT_THROW(schedule_table(settings_of("delta-frobenius"), 10, 0), ConfigError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::distill
