@@ -54,6 +54,8 @@ class StreamDecoder {
   std::string finish();          // what is left (invalid bytes as U+FFFD)
 
  private:
+  [[nodiscard]] bool writes_nothing(int32_t id) const;
+
   const Tokenizer& tokenizer_;
   bool skip_special_tokens_;
   std::vector<int32_t> ids_;

@@ -1,0 +1,161 @@
+// distil-xlstm tokenize: what a model's tokenizer makes of a text.
+#include <iostream>
+#include <iterator>
+
+#include "base/log.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "io/model_files.h"
+#include "io/model_files_tokenizer.h"
+#include "tokenizer/tokenizer.h"
+
+namespace distil_xlstm::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  std::vector<std::string> texts;
+  bool as_json = false, jsonl = false, chat = false, count = false, decode = false;
+  bool special_tokens = false, plain = false, generation_prompt = false;
+};
+
+// A directory needs no weights to show its tokenizer.
+Tokenizer open_tokenizer(const std::string& model) {
+  if (auto files = io::read_tokenizer_files({model})) return Tokenizer(*files);
+  const io::ModelFiles files = io::open_model(model);
+  if (!files.tokenizer) throw DataError("{}: there is no tokenizer.json", files.path.string());
+  return Tokenizer(*files.tokenizer);
+}
+
+std::string read_stdin() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
+
+// One JSON value a line of standard input; empty lines are left out.
+std::vector<json> read_lines() {
+  std::vector<json> values;
+  std::string line;
+  for (int64_t number = 1; std::getline(std::cin, line); ++number) {
+    if (!line.empty()) values.push_back(parse_json(line, fmt::format("standard input, line {}", number)));
+  }
+  return values;
+}
+
+std::string text_of(const json& value) {
+  return value.is_string() ? value.get<std::string>() : require<std::string>(value, "text", "standard input");
+}
+
+std::vector<std::string> read_texts(const Options& options) {
+  std::vector<std::string> texts;
+  if (options.jsonl) {
+    for (const json& value : read_lines()) texts.push_back(text_of(value));
+    return texts;
+  }
+  for (const std::string& text : options.texts) texts.push_back(text == "-" ? read_stdin() : text);
+  if (texts.empty()) texts.push_back(read_stdin());
+  return texts;
+}
+
+void print_ids(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool as_json) {
+  if (as_json) {
+    json pieces = json::array();
+    for (const int32_t id : ids) pieces.push_back(tokenizer.piece(id));
+    fmt::print("{}\n", json{{"ids", ids}, {"pieces", pieces}}.dump());
+    return;
+  }
+  for (const int32_t id : ids) fmt::print("{:>8}  {}\n", id, tokenizer.piece(id));
+}
+
+void tokenize(const Tokenizer& tokenizer, const Options& options) {
+  const std::vector<std::string> texts = read_texts(options);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (i > 0 && !options.as_json) fmt::print("\n");
+    print_ids(tokenizer, tokenizer.encode(texts[i], options.special_tokens, !options.plain), options.as_json);
+  }
+}
+
+void count(const Tokenizer& tokenizer, const Options& options) {
+  const std::vector<std::string> texts = read_texts(options);
+  const std::vector<std::string_view> views(texts.begin(), texts.end());
+  size_t size_bytes = 0, num_tokens = 0;
+  for (const std::string& text : texts) size_bytes += text.size();
+  const double start = monotonic_seconds();
+  for (const auto& ids : tokenizer.encode_batch(views, options.special_tokens)) num_tokens += ids.size();
+  const double seconds = monotonic_seconds() - start;
+  if (options.as_json) {
+    fmt::print("{}\n", json{{"texts", texts.size()}, {"bytes", size_bytes}, {"tokens", num_tokens}, {"seconds", seconds}}.dump());
+    return;
+  }
+  const double per_second = static_cast<double>(size_bytes) / std::max(seconds, 1e-9);
+  fmt::print("{} texts, {} bytes, {} tokens, {:.2f} bytes a token, {}/s\n", texts.size(), size_bytes, num_tokens,
+             static_cast<double>(size_bytes) / static_cast<double>(std::max<size_t>(num_tokens, 1)), format_bytes(per_second));
+}
+
+void decode(const Tokenizer& tokenizer, const Options& options) {
+  for (const json& value : read_lines()) {
+    const json ids = value.is_object() ? value : json{{"ids", value}};
+    const std::string text = tokenizer.decode(require<std::vector<int32_t>>(ids, "ids", "standard input"));
+    if (options.as_json) {
+      fmt::print("{}\n", json{{"text", text}}.dump());
+    } else {
+      fmt::print("{}\n", text);
+    }
+  }
+}
+
+std::vector<ChatMessage> read_messages(const json& value) {
+  std::vector<ChatMessage> messages;
+  for (const json& message : value.is_object() ? require<json>(value, "messages", "standard input") : value) {
+    messages.push_back({require<std::string>(message, "role", "message"), require<std::string>(message, "content", "message")});
+  }
+  return messages;
+}
+
+void render_chat(const Tokenizer& tokenizer, const Options& options) {
+  const ChatTemplate chat_template(tokenizer.files());
+  const std::vector<json> conversations = options.jsonl ? read_lines() : std::vector{parse_json(read_stdin(), "standard input")};
+  for (const json& conversation : conversations) {
+    const std::vector<ChatMessage> messages = read_messages(conversation);
+    const std::string text = chat_template.render(messages, options.generation_prompt);
+    if (!options.as_json) {
+      fmt::print("{}", text);
+      continue;
+    }
+    json spans = json::array();
+    for (const ChatSpan& span : chat_template.render_spans(messages)) spans.push_back({{"text", span.text}, {"is_answer", span.is_answer}});
+    fmt::print("{}\n", json{{"text", text}, {"ids", tokenizer.encode(text)}, {"spans", spans}}.dump());
+  }
+}
+
+void run(const Options& options) {
+  const Tokenizer tokenizer = open_tokenizer(options.model);
+  if (options.chat) {
+    render_chat(tokenizer, options);
+  } else if (options.decode) {
+    decode(tokenizer, options);
+  } else if (options.count) {
+    count(tokenizer, options);
+  } else {
+    tokenize(tokenizer, options);
+  }
+}
+
+}  // namespace
+
+void add_tokenize_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("tokenize", "Print the ids and pieces of a text");
+  command->add_option("--model", options->model, "Any model, or a directory with a tokenizer.json")->required();
+  command->add_option("TEXT", options->texts, "Texts; '-' or none: standard input");
+  command->add_flag("--json", options->as_json, "Print one JSON object a text");
+  auto* jsonl = command->add_flag("--jsonl", options->jsonl, "Standard input holds one JSON text, or object with 'text', a line");
+  auto* chat = command->add_flag("--chat", options->chat, "Standard input holds messages as JSON: print them as the chat template does");
+  auto* count = command->add_flag("--count", options->count, "Only count the tokens, with the speed");
+  auto* decode = command->add_flag("--decode", options->decode, "Standard input holds a JSON list of ids a line: print their text");
+  command->add_flag("--add-special-tokens", options->special_tokens, "Add the tokens that the tokenizer puts around a text");
+  command->add_flag("--plain", options->plain, "Special tokens written in the text are plain text");
+  command->add_flag("--add-generation-prompt", options->generation_prompt, "With --chat: end with the header of an answer")->needs(chat);
+  chat->excludes(count)->excludes(decode);
+  decode->excludes(count)->excludes(jsonl);
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace distil_xlstm::cli

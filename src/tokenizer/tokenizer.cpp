@@ -1,0 +1,136 @@
+#include "tokenizer/tokenizer.h"
+
+#include <utility>
+
+#include "base/hash.h"
+#include "tokenizer/rust.h"
+
+namespace distil_xlstm {
+
+namespace {
+
+// bos_token and its like are written as text, as {"content": text, ...}, or as null.
+std::string special_piece(const json& config, std::string_view key, const std::string& origin) {
+  const auto it = config.find(key);
+  if (it == config.end() || it->is_null()) return "";
+  if (it->is_string()) return it->get<std::string>();
+  if (it->is_object()) return require<std::string>(*it, "content", fmt::format("{}: {}", origin, key));
+  throw DataError("{}: {} is {}: it must be a text, an object with 'content', or null", origin, key, it->dump());
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  io::TokenizerFiles files;
+  rust::TokenizerHandle handle;
+  std::string fingerprint;
+  std::optional<int32_t> bos, eos, pad;
+  bool adds_bos = false;
+
+  explicit Impl(const io::TokenizerFiles& given) : files(given), fingerprint(xxh3_128_hex(given.tokenizer_json)) {
+    rust::Error error;
+    if (!dx_tokenizer_load(rust::text(files.tokenizer_json), handle.out(), error.out())) {
+      throw DataError("{}: tokenizer.json cannot be used: {}", files.origin, error.message());
+    }
+    bos = special_id("bos_token");
+    eos = special_id("eos_token");
+    pad = special_id("pad_token");
+    set_post_processor();
+  }
+
+  [[nodiscard]] std::optional<int32_t> id_of(std::string_view piece) const {
+    const int64_t id = dx_tokenizer_token_id(handle.get(), rust::text(piece));
+    return id < 0 ? std::nullopt : std::optional(static_cast<int32_t>(id));
+  }
+
+  [[nodiscard]] std::optional<int32_t> special_id(std::string_view key) const {
+    const std::string piece = special_piece(files.tokenizer_config, key, files.origin);
+    return piece.empty() ? std::nullopt : id_of(piece);
+  }
+
+  [[nodiscard]] std::vector<int32_t> encode(std::string_view text, bool add_special_tokens, bool parse_special) const {
+    const DxText one = rust::text(text);
+    rust::Encodings encodings;
+    rust::Error error;
+    if (!dx_tokenizer_encode(handle.get(), &one, 1, add_special_tokens, parse_special, encodings.out(), error.out())) {
+      throw DataError("{}: cannot encode: {}", files.origin, error.message());
+    }
+    return encodings.of(0);
+  }
+
+  // Like `transformers`: add_bos_token or add_eos_token in the configuration overrule the post-processor of tokenizer.json.
+  void set_post_processor() {
+    const json& config = files.tokenizer_config;
+    if (config.contains("add_bos_token") || config.contains("add_eos_token")) {
+      const bool with_bos = bos && get_or(config, "add_bos_token", false, files.origin);
+      const bool with_eos = eos && get_or(config, "add_eos_token", false, files.origin);
+      std::vector<int32_t> wanted;
+      if (with_bos) wanted.push_back(*bos);
+      if (with_eos) wanted.push_back(*eos);
+      if (encode("", true, true) != wanted) {
+        rust::Error error;
+        const std::string first = with_bos ? special_piece(config, "bos_token", files.origin) : "";
+        const std::string last = with_eos ? special_piece(config, "eos_token", files.origin) : "";
+        if (!dx_tokenizer_set_bos_eos(handle.get(), rust::text(first), rust::text(last), error.out())) {
+          throw DataError("{}: add_bos_token and add_eos_token cannot be applied: {}", files.origin, error.message());
+        }
+      }
+    }
+    // A text, not "": a tokenizer whose only addition is at the end gives that first for an empty text.
+    const std::vector<int32_t> plain = encode("a", false, true);
+    const std::vector<int32_t> whole = encode("a", true, true);
+    adds_bos = bos && whole.size() > plain.size() && whole.front() == *bos && (plain.empty() || plain.front() != *bos);
+  }
+};
+
+Tokenizer::Tokenizer(const io::TokenizerFiles& files) : impl_(std::make_unique<Impl>(files)) {}
+Tokenizer::~Tokenizer() = default;
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens, bool parse_special) const {
+  return impl_->encode(text, add_special_tokens, parse_special);
+}
+
+std::vector<std::vector<int32_t>> Tokenizer::encode_batch(std::span<const std::string_view> texts, bool add_special_tokens) const {
+  std::vector<DxText> borrowed;
+  borrowed.reserve(texts.size());
+  for (const std::string_view text : texts) borrowed.push_back(rust::text(text));
+  rust::Encodings encodings;
+  rust::Error error;
+  if (!dx_tokenizer_encode(impl_->handle.get(), borrowed.data(), borrowed.size(), add_special_tokens, true, encodings.out(),
+                           error.out())) {
+    throw DataError("{}: cannot encode: {}", impl_->files.origin, error.message());
+  }
+  std::vector<std::vector<int32_t>> result;
+  result.reserve(texts.size());
+  for (size_t index = 0; index < texts.size(); ++index) result.push_back(encodings.of(index));
+  return result;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  rust::String decoded;
+  rust::Error error;
+  if (!dx_tokenizer_decode(impl_->handle.get(), ids.data(), ids.size(), skip_special_tokens, decoded.out(), error.out())) {
+    throw DataError("{}: cannot decode: {}", impl_->files.origin, error.message());
+  }
+  return decoded.str();
+}
+
+int64_t Tokenizer::vocab_size() const { return dx_tokenizer_vocab_size(impl_->handle.get()); }
+
+std::optional<int32_t> Tokenizer::token_id(std::string_view piece) const { return impl_->id_of(piece); }
+
+std::string Tokenizer::piece(int32_t id) const {
+  rust::String piece;
+  return dx_tokenizer_piece(impl_->handle.get(), id, piece.out()) ? piece.str() : "";
+}
+
+std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos; }
+std::optional<int32_t> Tokenizer::eos_id() const { return impl_->eos; }
+std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad; }
+bool Tokenizer::adds_bos() const { return impl_->adds_bos; }
+const std::string& Tokenizer::fingerprint() const { return impl_->fingerprint; }
+const io::TokenizerFiles& Tokenizer::files() const { return impl_->files; }
+
+}  // namespace distil_xlstm
