@@ -12,7 +12,8 @@ namespace {
 enum class Family { combined, teacher_annealing, annealing_kd };
 enum class Use { none, constant, scheduled };  // constant: its start for the whole run
 
-// One row a method: the formula and which settings it reads. `measured`: T is not in the loss, the KL is only measured at it.
+// One row a method: the formula and which settings it reads. Where T is not in the loss (ce, ce-frobenius, teacher-annealing) the KL is
+// still measured at its schedule, so that runs can be compared.
 struct MethodRow {
   const char* name;
   Family family;

@@ -19,15 +19,15 @@ class AdamW {
  public:
   // `is_decayed` splits the groups (student::is_decayed). Parameters must be float32 leaves.
   AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::function<bool(const std::string&)>& is_decayed);
-  void step(double learning_rate);                    // uses and keeps .grad; parameters without one are left alone
+  void step(double learning_rate);  // uses and keeps .grad; parameters without one are left alone
   void zero_grad();
-  [[nodiscard]] NamedTensors state_tensors() const;   // "exp_avg.NAME", "exp_avg_sq.NAME"
+  [[nodiscard]] NamedTensors state_tensors() const;  // "exp_avg.NAME", "exp_avg_sq.NAME"
   [[nodiscard]] int64_t steps() const;
   void restore(const std::function<Tensor(const std::string&)>& tensor, int64_t steps);
 
  private:
   struct Group {
-    std::vector<Tensor> parameters, exp_avg, exp_avg_sq, steps;
+    std::vector<Tensor> parameters, exp_avg, exp_avg_sq;
     double weight_decay = 0.0;
   };
   std::vector<Group> groups_;
@@ -43,15 +43,16 @@ Tensor clip_grad_norm(const NamedTensors& parameters, double max_norm);
 // Names of the parameters whose gradient holds a non-finite value, for messages.
 std::vector<std::string> non_finite_gradients(const NamedTensors& parameters);
 
-// Factor of the base learning rate at 0-based step (linear warm-up over warmup_ratio * total_steps, then the schedule to min_ratio).
+// Factor of the base learning rate at 0-based step: linear warm-up from 0 over ceil(warmup_ratio * total_steps), then the schedule
+// ("cosine", "linear", "constant") to min_ratio at total_steps, as transformers has it. Throws ConfigError for another name.
 double learning_rate_factor(const std::string& schedule, int64_t step, int64_t total_steps, double warmup_ratio, double min_ratio);
 
-// Dynamic loss scale for float16: halves on overflow, doubles after growth_interval good steps.
+// Dynamic loss scale for float16, as torch.amp.GradScaler: halves on overflow, doubles after growth_interval good steps in a row.
 class LossScaler {
  public:
   LossScaler(bool enabled, double initial_scale, int64_t growth_interval = 2000);
-  [[nodiscard]] double scale() const;         // 1 when disabled
-  // Divides the gradients by the scale; true when all are finite.
+  [[nodiscard]] double scale() const;  // 1 when disabled
+  // Divides the gradients by the scale; true when all are finite (checked when disabled too). Waits for the device.
   bool unscale(const NamedTensors& parameters);
   void update(bool found_inf);
   [[nodiscard]] json state() const;

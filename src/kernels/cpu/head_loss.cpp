@@ -1,0 +1,439 @@
+#include "kernels/cpu/head_loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+// Vectors of 16 floats are one AVX-512 register, two AVX2 or four SSE ones; everything that takes them is inlined into one function per
+// instruction set, so that no vector crosses a call.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#define DX_INLINE inline __attribute__((always_inline))
+
+namespace distil_xlstm::kernels {
+namespace {
+
+typedef float Float16 __attribute__((vector_size(64)));
+typedef int32_t Int16 __attribute__((vector_size(64)));
+
+constexpr int64_t kBlock = 1024;
+
+// The widest lane of a type; remainders run with the scalar itself.
+template <typename Real>
+struct WideLane {
+  using type = Real;
+};
+template <>
+struct WideLane<float> {
+  using type = Float16;
+};
+template <typename Lane>
+constexpr int64_t kWidth = 1;
+template <>
+constexpr int64_t kWidth<Float16> = 16;
+
+template <typename Lane, typename Real>
+DX_INLINE Lane load(const Real* from) {
+  Lane lane;
+  std::memcpy(&lane, from, sizeof(Lane));
+  return lane;
+}
+template <typename Lane, typename Real>
+DX_INLINE void store(Real* to, const Lane& lane) {
+  std::memcpy(to, &lane, sizeof(Lane));
+}
+
+DX_INLINE double exponential(double x) {
+  return std::exp(x);
+}
+DX_INLINE float exponential(float x) {
+  return std::exp(x);
+}
+
+// exp for x <= 0 (and a little above): 2^n * exp(r) with |r| <= ln(2) / 2; below -87 the result is 0. Within 2 ulp; NaN stays NaN.
+DX_INLINE Float16 exponential(const Float16& x) {
+  const Float16 clamped = x < -87.0F ? Float16{} - 87.0F : x;
+  const Float16 shifted = clamped * 1.44269504F + 12582912.0F;  // adding 1.5 * 2^23 leaves the rounded integer in the low bits
+  const Float16 n = shifted - 12582912.0F;
+  Float16 r = clamped - n * 0.693359375F;
+  r = r + n * 2.12194440e-4F;
+  Float16 p = r * 1.9875691500e-4F + 1.3981999507e-3F;
+  p = p * r + 8.3334519073e-3F;
+  p = p * r + 4.1665795894e-2F;
+  p = p * r + 1.6666665459e-1F;
+  p = p * r + 5.0000001201e-1F;
+  p = p * (r * r) + r + 1.0F;
+  Int16 bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000;
+  Float16 power;
+  std::memcpy(&power, &bits, sizeof power);
+  const Float16 result = p * power;
+  return x < -87.0F ? Float16{} : result;
+}
+
+DX_INLINE double exponential_minus_1(double x) {
+  return std::expm1(x);
+}
+DX_INLINE float exponential_minus_1(float x) {
+  return std::expm1(x);
+}
+DX_INLINE Float16 exponential_minus_1(const Float16& x) {
+  Float16 p = x * 1.9875691500e-4F + 1.3981999507e-3F;  // the series of exp without its 1, which would cancel near 0
+  p = p * x + 8.3334519073e-3F;
+  p = p * x + 4.1665795894e-2F;
+  p = p * x + 1.6666665459e-1F;
+  p = p * x + 5.0000001201e-1F;
+  p = p * (x * x) + x;
+  const Float16 far = exponential(x) - 1.0F;
+  return (x > -0.34F) & (x < 0.34F) ? p : far;
+}
+
+DX_INLINE double log_1_plus(double x) {
+  return std::log1p(x);
+}
+DX_INLINE float log_1_plus(float x) {
+  return std::log1p(x);
+}
+// log(1 + x) for normal 1 + x: 2^n m with m in [sqrt(1/2), sqrt(2)), a polynomial in m - 1, and what the sum 1 + x rounded away.
+DX_INLINE Float16 log_1_plus(const Float16& x) {
+  const Float16 w = x + 1.0F;
+  Int16 bits;
+  std::memcpy(&bits, &w, sizeof bits);
+  const Int16 exponent = (bits - 0x3f3504f3) >> 23;
+  const Int16 mantissa_bits = bits - (exponent << 23);
+  Float16 m;
+  std::memcpy(&m, &mantissa_bits, sizeof m);
+  const Float16 f = m - 1.0F, n = __builtin_convertvector(exponent, Float16), f2 = f * f;
+  Float16 p = f * 7.0376836292e-2F - 1.1514610310e-1F;
+  p = p * f + 1.1676998740e-1F;
+  p = p * f - 1.2420140846e-1F;
+  p = p * f + 1.4249322787e-1F;
+  p = p * f - 1.6668057665e-1F;
+  p = p * f + 2.0000714765e-1F;
+  p = p * f - 2.4999993993e-1F;
+  p = p * f + 3.3333331174e-1F;
+  const Float16 rounded_away = (x - (w - 1.0F)) / w;
+  return (p * f * f2 - f2 * 0.5F + (n * -2.12194440e-4F + rounded_away)) + f + n * 0.693359375F;
+}
+
+DX_INLINE double total(double lane) {
+  return lane;
+}
+DX_INLINE double total(float lane) {
+  return lane;
+}
+DX_INLINE double total(const Float16& lane) {
+  double sums[4] = {};  // four chains, so that the additions need not wait for each other
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 4; ++j) sums[j] += static_cast<double>(lane[i + j]);
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+DX_INLINE double highest(double lane) {
+  return lane;
+}
+DX_INLINE float highest(float lane) {
+  return lane;
+}
+DX_INLINE float highest(const Float16& lane) {
+  float max = lane[0];
+  for (int i = 1; i < 16; ++i) max = lane[i] > max ? lane[i] : max;
+  return max;
+}
+
+template <typename Real>
+struct Maximum {
+  Real value;
+  int64_t index;  // the first one
+};
+
+template <typename Lane, typename Real>
+DX_INLINE Real block_maximum(const Real* x, int64_t begin, int64_t end, Real max) {
+  Lane lane = Lane{} + max;
+  int64_t i = begin;
+  for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
+    const Lane next = load<Lane>(x + i);
+    lane = next > lane ? next : lane;
+  }
+  max = highest(lane);
+  for (; i < end; ++i) max = x[i] > max ? x[i] : max;
+  return max;
+}
+
+template <typename Real>
+DX_INLINE Maximum<Real> row_maximum(const Real* x, int64_t size) {
+  using Lane = typename WideLane<Real>::type;
+  Real max = x[0];
+  int64_t block = 0;
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const Real next = block_maximum<Lane>(x, begin, std::min(begin + kBlock, size), max);
+    if (next > max) block = begin;
+    max = next;
+  }
+  int64_t index = block;
+  while (index + 1 < size && !(x[index] == max)) ++index;
+  return {max, index};
+}
+
+// Un-normalised sums of one row; e = exp(logit - max), eT = exp((logit - max) / T), d = (t - max_t) - (s - max_s).
+template <typename T>
+struct Sums {
+  T es1{}, et1{}, esT{}, etT{}, et1_d{}, etT_d{}, esT_d{}, et1_s{}, r{}, r2{};
+
+  template <typename Lane>
+  DX_INLINE void add(const Sums<Lane>& other) {
+    es1 += total(other.es1), et1 += total(other.et1), esT += total(other.esT), etT += total(other.etT);
+    et1_d += total(other.et1_d), etT_d += total(other.etT_d), esT_d += total(other.esT_d), et1_s += total(other.et1_s);
+    r += total(other.r), r2 += total(other.r2);
+  }
+};
+
+template <typename Real>
+struct Row {
+  const HeadLossRows<Real>& rows;
+  const Real* teacher;
+  Real* student;
+  Maximum<Real> max_s, max_t{};
+  Real inv_temperature, mse_scale;
+  Real r_offset = 0;  // r = (s - max_s) - mse_scale (t - max_t) + r_offset
+};
+
+template <typename Lane, bool kTeacher, bool kUnitT, typename Real>
+DX_INLINE int64_t accumulate(const Row<Real>& row, int64_t begin, int64_t end, Sums<Lane>& sums) {
+  int64_t i = begin;
+  for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
+    const Lane xs = load<Lane>(row.student + i) - row.max_s.value;
+    const Lane es1 = exponential(xs);
+    sums.es1 += es1;
+    if constexpr (kTeacher) {
+      const Lane xt = load<Lane>(row.teacher + i) - row.max_t.value;
+      const Lane et1 = exponential(xt);
+      const Lane d = xt - xs;
+      sums.et1 += et1;
+      sums.et1_d += et1 * d;
+      sums.et1_s += et1 * xs;
+      const Lane esT = kUnitT ? es1 : exponential(xs * row.inv_temperature);
+      const Lane etT = kUnitT ? et1 : exponential(xt * row.inv_temperature);
+      sums.esT += esT;
+      sums.etT += etT;
+      sums.etT_d += etT * d;
+      sums.esT_d += esT * d;
+      const Lane r = (xs - xt * row.mse_scale) + row.r_offset;
+      sums.r += r;
+      sums.r2 += r * r;
+    }
+  }
+  return i;
+}
+
+template <bool kTeacher, bool kUnitT, typename Real>
+DX_INLINE Sums<double> row_sums(const Row<Real>& row, int64_t size) {
+  using Lane = typename WideLane<Real>::type;
+  Sums<double> all;
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, size);
+    Sums<Lane> wide;
+    const int64_t rest = accumulate<Lane, kTeacher, kUnitT>(row, begin, end, wide);
+    all.add(wide);
+    if (rest < end) {
+      Sums<Real> narrow;
+      accumulate<Real, kTeacher, kUnitT>(row, rest, end, narrow);
+      all.add(narrow);
+    }
+  }
+  return all;
+}
+
+// What JSD_b needs at an element, u = log p - log q: log(q / m) = -l and log(p / m) = u - l with l = log(1 + b (e^u - 1)).
+// Beyond |u| = 80 the smaller probability has no weight left.
+template <typename Lane>
+struct JsdElement {
+  Lane p, q, u, l;
+};
+template <typename Lane, typename Real>
+DX_INLINE JsdElement<Lane> jsd_element(const Row<Real>& row, const Lane& xs, const Lane& xt, Real log_zs, Real log_zt) {
+  const Lane lq = xs * row.inv_temperature - log_zs, lp = xt * row.inv_temperature - log_zt;
+  Lane u = lp - lq;
+  const Lane limit = Lane{} + Real(80);
+  u = u > limit ? limit : u;
+  u = u < -limit ? -limit : u;
+  return {exponential(lp), exponential(lq), u, log_1_plus(exponential_minus_1(u) * static_cast<Real>(row.rows.jsd_beta))};
+}
+
+// Adds to the sums p (u - l), that is KL(p || m), and -q l, that is KL(q || m).
+template <typename Lane, typename Real>
+DX_INLINE int64_t accumulate_jsd(const Row<Real>& row, Real log_zs, Real log_zt, int64_t begin, int64_t end, double& kl_p, double& kl_q) {
+  Lane sum_p{}, sum_q{};
+  int64_t i = begin;
+  for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
+    const Lane xs = load<Lane>(row.student + i) - row.max_s.value, xt = load<Lane>(row.teacher + i) - row.max_t.value;
+    const JsdElement<Lane> e = jsd_element(row, xs, xt, log_zs, log_zt);
+    sum_p += e.p * (e.u - e.l);
+    sum_q -= e.q * e.l;
+  }
+  kl_p += total(sum_p);
+  kl_q += total(sum_q);
+  return i;
+}
+
+// Coefficients of d/dlogits, gradient_scale included.
+template <typename Real>
+struct Gradient {
+  Real q1 = 0, p1 = 0;                  // on exp(s - max_s) and exp(t - max_t): their normalisers are inside
+  Real qT = 0, pT = 0;                  // forward KL
+  Real reverse = 0, reverse_shift = 0;  // on exp((s - max_s) / T) * (reverse_shift - d / T)
+  Real mse = 0, r_mean = 0;
+  Real jsd = 0, jsd_log_zs = 0, jsd_log_zt = 0, jsd_kl_q = 0;  // (1 - b) q (log(q/m) - KL(q || m))
+};
+
+template <typename Lane, bool kTeacher, bool kUnitT, typename Real>
+DX_INLINE int64_t write_gradient(const Row<Real>& row, const Gradient<Real>& c, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
+    const Lane xs = load<Lane>(row.student + i) - row.max_s.value;
+    Lane g{};
+    if constexpr (!kTeacher) {
+      g = exponential(xs) * c.q1;
+    } else {
+      const Lane xt = load<Lane>(row.teacher + i) - row.max_t.value;
+      if (c.q1 != 0 || kUnitT) {
+        const Lane es1 = exponential(xs);
+        g += es1 * c.q1;
+        if constexpr (kUnitT) g += es1 * (c.qT + c.reverse * (c.reverse_shift - (xt - xs)));
+      }
+      if (c.p1 != 0) g += exponential(xt) * c.p1;
+      if constexpr (!kUnitT) {
+        if (c.qT != 0 || c.reverse != 0) {
+          g += exponential(xs * row.inv_temperature) * (c.qT + c.reverse * (c.reverse_shift - (xt - xs) * row.inv_temperature));
+        }
+      }
+      if (c.pT != 0) g += exponential(xt * row.inv_temperature) * c.pT;
+      if (c.mse != 0) g += ((xs - xt * row.mse_scale) + row.r_offset - c.r_mean) * c.mse;
+      if (c.jsd != 0) {
+        const JsdElement<Lane> e = jsd_element(row, xs, xt, c.jsd_log_zs, c.jsd_log_zt);
+        g -= e.q * (e.l + c.jsd_kl_q) * c.jsd;
+      }
+    }
+    store(row.student + i, g);
+  }
+  return i;
+}
+
+template <typename Real, bool kTeacher, bool kUnitT>
+DX_INLINE void loss_of_row(const HeadLossRows<Real>& rows, int64_t p) {
+  using Lane = typename WideLane<Real>::type;
+  const int64_t size = rows.vocab_size, target = rows.targets_P[p];
+  const double T = rows.temperature, V = static_cast<double>(size);
+  Row<Real> row{.rows = rows,
+                .teacher = kTeacher ? rows.teacher_PV + p * size : nullptr,
+                .student = rows.student_PV + p * size,
+                .max_s = row_maximum(rows.student_PV + p * size, size),
+                .inv_temperature = static_cast<Real>(1.0 / T),
+                .mse_scale = static_cast<Real>(rows.mse_scale)};
+  if constexpr (kTeacher) {
+    row.max_t = row_maximum(row.teacher, size);
+    if (!rows.mse_centered) row.r_offset = row.max_s.value - row.mse_scale * row.max_t.value;
+  }
+  const Sums<double> sums = row_sums<kTeacher, kUnitT>(row, size);
+  const double log_zs1 = std::log(sums.es1);
+
+  double* out = rows.sums_P7 + p * kNumHeadSums;
+  std::fill_n(out, kNumHeadSums, std::numeric_limits<double>::quiet_NaN());
+  out[0] = log_zs1 - (static_cast<double>(row.student[target]) - row.max_s.value);
+  Gradient<Real> c;
+  const double scale = rows.gradient_scale;
+  c.q1 = static_cast<Real>(scale * (rows.ce_weight + rows.label_weight) / sums.es1);
+  if constexpr (kTeacher) {
+    const double log_zt1 = std::log(sums.et1);
+    const double log_zsT = std::log(sums.esT), log_ztT = std::log(sums.etT);
+    double divergence = 0.0;
+    if (rows.divergence == HeadDivergence::forward_kl) {
+      divergence = sums.etT_d / sums.etT / T - log_ztT + log_zsT;
+    } else if (rows.divergence == HeadDivergence::reverse_kl) {
+      divergence = -sums.esT_d / sums.esT / T - log_zsT + log_ztT;
+    } else {
+      double kl_p = 0.0, kl_q = 0.0;
+      const Real log_zs = static_cast<Real>(log_zsT), log_zt = static_cast<Real>(log_ztT);
+      for (int64_t begin = 0; begin < size; begin += kBlock) {
+        const int64_t end = std::min(begin + kBlock, size);
+        const int64_t rest = accumulate_jsd<Lane>(row, log_zs, log_zt, begin, end, kl_p, kl_q);
+        accumulate_jsd<Real>(row, log_zs, log_zt, rest, end, kl_p, kl_q);
+      }
+      divergence = rows.jsd_beta * kl_p + (1.0 - rows.jsd_beta) * kl_q;
+      c.jsd = static_cast<Real>(scale * rows.kd_weight * T * (1.0 - rows.jsd_beta));
+      c.jsd_log_zs = log_zs;
+      c.jsd_log_zt = log_zt;
+      c.jsd_kl_q = static_cast<Real>(kl_q);
+    }
+    const double r_mean = rows.mse_centered ? sums.r / V : 0.0;
+    out[1] = T * T * divergence;
+    out[2] = sums.et1_d / sums.et1 - log_zt1 + log_zs1;
+    out[3] = log_zt1 - (static_cast<double>(row.teacher[target]) - row.max_t.value);
+    out[4] = row.max_s.index == row.max_t.index ? 1.0 : 0.0;
+    out[5] = sums.r2 / V - r_mean * r_mean;
+    out[6] = rows.label_mix * out[0] + (1.0 - rows.label_mix) * (log_zs1 - sums.et1_s / sums.et1);
+    c.p1 = static_cast<Real>(-scale * rows.label_weight * (1.0 - rows.label_mix) / sums.et1);
+    c.mse = static_cast<Real>(scale * rows.mse_weight * 2.0 / V);
+    c.r_mean = static_cast<Real>(r_mean);
+    if (rows.divergence == HeadDivergence::forward_kl) {
+      c.qT = static_cast<Real>(scale * rows.kd_weight * T / sums.esT);
+      c.pT = static_cast<Real>(-scale * rows.kd_weight * T / sums.etT);
+    } else if (rows.divergence == HeadDivergence::reverse_kl) {
+      c.reverse = static_cast<Real>(scale * rows.kd_weight * T / sums.esT);
+      c.reverse_shift = static_cast<Real>(log_ztT - log_zsT - divergence);
+    }
+  }
+  if (!rows.with_gradient) return;
+
+  const int64_t rest = write_gradient<Lane, kTeacher, kUnitT>(row, c, 0, size);
+  write_gradient<Real, kTeacher, kUnitT>(row, c, rest, size);
+  row.student[target] -= static_cast<Real>(scale * (rows.ce_weight + rows.label_weight * (kTeacher ? rows.label_mix : 1.0)));
+}
+
+template <typename Real>
+DX_INLINE void all_rows(const HeadLossRows<Real>& rows, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; ++p) {
+    if (rows.teacher_PV == nullptr) {
+      loss_of_row<Real, false, true>(rows, p);
+    } else if (rows.temperature == 1.0) {
+      loss_of_row<Real, true, true>(rows, p);
+    } else {
+      loss_of_row<Real, true, false>(rows, p);
+    }
+  }
+}
+
+void rows_baseline(const HeadLossRows<float>& rows, int64_t begin, int64_t end) {
+  all_rows(rows, begin, end);
+}
+#if defined(__x86_64__)
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))) void rows_avx512(const HeadLossRows<float>& rows, int64_t begin,
+                                                                                   int64_t end) {
+  all_rows(rows, begin, end);
+}
+__attribute__((target("avx2,fma"))) void rows_avx2(const HeadLossRows<float>& rows, int64_t begin, int64_t end) {
+  all_rows(rows, begin, end);
+}
+#endif
+
+}  // namespace
+
+template <>
+void head_loss_rows<float>(const HeadLossRows<float>& rows, int64_t begin, int64_t end) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw")) {
+    return rows_avx512(rows, begin, end);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_avx2(rows, begin, end);
+#endif
+  rows_baseline(rows, begin, end);
+}
+
+template <>
+void head_loss_rows<double>(const HeadLossRows<double>& rows, int64_t begin, int64_t end) {
+  all_rows(rows, begin, end);
+}
+
+}  // namespace distil_xlstm::kernels

@@ -1,0 +1,183 @@
+#include "ops/head_loss.h"
+
+#include <ATen/core/grad_mode.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+#include "ops/head_loss_tile.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+void check_model(const char* who, const Tensor& hidden_BSD, const Tensor& head_VD) {
+  if (hidden_BSD.dim() != 3 || head_VD.dim() != 2 || hidden_BSD.size(2) != head_VD.size(1)) {
+    throw ShapeError("head_losses: {} hidden states {}, head {}: they must be [B, S, D] and [V, D]", who, hidden_BSD.sizes().vec(),
+                     head_VD.sizes().vec());
+  }
+}
+
+void check_shapes(const Tensor& student_BSD, const Tensor& student_head_VD, const Tensor& teacher_BSD, const Tensor& teacher_head_VD,
+                  const Tensor& targets_BS, const Tensor& mask_BS) {
+  check_model("student", student_BSD, student_head_VD);
+  for (const auto& [name, tensor] : {std::pair<const char*, Tensor>{"targets", targets_BS}, {"mask", mask_BS}}) {
+    if (tensor.dim() != 2 || tensor.size(0) != student_BSD.size(0) || tensor.size(1) != student_BSD.size(1)) {
+      throw ShapeError("head_losses: student hidden states {}, {} {}: it must be [B, S]", student_BSD.sizes().vec(), name,
+                       tensor.sizes().vec());
+    }
+  }
+  if (!teacher_BSD.defined()) return;
+  check_model("teacher", teacher_BSD, teacher_head_VD);
+  const auto logits = [](const Tensor& hidden, const Tensor& head) {
+    return std::vector<int64_t>{hidden.size(0), hidden.size(1), head.size(0)};
+  };
+  const auto student = logits(student_BSD, student_head_VD), teacher = logits(teacher_BSD, teacher_head_VD);
+  if (student[0] != teacher[0] || student[1] != teacher[1]) {
+    throw ShapeError("head_losses: teacher logits {}, student logits {}: the positions differ; give both models the same rows", teacher,
+                     student);
+  }
+  if (student[2] != teacher[2]) {
+    throw ShapeError(
+        "head_losses: teacher logits {}, student logits {}: the vocabularies differ; make the student from this teacher's head", teacher,
+        student);
+  }
+}
+
+void check_options(const HeadLossOptions& options, bool has_teacher) {
+  if (!(options.temperature > 0.0)) throw ValueError("head_losses: temperature = {}: it must be above 0", options.temperature);
+  if (options.divergence == Divergence::jsd && !(options.jsd_beta > 0.0 && options.jsd_beta < 1.0)) {
+    throw ValueError("head_losses: jsd_beta = {}: it must lie between 0 and 1, both excluded", options.jsd_beta);
+  }
+  if (!has_teacher && (options.kd_weight != 0.0 || options.mse_weight != 0.0 || options.label_weight != 0.0)) {
+    throw ValueError(
+        "head_losses: kd_weight = {}, mse_weight = {}, label_weight = {} without a teacher: only ce_weight may be set, or give a teacher",
+        options.kd_weight, options.mse_weight, options.label_weight);
+  }
+}
+
+void check_targets(const Tensor& targets_P, int64_t vocab_size) {
+  if (targets_P.numel() == 0) return;
+  const int64_t low = targets_P.min().item<int64_t>(), high = targets_P.max().item<int64_t>();
+  if (low >= 0 && high < vocab_size) return;
+  throw ValueError(
+      "head_losses: target {} where the mask counts it, but the head has {} tokens: the text was prepared with another tokenizer",
+      low < 0 ? low : high, vocab_size);
+}
+
+// Positions of a tile: small ones stay in cache on a CPU, and every tile has enough of them for its matrix products to be efficient.
+int64_t tile_size(const HeadLossOptions& options, int64_t vocab_size, int64_t element_size, bool is_cpu) {
+  if (options.tile_positions > 0) return options.tile_positions;
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const int64_t position_bytes = 2 * vocab_size * element_size;
+  if (!is_cpu) return std::max<int64_t>(256 * kMiB / position_bytes / 64 * 64, 64);
+  return std::max({8 * kMiB / position_bytes, std::min<int64_t>(256, 256 * kMiB / position_bytes), int64_t{1}});
+}
+
+// A model's hidden states of the counted positions and its head in the dtype of its matrix products; logits are float32 (float64).
+class Logits {
+ public:
+  Logits() = default;
+  Logits(const Tensor& hidden_BSD, const Tensor& head_VD, const Tensor& kept) : head_VD_(head_VD.detach()) {
+    hidden_PD_ = hidden_BSD.detach().reshape({-1, hidden_BSD.size(2)});
+    if (kept.defined()) hidden_PD_ = hidden_PD_.index_select(0, kept);
+    if (hidden_BSD.scalar_type() == at::kDouble || head_VD.scalar_type() == at::kDouble) {
+      head_VD_ = head_VD_.to(at::kDouble);
+    } else if (!head_VD.is_cuda()) {
+      head_VD_ = head_VD_.to(at::kFloat);
+    }
+    hidden_PD_ = hidden_PD_.to(head_VD_.scalar_type());
+    dtype_ = head_VD_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  }
+
+  [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
+  [[nodiscard]] int64_t positions() const { return hidden_PD_.size(0); }
+
+  // Into a buffer that the next tile uses again.
+  Tensor tile(int64_t begin, int64_t size) {
+    if (!buffer_.defined()) buffer_ = at::empty({size, head_VD_.size(0)}, head_VD_.options().dtype(dtype_));
+    Tensor logits_PV = buffer_.narrow(0, 0, size);
+    product_out(logits_PV, hidden_PD_.narrow(0, begin, size), head_VD_.t());
+    return logits_PV;
+  }
+
+  // d loss / d hidden of a tile whose logits' gradient is given.
+  [[nodiscard]] Tensor backward(const Tensor& gradient_PV) const {
+    const Tensor gradient = gradient_PV.to(head_VD_.scalar_type());
+    Tensor out = at::empty({gradient.size(0), head_VD_.size(1)}, head_VD_.options().dtype(dtype_));
+    product_out(out, gradient, head_VD_);
+    return out;
+  }
+
+ private:
+  // Half-precision factors give a float32 product without a rounding in between.
+  void product_out(Tensor& out, const Tensor& a, const Tensor& b) const {
+    if (head_VD_.scalar_type() == dtype_) {
+      at::mm_out(out, a, b);
+    } else {
+      at::mm_out(out, a, b, dtype_);
+    }
+  }
+
+  Tensor hidden_PD_, head_VD_, buffer_;
+  at::ScalarType dtype_ = at::kFloat;
+};
+
+}  // namespace
+
+HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_head_VD, const Tensor& teacher_hidden_BSD,
+                       const Tensor& teacher_head_VD, const Tensor& targets_BS, const Tensor& mask_BS, const HeadLossOptions& options,
+                       double gradient_scale) {
+  const at::NoGradGuard no_grad;
+  const bool has_teacher = teacher_hidden_BSD.defined();
+  check_shapes(student_hidden_BSD, student_head_VD, teacher_hidden_BSD, teacher_head_VD, targets_BS, mask_BS);
+  check_options(options, has_teacher);
+  const bool is_cpu = student_hidden_BSD.device().is_cpu();
+
+  // On a CPU masked positions are left out; on other devices their number is unknown without waiting, so they are computed and then
+  // cleared.
+  Tensor valid_P = mask_BS.reshape({-1}).to(at::kBool), kept, targets_P = targets_BS.reshape({-1});
+  if (is_cpu) {
+    kept = valid_P.nonzero().squeeze(1);
+    if (kept.numel() == valid_P.numel()) kept = Tensor();
+    if (kept.defined()) targets_P = targets_P.index_select(0, kept);
+    valid_P = Tensor();
+    check_targets(targets_P, student_head_VD.size(0));
+  }
+  Logits student(student_hidden_BSD, student_head_VD, kept), teacher;
+  if (has_teacher) teacher = Logits(teacher_hidden_BSD, teacher_head_VD, kept);
+
+  HeadLosses losses;
+  losses.sums = at::zeros({kNumHeadLosses}, student_hidden_BSD.options().dtype(at::kDouble));
+  if (!has_teacher) losses.sums.narrow(0, 1, kNumHeadLosses - 1).fill_(std::numeric_limits<double>::quiet_NaN());
+  Tensor gradient_PD;
+  if (options.with_gradient) {
+    losses.grad_student_hidden_BSD = at::zeros(student_hidden_BSD.sizes(), student_hidden_BSD.options());
+    gradient_PD = losses.grad_student_hidden_BSD.view({-1, student_hidden_BSD.size(2)});
+  }
+  const int64_t positions = student.positions();
+  const auto element_size = static_cast<int64_t>(at::elementSize(student.dtype()));
+  const int64_t step = std::min(tile_size(options, student_head_VD.size(0), element_size, is_cpu), std::max<int64_t>(positions, 1));
+  for (int64_t begin = 0; begin < positions; begin += step) {
+    const int64_t size = std::min(step, positions - begin);
+    const HeadLossTile tile{.student_PV = student.tile(begin, size),
+                            .teacher_PV = has_teacher ? teacher.tile(begin, size).to(student.dtype()) : Tensor(),
+                            .targets_P = targets_P.narrow(0, begin, size).contiguous(),
+                            .valid_P = valid_P.defined() ? valid_P.narrow(0, begin, size) : Tensor(),
+                            .options = options,
+                            .gradient_scale = gradient_scale,
+                            .sums = losses.sums};
+    is_cpu ? head_loss_tile_cpu(tile) : head_loss_tile_aten(tile);
+    if (!options.with_gradient) continue;
+    const Tensor tile_PD = student.backward(tile.student_PV);
+    if (kept.defined()) {
+      gradient_PD.index_copy_(0, kept.narrow(0, begin, size), tile_PD.to(gradient_PD.scalar_type()));
+    } else {
+      gradient_PD.narrow(0, begin, size).copy_(tile_PD);
+    }
+  }
+  return losses;
+}
+
+}  // namespace distil_xlstm::ops

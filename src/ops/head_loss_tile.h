@@ -1,0 +1,24 @@
+// One tile of head_losses: from logits to sums and the gradient in place. Letters: P positions of the tile, V vocabulary.
+#pragma once
+
+#include "ops/head_loss.h"
+
+namespace distil_xlstm::ops {
+
+struct HeadLossTile {
+  Tensor student_PV;  // logits, float32 or float64, contiguous; overwritten by the gradient when options.with_gradient
+  Tensor teacher_PV;  // the same, or undefined
+  Tensor targets_P;   // int64; anything where valid_P is false
+  Tensor valid_P;     // bool, or undefined: all count
+  const HeadLossOptions& options;
+  double gradient_scale;
+  Tensor sums;  // float64 [kNumHeadLosses] on the tile's device: added to
+};
+
+// Vectorised kernel over threads; valid_P must be undefined (the caller leaves masked positions out).
+void head_loss_tile_cpu(const HeadLossTile& tile);
+
+// ATen operations only: any device, nothing waits for the device. The plain form that the others are compared with.
+void head_loss_tile_aten(const HeadLossTile& tile);
+
+}  // namespace distil_xlstm::ops

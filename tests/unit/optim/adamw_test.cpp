@@ -1,0 +1,206 @@
+#include "optim/adamw.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+
+namespace distil_xlstm::optim {
+namespace {
+
+std::vector<at::Device> devices() {
+  std::vector<at::Device> all = {at::kCPU};
+  if (at::hasCUDA()) all.emplace_back(at::kCUDA, 0);
+  return all;
+}
+
+Tensor tensor_of(const json& values, at::IntArrayRef shape, at::Device device) {
+  return at::tensor(values.get<std::vector<double>>(), at::kDouble).to(at::kFloat).view(shape).to(device);
+}
+
+double relative_error(const Tensor& out, const Tensor& reference) {
+  const Tensor wanted = reference.cpu().to(at::kDouble);
+  return ((out.detach().cpu().to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+Tensor leaf(const Tensor& values) {
+  return values.clone().requires_grad_(true);
+}
+
+bool is_decayed(const std::string& name) {
+  return name.find("weight") != std::string::npos && name.find("norm") == std::string::npos;
+}
+
+TEST(AdamW, TenStepsAsPyTorch) {
+  const json golden = read_json(std::string(DISTIL_XLSTM_GOLDEN_DIR) + "/distill_optim.json");
+  for (const at::Device device : devices()) {
+    NamedTensors parameters;
+    for (const auto& [name, shape] : golden["shapes"].items()) {
+      parameters.emplace_back(name, leaf(tensor_of(golden["start"][name], shape.get<std::vector<int64_t>>(), device)));
+    }
+    AdamW optimizer(parameters, {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1}, is_decayed);
+    int step = 0;
+    for (const json& wanted : golden["steps"]) {
+      for (auto& [name, parameter] : parameters) {
+        parameter.mutable_grad() = tensor_of(wanted["gradients"][name], parameter.sizes(), device);
+      }
+      const double norm = clip_grad_norm(parameters, 1.0).item<double>();
+      EXPECT_NEAR(norm, wanted["norm"].get<double>(), 1e-6 * norm);
+      optimizer.step(1e-2 / (1 + step++));
+      for (const auto& [name, parameter] : parameters) {
+        EXPECT_LT(relative_error(parameter, tensor_of(wanted["parameters"][name], parameter.sizes(), device)), 1e-6)
+            << name << " step " << step;
+      }
+    }
+    EXPECT_EQ(optimizer.steps(), 10);
+    for (const auto& [name, state] : optimizer.state_tensors()) {
+      const auto dot = name.find('.');
+      const json& wanted = golden["state"][name.substr(dot + 1)][name.substr(0, dot)];
+      EXPECT_LT(relative_error(state, tensor_of(wanted, state.sizes(), device)), 1e-6) << name;
+    }
+  }
+}
+
+TEST(AdamW, RestoreContinuesToTheBit) {
+  at::manual_seed(3);
+  const NamedTensors first = {{"a.weight", leaf(at::randn({4, 6}))}, {"a.bias", leaf(at::randn({5}))}};
+  AdamW original(first, {}, is_decayed);
+  const auto run_step = [](const NamedTensors& parameters, AdamW& optimizer, int seed) {
+    at::manual_seed(static_cast<uint64_t>(seed));
+    for (const auto& [name, parameter] : parameters) parameter.mutable_grad() = at::randn(parameter.sizes());
+    optimizer.step(1e-2);
+  };
+  for (int i = 0; i < 3; ++i) run_step(first, original, i);
+  NamedTensors second, saved;
+  for (const auto& [name, parameter] : first) second.emplace_back(name, leaf(parameter.detach()));
+  for (const auto& [name, state] : original.state_tensors()) saved.emplace_back(name, state.clone());
+  AdamW resumed(second, {}, is_decayed);
+  const auto find = [&](const std::string& wanted) {
+    for (const auto& [name, state] : saved) {
+      if (name == wanted) return state;
+    }
+    return Tensor();
+  };
+  resumed.restore(find, original.steps());
+  for (int i = 3; i < 6; ++i) run_step(first, original, i), run_step(second, resumed, i);
+  for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(first[i].second, second[i].second));
+}
+
+TEST(AdamW, LeavesParametersWithoutGradientAlone) {
+  const NamedTensors parameters = {{"a.weight", leaf(at::ones({3}))}, {"b.weight", leaf(at::ones({3}))}};
+  AdamW optimizer(parameters, {}, is_decayed);
+  parameters[0].second.mutable_grad() = at::ones({3});
+  optimizer.step(0.1);
+  EXPECT_FALSE(at::equal(parameters[0].second, at::ones({3})));
+  EXPECT_TRUE(at::equal(parameters[1].second, at::ones({3})));
+  optimizer.zero_grad();
+  EXPECT_FALSE(parameters[0].second.grad().defined());
+  optimizer.step(0.1);  // nothing to do
+}
+
+TEST(AdamW, RefusesWrongParametersAndStates) {
+  EXPECT_THROW(AdamW({{"a", at::ones({2}, at::kDouble).requires_grad_(true)}}, {}, is_decayed), ValueError);
+  const Tensor parameter = leaf(at::ones({2}));
+  EXPECT_THROW(AdamW({{"a", parameter * 2}}, {}, is_decayed), ValueError);
+  AdamW optimizer({{"a", parameter}}, {}, is_decayed);
+  EXPECT_THROW(optimizer.restore([](const std::string&) { return Tensor(); }, 1), DataError);
+  EXPECT_THROW(optimizer.restore([](const std::string&) { return at::ones({3}); }, 1), DataError);
+}
+
+TEST(ClipGradNorm, MeasuresClipsAndKeepsNonFinite) {
+  for (const at::Device device : devices()) {
+    const NamedTensors parameters = {
+        {"a", leaf(at::zeros({2}, device))}, {"b", leaf(at::zeros({1}, device))}, {"c", leaf(at::zeros({1}, device))}};
+    const auto set = [&](double b) {
+      parameters[0].second.mutable_grad() = at::full({2}, 2.0, at::TensorOptions(at::kFloat).device(device));
+      parameters[1].second.mutable_grad() = at::full({1}, b, at::TensorOptions(at::kFloat).device(device));
+    };
+    set(1.0);
+    EXPECT_FLOAT_EQ(clip_grad_norm(parameters, 0.0).item<float>(), 3.0F);
+    EXPECT_FLOAT_EQ(parameters[0].second.grad()[0].item<float>(), 2.0F);
+    EXPECT_FLOAT_EQ(clip_grad_norm(parameters, 10.0).item<float>(), 3.0F);
+    EXPECT_FLOAT_EQ(parameters[0].second.grad()[0].item<float>(), 2.0F);
+    EXPECT_FLOAT_EQ(clip_grad_norm(parameters, 1.5).item<float>(), 3.0F);
+    EXPECT_NEAR(parameters[0].second.grad()[0].item<float>(), 1.0F, 1e-6);
+    EXPECT_NEAR(parameters[1].second.grad()[0].item<float>(), 0.5F, 1e-6);
+    EXPECT_FALSE(parameters[2].second.grad().defined());
+    for (const double bad : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+      set(bad);
+      EXPECT_FALSE(std::isfinite(clip_grad_norm(parameters, 1.0).item<double>()));
+      EXPECT_FLOAT_EQ(parameters[0].second.grad()[0].item<float>(), 2.0F);
+      EXPECT_EQ(non_finite_gradients(parameters), (std::vector<std::string>{"b"}));
+    }
+    set(1.0);
+    EXPECT_TRUE(non_finite_gradients(parameters).empty());
+  }
+  EXPECT_EQ(clip_grad_norm({}, 1.0).item<double>(), 0.0);
+}
+
+TEST(LearningRate, FactorsAsTransformers) {
+  const json golden = read_json(std::string(DISTIL_XLSTM_GOLDEN_DIR) + "/distill_optim.json");
+  for (const json& row : golden["rates"]) {
+    const auto total = row["total_steps"].get<int64_t>();
+    for (int64_t step = 0; step < total; ++step) {
+      EXPECT_NEAR(learning_rate_factor(row["schedule"], step, total, row["warmup_ratio"], 0.0),
+                  row["factors"][static_cast<size_t>(step)].get<double>(), 1e-12)
+          << row["schedule"] << " " << step << " of " << total;
+    }
+  }
+}
+
+TEST(LearningRate, EndsAtTheMinimum) {
+  for (const char* schedule : {"cosine", "linear"}) {
+    EXPECT_NEAR(learning_rate_factor(schedule, 100, 100, 0.1, 0.05), 0.05, 1e-12);
+    EXPECT_NEAR(learning_rate_factor(schedule, 5000, 100, 0.1, 0.05), 0.05, 1e-12);
+    EXPECT_NEAR(learning_rate_factor(schedule, 55, 100, 0.1, 0.05), 0.05 + 0.95 * 0.5, 1e-12);
+    EXPECT_NEAR(learning_rate_factor(schedule, 5, 100, 0.1, 0.05), 0.5, 1e-12);
+  }
+  EXPECT_EQ(learning_rate_factor("constant", 1, 1, 0.0, 0.0), 1.0);
+  EXPECT_THROW(learning_rate_factor("cosin", 1, 10, 0.1, 0.0), ConfigError);
+}
+
+TEST(LossScaler, HalvesAndDoublesAsGradScaler) {
+  LossScaler scaler(true, 1024.0, 3);
+  EXPECT_EQ(scaler.scale(), 1024.0);
+  scaler.update(true);
+  EXPECT_EQ(scaler.scale(), 512.0);
+  scaler.update(false);
+  scaler.update(false);
+  EXPECT_EQ(scaler.scale(), 512.0);
+  LossScaler resumed(true, 1.0, 3);
+  resumed.restore(json::parse(scaler.state().dump()));
+  resumed.update(false);
+  EXPECT_EQ(resumed.scale(), 1024.0);
+  resumed.update(false);
+  resumed.update(true);  // an overflow starts the count again
+  resumed.update(false);
+  resumed.update(false);
+  EXPECT_EQ(resumed.scale(), 512.0);
+  resumed.update(false);
+  EXPECT_EQ(resumed.scale(), 1024.0);
+  LossScaler disabled(false, 1024.0);
+  disabled.update(true);
+  EXPECT_EQ(disabled.scale(), 1.0);
+  EXPECT_THROW(LossScaler(true, 0.0), ConfigError);
+}
+
+TEST(LossScaler, UnscalesAndFindsOverflow) {
+  for (const at::Device device : devices()) {
+    const NamedTensors parameters = {{"a", leaf(at::zeros({3}, device))}, {"none", leaf(at::zeros({1}, device))}};
+    parameters[0].second.mutable_grad() = at::full({3}, 64.0, at::TensorOptions(at::kFloat).device(device));
+    LossScaler scaler(true, 32.0);
+    EXPECT_TRUE(scaler.unscale(parameters));
+    EXPECT_TRUE(at::equal(parameters[0].second.grad().cpu(), at::full({3}, 2.0F)));
+    LossScaler disabled(false, 32.0);
+    EXPECT_TRUE(disabled.unscale(parameters));
+    EXPECT_TRUE(at::equal(parameters[0].second.grad().cpu(), at::full({3}, 2.0F)));
+    parameters[0].second.mutable_grad()[1] = std::numeric_limits<float>::infinity();
+    EXPECT_FALSE(scaler.unscale(parameters));
+    EXPECT_FALSE(disabled.unscale(parameters));
+  }
+}
+
+}  // namespace
+}  // namespace distil_xlstm::optim
