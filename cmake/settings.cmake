@@ -34,3 +34,11 @@ if(DISTIL_XLSTM_SANITIZE)
 endif()
 target_include_directories(dx_settings INTERFACE ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(dx_settings INTERFACE DISTIL_XLSTM_VERSION="${PROJECT_VERSION}")
+
+# LibTorch's headers bring an fmt of their own, newer than the system's spdlog can use: the system's comes first.
+find_path(DX_FMT_INCLUDE fmt/core.h PATHS /usr/include /usr/local/include NO_DEFAULT_PATH)
+if(DX_FMT_INCLUDE)
+  file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/include_first)
+  file(CREATE_LINK ${DX_FMT_INCLUDE}/fmt ${PROJECT_BINARY_DIR}/include_first/fmt SYMBOLIC)
+  target_include_directories(dx_settings SYSTEM BEFORE INTERFACE ${PROJECT_BINARY_DIR}/include_first)
+endif()

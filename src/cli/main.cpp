@@ -1,0 +1,73 @@
+// distil-xlstm: one program, one subcommand a task.
+#include <ATen/Version.h>
+
+#include <iostream>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/commands.h"
+#include "ops/device.h"
+
+namespace distil_xlstm::cli {
+namespace {
+
+std::string version_text() {
+  const auto& cuda = ops::load_cuda();
+  return fmt::format("distil-xlstm {}\nLibTorch 2.11.0, CPU {}, {} threads\nCUDA: {}", DISTIL_XLSTM_VERSION, at::get_cpu_capability(),
+                     at::get_num_threads(), cuda.detail);
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Distils a transformer language model into a recurrent xLSTM one, then evaluates and runs the result.", "distil-xlstm");
+  app.set_version_flag("--version", version_text, "Print versions, and what was found of CUDA, and exit");
+  std::string verbosity = "info";
+  app.add_option("--log-level", verbosity, "debug, info, warn or error")->check(CLI::IsMember({"debug", "info", "warn", "error"}));
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(36);
+  app.footer("Each command explains itself: distil-xlstm COMMAND --help");
+  app.parse_complete_callback([&] { init_logging(verbosity); });
+  add_fetch_command(app);
+  add_prepare_command(app);
+  add_synthesize_command(app);
+  add_plan_command(app);
+  add_distill_command(app);
+  add_eval_command(app);
+  add_generate_command(app);
+  add_tokenize_command(app);
+  add_export_command(app);
+  add_report_command(app);
+  add_inspect_command(app);
+  add_selfcheck_command(app);
+  add_completion_command(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::CallForHelp& error) {
+    return app.exit(error);
+  } catch (const CLI::CallForAllHelp& error) {
+    return app.exit(error);
+  } catch (const CLI::CallForVersion& error) {
+    return app.exit(error);
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "distil-xlstm: " << error.what() << "\nRun with --help for the options.\n";
+    return 2;
+  }
+}
+
+}  // namespace
+}  // namespace distil_xlstm::cli
+
+int main(int argc, char** argv) {
+  try {
+    return distil_xlstm::cli::run(argc, argv);
+  } catch (const distil_xlstm::Error& error) {
+    std::cerr << "distil-xlstm: " << error.what() << "\n";
+    return error.exit_code();
+  } catch (const std::bad_alloc&) {
+    std::cerr << "distil-xlstm: out of memory: lower the batch size or the context length\n";
+    return 1;
+  } catch (const std::exception& error) {
+    std::cerr << "distil-xlstm: " << error.what() << "\n";
+    return 1;
+  }
+}

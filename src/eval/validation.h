@@ -1,0 +1,33 @@
+// Validation inside a run: student and teacher on the same targets, by the same losses as training but without gradients.
+#pragma once
+
+#include "base/json.h"
+#include "data/loader.h"
+#include "nn/language_model.h"
+
+namespace distil_xlstm::eval {
+
+// Means over targets, in nats.
+struct ValidationResult {
+  int64_t target_tokens = 0;
+  double ce_loss = 0.0;  // the student's negative log-likelihood: the metric that "best" means
+  double teacher_nll = 0.0;
+  double mean_kl = 0.0;    // KL(teacher || student) at T = 1
+  double agreement = 0.0;  // share of targets where both have the same most likely token
+
+  // Also perplexity, teacher_perplexity and perplexity_ratio.
+  [[nodiscard]] json to_json() const;
+  static ValidationResult from_json(const json& value, const std::string& where);
+};
+
+// Reads `loader` from the start of its epoch 0 in its order, until `max_tokens` targets (0: all). Throws DataError when it has none.
+ValidationResult validate(nn::LanguageModel& student, nn::LanguageModel& teacher, data::Loader& loader, int64_t max_tokens);
+
+// A micro-batch on the model's device.
+struct DeviceBatch {
+  Tensor tokens_BS, targets_BS;  // int64
+  Tensor mask_BS, is_start_BS;   // uint8
+};
+DeviceBatch to_device(const data::Batch& batch, at::Device device);
+
+}  // namespace distil_xlstm::eval

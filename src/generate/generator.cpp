@@ -1,0 +1,139 @@
+#include "generate/generator.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/signals.h"
+
+namespace distil_xlstm::generate {
+namespace {
+
+// Releases text only up to where a stop string could still begin.
+class StopFilter {
+ public:
+  explicit StopFilter(const std::vector<std::string>& stop) : stop_(stop) {}
+
+  // Text that may be shown now; sets is_stopped() once a stop string is complete.
+  std::string push(const std::string& text) {
+    held_ += text;
+    size_t cut = held_.size();
+    for (const auto& stop : stop_) {
+      if (stop.empty()) continue;
+      if (const size_t found = held_.find(stop); found != std::string::npos && found <= cut) {
+        cut = found;
+        stopped_ = true;
+      }
+    }
+    if (!stopped_) {
+      for (const auto& stop : stop_) {
+        for (size_t length = std::min(stop.empty() ? 0 : stop.size() - 1, held_.size()); length > 0; --length) {
+          if (held_.compare(held_.size() - length, length, stop, 0, length) == 0) {
+            cut = std::min(cut, held_.size() - length);
+            break;
+          }
+        }
+      }
+    }
+    std::string certain = held_.substr(0, cut);
+    held_.erase(0, cut);
+    return certain;
+  }
+
+  [[nodiscard]] bool is_stopped() const { return stopped_; }
+  [[nodiscard]] std::string rest() const { return stopped_ ? "" : held_; }
+
+ private:
+  const std::vector<std::string>& stop_;
+  std::string held_;
+  bool stopped_ = false;
+};
+
+Tensor to_tensor(const std::vector<int32_t>& ids, size_t begin, size_t end, at::Device device) {
+  std::vector<int64_t> wide(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end));
+  return at::tensor(wide, at::kLong).unsqueeze(0).to(device);
+}
+
+}  // namespace
+
+GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
+                        const GenerateOptions& options, const std::function<void(const std::string&)>& on_text) {
+  if (prompt.empty()) throw ValueError("generate: the prompt has no tokens: give a text, or use a tokenizer that adds BOS");
+  if (options.max_new_tokens < 1) throw ValueError("max_new_tokens = {}: must be at least 1", options.max_new_tokens);
+  for (const int32_t id : prompt) {
+    if (id < 0 || id >= model.vocab_size()) {
+      throw ValueError("generate: token {} of the prompt lies outside the model's vocabulary of {}: tokenizer and model do not belong together", id,
+                       model.vocab_size());
+    }
+  }
+  const at::NoGradGuard no_grad;
+  GenerateResult result;
+  result.prompt_tokens = static_cast<int64_t>(prompt.size());
+  const double begin = monotonic_seconds();
+  auto state = model.new_state(1, result.prompt_tokens + options.max_new_tokens);
+  Tensor hidden;
+  const auto piece = static_cast<size_t>(std::max<int64_t>(options.prefill_piece, 1));
+  for (size_t at = 0; at < prompt.size(); at += piece) {
+    hidden = model.forward_step(to_tensor(prompt, at, std::min(prompt.size(), at + piece), model.device()), *state);
+  }
+  result.prompt_seconds = monotonic_seconds() - begin;
+
+  Sampler sampler(options.sampling);
+  StreamDecoder decoder(tokenizer, options.skip_special_tokens);
+  StopFilter filter(options.stop);
+  std::vector<int32_t> context = prompt;
+  const auto show = [&](const std::string& text) {
+    result.text += text;
+    if (on_text && !text.empty()) on_text(text);
+  };
+  result.finish_reason = "length";
+  const double decode_begin = monotonic_seconds();
+  while (static_cast<int64_t>(result.tokens.size()) < options.max_new_tokens) {
+    if (received_signal() != 0) {
+      result.finish_reason = "interrupted";
+      break;
+    }
+    const Tensor logits = model.logits(hidden.select(1, hidden.size(1) - 1)).reshape({-1}).to(at::kCPU, at::kFloat).contiguous();
+    const int32_t next = sampler.sample({logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())}, context);
+    if (std::find(options.stop_ids.begin(), options.stop_ids.end(), next) != options.stop_ids.end()) {
+      result.finish_reason = "stop";
+      break;
+    }
+    result.tokens.push_back(next);
+    context.push_back(next);
+    show(filter.push(decoder.push(next)));
+    if (filter.is_stopped()) {
+      result.finish_reason = "stop";
+      break;
+    }
+    if (static_cast<int64_t>(result.tokens.size()) == options.max_new_tokens) break;
+    hidden = model.forward_step(to_tensor(context, context.size() - 1, context.size(), model.device()), *state);
+  }
+  if (!filter.is_stopped()) {
+    show(filter.push(decoder.finish()));
+    show(filter.rest());
+  }
+  result.decode_seconds = monotonic_seconds() - decode_begin;
+  result.state_bytes = state->size_bytes();
+  return result;
+}
+
+std::vector<int32_t> end_of_text_ids(const io::ModelFiles& files, const Tokenizer& tokenizer) {
+  std::vector<int32_t> ids;
+  const auto add = [&](const json& config) {
+    const auto found = config.find("eos_token_id");
+    if (found == config.end()) return;
+    if (found->is_number_integer()) ids.push_back(found->get<int32_t>());
+    if (found->is_array()) {
+      for (const auto& id : *found) ids.push_back(id.get<int32_t>());
+    }
+  };
+  if (files.generation_config.is_object()) add(files.generation_config);
+  if (files.config.is_object()) add(files.config);
+  if (const auto eos = tokenizer.eos_id()) ids.push_back(*eos);
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+}  // namespace distil_xlstm::generate

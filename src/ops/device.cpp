@@ -1,0 +1,151 @@
+#include "ops/device.h"
+
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "ops/cuda_backend.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+// Devices that the driver shows, asked of the driver itself: opening LibTorch's CUDA part takes a second.
+int count_driver_devices(std::string& problem) {
+  void* driver = ::dlopen("libcuda.so.1", RTLD_NOW);
+  if (driver == nullptr) {
+    problem = "no NVIDIA driver (libcuda.so.1)";
+    return 0;
+  }
+  using Init = int (*)(unsigned int);
+  using Count = int (*)(int*);
+  const auto init = reinterpret_cast<Init>(::dlsym(driver, "cuInit"));
+  const auto count = reinterpret_cast<Count>(::dlsym(driver, "cuDeviceGetCount"));
+  int devices = 0;
+  if (init == nullptr || count == nullptr || init(0) != 0 || count(&devices) != 0 || devices == 0) {
+    problem = "the NVIDIA driver shows no GPU";
+    return 0;
+  }
+  return devices;
+}
+
+CudaReport open_cuda() {
+  CudaReport report;
+  if (const char* off = std::getenv("DISTIL_XLSTM_NO_CUDA"); off != nullptr && std::string_view(off) == "1") {
+    report.detail = "left out by DISTIL_XLSTM_NO_CUDA=1";
+    return report;
+  }
+  const int devices = count_driver_devices(report.detail);
+  if (devices == 0) return report;
+
+  Dl_info libtorch{};
+  ::dladdr(reinterpret_cast<void*>(&at::globalContext), &libtorch);
+  const fs::path torch_folder = fs::path(libtorch.dli_fname).parent_path();
+  if (::dlopen((torch_folder / "libtorch_cuda.so").c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    report.detail = fmt::format("a GPU is there, but CUDA's LibTorch is not ({}): run 'CUDA=1 tools/setup'", ::dlerror());
+    return report;
+  }
+  if (!at::hasCUDA()) {
+    report.detail = "LibTorch finds no usable GPU";
+    return report;
+  }
+  report.is_available = true;
+  report.detail = fmt::format("{} device{}", devices, devices == 1 ? "" : "s");
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
+  for (const fs::path& folder : {program, program / "..", program / ".." / "lib"}) {
+    const fs::path library = folder / "libdistil_xlstm_cuda.so";
+    if (!fs::exists(library)) continue;
+    void* handle = ::dlopen(library.c_str(), RTLD_NOW);
+    const auto register_kernels = handle == nullptr ? nullptr : reinterpret_cast<CudaRegister>(::dlsym(handle, kCudaRegisterSymbol));
+    if (register_kernels == nullptr) {
+      report.detail += fmt::format(", without our kernels ({})", ::dlerror());
+      return report;
+    }
+    register_kernels(&cuda_backend());
+    report.detail += ", our kernels";
+    return report;
+  }
+  report.detail += ", without our kernels (libdistil_xlstm_cuda.so is not beside the program)";
+  return report;
+}
+
+bool has_bf16(at::Device device) {
+  // Hardware bf16 begins with compute capability 8.0; ask cudaDeviceGetAttribute through the runtime that LibTorch opened.
+  using Attribute = int (*)(int*, int, int);
+  const auto attribute = reinterpret_cast<Attribute>(::dlsym(RTLD_DEFAULT, "cudaDeviceGetAttribute"));
+  int major = 0;
+  constexpr int kComputeCapabilityMajor = 75;
+  if (attribute == nullptr || attribute(&major, kComputeCapabilityMajor, device.has_index() ? device.index() : 0) != 0) return true;
+  return major >= 8;
+}
+
+c10::DeviceIndex index_of(at::Device device) { return device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0); }
+
+}  // namespace
+
+const CudaReport& load_cuda() {
+  static const CudaReport report = open_cuda();
+  return report;
+}
+
+at::Device parse_device(std::string_view name) {
+  const CudaReport& cuda = load_cuda();
+  if (name == "auto") return cuda.is_available ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (name == "cpu") return at::Device(at::kCPU);
+  if (name == "cuda" || name.starts_with("cuda:")) {
+    if (!cuda.is_available) throw DeviceError("device = {}: {}", name, cuda.detail);
+    int64_t index = 0;
+    if (name != "cuda") {
+      try {
+        size_t used = 0;
+        index = std::stol(std::string(name.substr(5)), &used);
+        if (used != name.size() - 5) index = -1;
+      } catch (const std::exception&) {
+        index = -1;
+      }
+    }
+    const int64_t count = static_cast<int64_t>(at::accelerator::deviceCount());
+    if (index < 0 || index >= count) throw ConfigError("device = {}: there are {} CUDA devices, numbered from 0", name, count);
+    return {at::kCUDA, static_cast<c10::DeviceIndex>(index)};
+  }
+  throw ConfigError("device = {}: must be 'auto', 'cpu', 'cuda' or 'cuda:N'", name);
+}
+
+at::ScalarType parse_precision(std::string_view name, at::Device device) {
+  if (name == "fp32") return at::kFloat;
+  if (name == "bf16") return at::kBFloat16;
+  if (name == "fp16") return at::kHalf;
+  if (name == "fp64") return at::kDouble;
+  if (name == "auto") return device.is_cpu() ? at::kFloat : has_bf16(device) ? at::kBFloat16 : at::kHalf;
+  throw ConfigError("precision = {}: must be 'auto', 'fp32', 'bf16' or 'fp16'", name);
+}
+
+std::string precision_name(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat: return "fp32";
+    case at::kBFloat16: return "bf16";
+    case at::kHalf: return "fp16";
+    case at::kDouble: return "fp64";
+    default: return at::toString(dtype);
+  }
+}
+
+void synchronize(at::Device device) {
+  if (!device.is_cpu()) at::accelerator::synchronizeDevice(index_of(device));
+}
+
+int64_t peak_memory_bytes(at::Device device) {
+  if (device.is_cpu()) return 0;
+  const auto stats = at::accelerator::getDeviceStats(index_of(device));
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+void reset_peak_memory(at::Device device) {
+  if (!device.is_cpu()) at::accelerator::resetPeakStats(index_of(device));
+}
+
+}  // namespace distil_xlstm::ops

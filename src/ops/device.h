@@ -1,0 +1,36 @@
+// Which device and number formats to compute with, and the CUDA part of LibTorch, opened only where it can work.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "ops/tensor.h"
+
+namespace distil_xlstm::ops {
+
+struct CudaReport {
+  bool is_available = false;
+  std::string detail;  // device names, or why there is none
+};
+
+// Opens libtorch_cuda.so (beside libtorch_cpu.so) and libdistil_xlstm_cuda.so (beside the program), once. Must run before any tensor
+// exists: ATen keeps what it finds at first use. Never throws: without a driver, a GPU or CUDA's LibTorch the CPU part goes on.
+// The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out.
+const CudaReport& load_cuda();
+
+// "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, or DeviceError when CUDA is asked for and missing (with the reason).
+at::Device parse_device(std::string_view name);
+
+// "auto", "fp32", "bf16", "fp16", and "fp64" for tests. "auto": bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.
+at::ScalarType parse_precision(std::string_view name, at::Device device);
+
+std::string precision_name(at::ScalarType dtype);  // "bf16"
+
+// Waits for the device's queue (nothing on a CPU).
+void synchronize(at::Device device);
+
+// Bytes of device memory in use by tensors, and the most since the last reset (0 on a CPU).
+int64_t peak_memory_bytes(at::Device device);
+void reset_peak_memory(at::Device device);
+
+}  // namespace distil_xlstm::ops
