@@ -1,0 +1,382 @@
+#include "data/prepare.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <thread>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/signals.h"
+#include "base/text.h"
+#include "data/bounded_queue.h"
+#include "data/prepare_journal.h"
+#include "data/tokenizer_files.h"
+
+namespace distil_xlstm::data {
+
+namespace {
+
+constexpr size_t kMaxBatchDocuments = 4096;
+constexpr size_t kQueuedBatches = 2;
+
+struct TextBatch {
+  std::vector<Document> documents;
+  std::vector<ReaderCounts> counts;  // with each of them
+  uint64_t size_bytes = 0;
+  ReaderPlace place;           // after it
+  ReaderCounts counts_at_end;  // with it and the rows left out behind it
+  uint64_t file_bytes_done = 0;
+};
+
+struct TokenBatch {
+  std::vector<TokenDocument> documents;
+  TextBatch text;  // without its documents
+  uint64_t refused_conversations = 0;
+};
+
+json input_list(const TextReader& reader) {
+  json list = json::array();
+  for (const auto& path : reader.files()) list.push_back({{"path", path.string()}, {"size_bytes", fs::file_size(path)}});
+  return list;
+}
+
+// Everything that the bytes of the shards depend on.
+json describe_settings(const PrepareOptions& options, const TextEncoder& encoder, const TextReader& reader) {
+  constexpr const char* kPolicies[] = {"skip", "replace", "fail"};
+  constexpr const char* kFormats[] = {"auto", "text", "jsonl", "parquet"};
+  constexpr const char* kRows[] = {"auto", "text", "chat"};
+  const auto& r = options.reader;
+  return {{"model", options.model},
+          {"tokenizer_fingerprint", encoder.fingerprint},
+          {"vocab_size", encoder.vocab_size},
+          {"context_length", options.context_length},
+          {"document_end", options.document_end},
+          {"validation_fraction", options.validation_fraction},
+          {"max_tokens", options.max_tokens},
+          {"shard_bytes", options.shard_bytes},
+          {"format", kFormats[static_cast<int>(r.format)]},
+          {"rows", kRows[static_cast<int>(r.rows)]},
+          {"text_key", r.text_key},
+          {"messages_key", r.messages_key},
+          {"prompt_key", r.prompt_key},
+          {"answer_key", r.answer_key},
+          {"bad_rows", kPolicies[static_cast<int>(r.bad_rows)]},
+          {"normalize_newlines", r.normalize_newlines},
+          {"strip", r.strip},
+          {"max_piece_bytes", r.max_piece_bytes},
+          {"inputs", input_list(reader)}};
+}
+
+// Names the first setting in which two runs differ.
+std::string first_difference(const json& here, const json& there) {
+  for (const auto& [key, value] : here.items()) {
+    if (!there.contains(key)) return fmt::format("{} is new", key);
+    if (there[key] != value && key == "inputs") return "the input files, or their sizes, are others";
+    if (there[key] != value) return fmt::format("{} is {}, it was {}", key, value.dump(), there[key].dump());
+  }
+  return "";
+}
+
+json to_json(const ShardSummary& shard) {
+  return {{"file", shard.file},
+          {"num_rows", shard.num_rows},
+          {"num_tokens", shard.num_tokens},
+          {"num_documents", shard.num_documents},
+          {"checksum", shard.checksum}};
+}
+
+PrepareReport report_of(const json& index, const std::string& where) {
+  PrepareReport report;
+  report.counts = reader_counts(require<json>(index, "counts", where), where);
+  report.refused_conversations = require<uint64_t>(index, "refused_conversations", where);
+  report.train_tokens = require<int64_t>(index, "train_tokens", where);
+  report.validation_tokens = require<int64_t>(index, "validation_tokens", where);
+  report.reached_max_tokens = require<bool>(index, "reached_max_tokens", where);
+  for (const auto& shard : require<json>(index, "shards", where)) {
+    report.shards.push_back({require<std::string>(shard, "file", where), require<int64_t>(shard, "num_rows", where),
+                             require<int64_t>(shard, "num_tokens", where), require<int64_t>(shard, "num_documents", where),
+                             require<std::string>(shard, "checksum", where)});
+  }
+  return report;
+}
+
+// What `prepare` may have left in a directory; nothing else is touched.
+void remove_old_output(const fs::path& directory) {
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_shard = (name.starts_with("train-") || name.starts_with("validation-")) &&
+                          (name.ends_with(kShardExtension) || name.ends_with(std::string(kShardExtension) + ".partial"));
+    if (is_shard || name == "prepare.json" || name == "prepare.journal") fs::remove(entry.path());
+  }
+}
+
+bool holds_shards(const fs::path& directory) {
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() == kShardExtension) return true;
+  }
+  return false;
+}
+
+class Preparation {
+ public:
+  Preparation(const PrepareOptions& options, const TextEncoder& encoder)
+      : options_(options),
+        reader_(options.reader),
+        document_end_id_(resolve_document_end(encoder, options.document_end)),
+        packer_(encoder, document_end_id_, options.reader.bad_rows),
+        settings_(describe_settings(options, encoder, reader_)),
+        train_(options.output, shard_settings(Split::train, encoder)),
+        validation_(options.output, shard_settings(Split::validation, encoder)) {}
+
+  PrepareReport run() {
+    started_ = monotonic_seconds();
+    if (auto finished = take_up()) return *finished;
+    const uint64_t bytes_before = reader_.counts().text_bytes;
+    const int64_t tokens_before = num_tokens();
+    pump(bytes_before, tokens_before);
+    PrepareReport report = finish();
+    report.session_bytes = journal_.counts.text_bytes - bytes_before;
+    report.session_tokens = num_tokens() - tokens_before;
+    report.seconds = monotonic_seconds() - started_;
+    return report;
+  }
+
+ private:
+  [[nodiscard]] ShardSettings shard_settings(Split split, const TextEncoder& encoder) const {
+    ShardSettings settings;
+    settings.split = split;
+    settings.context_length = options_.context_length;
+    settings.vocab_size = encoder.vocab_size;
+    settings.tokenizer_fingerprint = encoder.fingerprint;
+    settings.bos_id = encoder.bos_id;
+    settings.document_end_id = document_end_id_;
+    settings.shard_bytes = options_.shard_bytes;
+    settings.source = {{"inputs", options_.reader.inputs}, {"tokenizer", options_.model}, {"document_end", options_.document_end}};
+    return settings;
+  }
+
+  [[nodiscard]] int64_t num_tokens() const { return train_.num_tokens() + validation_.num_tokens(); }
+  [[nodiscard]] fs::path index_path() const { return options_.output / "prepare.json"; }
+
+  // Decides whether the output is new, unfinished (then goes on from its journal) or already what is asked for.
+  std::optional<PrepareReport> take_up() {
+    if (options_.overwrite) remove_old_output(options_.output);
+    const std::string advice = "use another --output, or --overwrite";
+    if (fs::exists(index_path())) {
+      const json index = read_json(index_path());
+      const std::string where = index_path().string();
+      const std::string difference = first_difference(settings_, require<json>(index, "settings", where));
+      if (!difference.empty())
+        throw ConfigError("{} holds shards made with other settings: {}; {}", options_.output.string(), difference, advice);
+      PrepareReport report = report_of(index, where);
+      report.was_complete = true;
+      remove_journal(options_.output);
+      return report;
+    }
+    if (auto journal = read_journal(options_.output)) {
+      const std::string difference = first_difference(settings_, journal->settings);
+      if (!difference.empty()) {
+        throw ConfigError("{} holds an unfinished run of other settings: {}; {}", options_.output.string(), difference, advice);
+      }
+      journal_ = std::move(*journal);
+      reader_.restore(journal_.place, journal_.counts);
+      packer_.set_refused_conversations(journal_.refused_conversations);
+      train_.restore(journal_.train);
+      validation_.restore(journal_.validation);
+      was_resumed_ = true;
+      return std::nullopt;
+    }
+    if (holds_shards(options_.output)) throw ConfigError("{} holds shards of unknown origin: {}", options_.output.string(), advice);
+    save();
+    return std::nullopt;
+  }
+
+  void save() {
+    journal_.settings = settings_;
+    journal_.train = train_.save();
+    journal_.validation = validation_.save();
+    write_journal(options_.output, journal_);
+    saved_ = monotonic_seconds();
+  }
+
+  // Reader thread -> encoder thread -> this thread.
+  void pump(uint64_t bytes_before, int64_t tokens_before) {
+    BoundedQueue<TextBatch> texts(kQueuedBatches);
+    BoundedQueue<TokenBatch> tokens(kQueuedBatches);
+    std::thread reading([&] { guarded(texts, [&] { read_batches(texts); }); });
+    std::thread encoding([&] { guarded(tokens, [&] { encode_batches(texts, tokens); }); });
+    const auto end_threads = [&] {
+      texts.close();
+      tokens.close();
+      reading.join();
+      encoding.join();
+    };
+    try {
+      ProgressLine progress;
+      TokenBatch batch;
+      while (!reached_max_tokens_ && tokens.pop(batch)) {
+        write(batch);
+        if (const int signal = received_signal(); signal != 0 && !reached_max_tokens_) {
+          save();
+          throw Interrupted(signal, fmt::format("prepare: stopped by signal {} after {} tokens; run the same command again to go on",
+                                                signal, format_count(static_cast<double>(num_tokens()))));
+        }
+        if (monotonic_seconds() - saved_ >= options_.journal_seconds) save();
+        if (options_.show_progress && progress.due()) progress.update(progress_text(batch, bytes_before, tokens_before));
+      }
+    } catch (...) {
+      end_threads();
+      throw;
+    }
+    end_threads();
+  }
+
+  template <typename Queue, typename Body>
+  static void guarded(Queue& queue, Body&& body) {
+    try {
+      body();
+      queue.close();
+    } catch (...) {
+      queue.close(std::current_exception());
+    }
+  }
+
+  void read_batches(BoundedQueue<TextBatch>& out) {
+    for (bool more = true; more;) {
+      TextBatch batch;
+      Document document;
+      while (batch.size_bytes < options_.batch_bytes && batch.documents.size() < kMaxBatchDocuments && (more = reader_.next(document))) {
+        batch.size_bytes += document.size_bytes();
+        batch.documents.push_back(std::move(document));
+        batch.counts.push_back(reader_.counts());
+      }
+      batch.place = reader_.place();
+      batch.counts_at_end = reader_.counts();
+      batch.file_bytes_done = reader_.bytes_done();
+      if (!out.push(std::move(batch))) return;
+    }
+  }
+
+  void encode_batches(BoundedQueue<TextBatch>& in, BoundedQueue<TokenBatch>& out) {
+    TextBatch text;
+    while (in.pop(text)) {
+      TokenBatch batch;
+      batch.documents = packer_.encode(text.documents);
+      text.documents.clear();
+      batch.text = std::move(text);
+      batch.refused_conversations = packer_.refused_conversations();
+      if (!out.push(std::move(batch))) return;
+    }
+  }
+
+  void write(const TokenBatch& batch) {
+    for (const auto& document : batch.documents) {
+      if (document.begins) {
+        const double place = static_cast<double>(document.hash >> 11) * 0x1.0p-53;
+        journal_.split = static_cast<uint32_t>(place < options_.validation_fraction ? Split::validation : Split::train);
+      }
+      std::span<const int32_t> ids = document.ids;
+      std::span<const uint8_t> counts = document.counts;
+      if (options_.max_tokens > 0 && static_cast<int64_t>(ids.size()) >= options_.max_tokens - num_tokens()) {
+        ids = ids.first(static_cast<size_t>(options_.max_tokens - num_tokens()));
+        counts = counts.first(std::min(counts.size(), ids.size()));
+        reached_max_tokens_ = true;
+      }
+      (static_cast<Split>(journal_.split) == Split::train ? train_ : validation_).add(ids, counts, document.begins);
+      if (reached_max_tokens_) {
+        journal_.counts = batch.text.counts[document.source];
+        journal_.refused_conversations = document.refused_conversations;
+        return;
+      }
+    }
+    journal_.place = batch.text.place;
+    journal_.counts = batch.text.counts_at_end;
+    journal_.refused_conversations = batch.refused_conversations;
+  }
+
+  [[nodiscard]] std::string progress_text(const TokenBatch& batch, uint64_t bytes_before, int64_t tokens_before) const {
+    const double seconds = monotonic_seconds() - started_;
+    const auto tokens = static_cast<double>(num_tokens());
+    const double session_tokens = tokens - static_cast<double>(tokens_before);
+    const double session_bytes = static_cast<double>(journal_.counts.text_bytes - bytes_before);
+    const double of_files = static_cast<double>(batch.text.file_bytes_done) / static_cast<double>(std::max<uint64_t>(1, reader_total_));
+    const double of_budget = options_.max_tokens > 0 ? tokens / static_cast<double>(options_.max_tokens) : 0.0;
+    const double done = std::min(1.0, std::max(of_files, of_budget));
+    // The part done before this session took no time of it.
+    const double before = tokens > 0 ? done * static_cast<double>(tokens_before) / tokens : 0.0;
+    const double left = done > before ? seconds * (1.0 - done) / (done - before) : 0.0;
+    return fmt::format("prepare: {:3.0f} %  {} tokens  {:.1f} MB/s  {} tokens/s  {} left", 100 * done, format_count(tokens),
+                       session_bytes / seconds / 1e6, format_count(session_tokens / seconds), format_duration(left));
+  }
+
+  PrepareReport finish() {
+    if (num_tokens() == 0) {
+      throw DataError("{}: not a single document to prepare ({} empty, {} malformed, {} not UTF-8)", options_.reader.inputs.front(),
+                      journal_.counts.empty_documents, journal_.counts.malformed_rows, journal_.counts.invalid_utf8);
+    }
+    train_.finish();
+    validation_.finish();
+    PrepareReport report;
+    report.counts = journal_.counts;
+    report.refused_conversations = journal_.refused_conversations;
+    report.train_tokens = train_.num_tokens();
+    report.validation_tokens = validation_.num_tokens();
+    report.reached_max_tokens = reached_max_tokens_;
+    report.was_resumed = was_resumed_;
+    json shards = json::array();
+    for (const auto* writer : {&train_, &validation_}) {
+      report.shards.insert(report.shards.end(), writer->shards().begin(), writer->shards().end());
+      for (const auto& shard : writer->shards()) shards.push_back(to_json(shard));
+    }
+    write_json(index_path(), {{"settings", settings_},
+                              {"counts", data::to_json(report.counts)},
+                              {"refused_conversations", report.refused_conversations},
+                              {"reached_max_tokens", report.reached_max_tokens},
+                              {"train_tokens", report.train_tokens},
+                              {"validation_tokens", report.validation_tokens},
+                              {"shards", shards}});
+    remove_journal(options_.output);
+    return report;
+  }
+
+  const PrepareOptions& options_;
+  TextReader reader_;
+  std::optional<int32_t> document_end_id_;
+  Packer packer_;
+  json settings_;
+  ShardWriter train_;
+  ShardWriter validation_;
+  PrepareJournal journal_;
+  uint64_t reader_total_ = reader_.total_bytes();
+  bool was_resumed_ = false;
+  bool reached_max_tokens_ = false;
+  double started_ = 0.0;
+  double saved_ = 0.0;
+};
+
+void check_options(const PrepareOptions& options) {
+  if (options.reader.inputs.empty()) throw ConfigError("prepare: name at least one text file, directory or glob");
+  if (options.output.empty()) throw ConfigError("prepare: --output names no directory");
+  if (!(options.validation_fraction >= 0.0 && options.validation_fraction <= 1.0)) {
+    throw ConfigError("validation_fraction = {}: it must lie between 0 and 1", options.validation_fraction);
+  }
+  if (options.max_tokens < 0) throw ConfigError("max_tokens = {}: it must be 0 (all text) or more", options.max_tokens);
+  if (options.num_threads < 0) throw ConfigError("threads = {}: it must be 0 (all cores) or more", options.num_threads);
+}
+
+}  // namespace
+
+PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder) {
+  check_options(options);
+  return Preparation(options, encoder).run();
+}
+
+PrepareReport prepare(const PrepareOptions& options) {
+  check_options(options);
+  // Read by the encoder's thread pool when it starts.
+  if (options.num_threads > 0) ::setenv("RAYON_NUM_THREADS", std::to_string(options.num_threads).c_str(), 1);
+  const Tokenizer tokenizer(open_tokenizer_files(options.model));
+  return prepare(options, make_encoder(tokenizer));
+}
+
+}  // namespace distil_xlstm::data

@@ -1,0 +1,134 @@
+// A tokenizer of bytes for tests, files in a folder of their own, and the reading of shards back into one stream.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/file.h"
+#include "data/packer.h"
+#include "data/token_shard.h"
+
+namespace distil_xlstm::data {
+
+inline constexpr int32_t kTestBos = 256;
+inline constexpr int32_t kTestEos = 257;
+inline constexpr int64_t kTestVocabulary = 260;
+
+// Every byte is an id; <s> is BOS and </s> EOS. Conversations are written as "role:content;", answers with their semicolon.
+inline TextEncoder byte_encoder(bool with_bos = true) {
+  TextEncoder encoder;
+  encoder.encode_batch = [](std::span<const std::string_view> texts) {
+    std::vector<std::vector<int32_t>> all;
+    for (const auto text : texts) {
+      std::vector<int32_t> ids;
+      for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+      all.push_back(std::move(ids));
+    }
+    return all;
+  };
+  encoder.render_spans = [](const std::vector<ChatMessage>& messages) {
+    std::vector<ChatSpan> spans;
+    for (const auto& message : messages) {
+      if (message.role == "refused") throw DataError("roles must alternate");
+      spans.push_back({message.role + ":", false});
+      spans.push_back({message.content + ";", message.role == "assistant"});
+    }
+    return spans;
+  };
+  encoder.token_id = [](std::string_view piece) -> std::optional<int32_t> {
+    if (piece == "<s>") return kTestBos;
+    if (piece == "</s>") return kTestEos;
+    return std::nullopt;
+  };
+  if (with_bos) encoder.bos_id = kTestBos;
+  encoder.eos_id = kTestEos;
+  encoder.vocab_size = kTestVocabulary;
+  encoder.fingerprint = "bytes";
+  return encoder;
+}
+
+// A folder that goes away with the test.
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "dx-data-XXXXXX").string();
+    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
+    path_ = name;
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  [[nodiscard]] fs::path operator/(const std::string& name) const { return path_ / name; }
+  [[nodiscard]] const fs::path& path() const { return path_; }
+  fs::path write(const std::string& name, std::string_view content) const {
+    fs::create_directories((path_ / name).parent_path());
+    std::ofstream(path_ / name, std::ios::binary) << content;
+    return path_ / name;
+  }
+
+ private:
+  fs::path path_;
+};
+
+// The ids of shards in order, with the id that neighbours share taken once, cut into documents.
+struct Stream {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> counts;
+  std::vector<uint64_t> borders;
+  [[nodiscard]] std::vector<std::vector<int32_t>> documents() const {
+    std::vector<std::vector<int32_t>> all;
+    for (size_t d = 0; d < borders.size(); ++d) {
+      const auto end = d + 1 < borders.size() ? borders[d + 1] : ids.size();
+      all.emplace_back(ids.begin() + static_cast<ptrdiff_t>(borders[d]), ids.begin() + static_cast<ptrdiff_t>(end));
+    }
+    return all;
+  }
+};
+
+inline Stream read_stream(const std::vector<fs::path>& paths) {
+  Stream stream;
+  for (const auto& path : paths) {
+    const TokenShard shard(path);
+    const uint64_t shared = shard.continues() ? 1 : 0;
+    const uint64_t base = stream.ids.size() - shared;
+    std::vector<int32_t> ids(shard.header().num_tokens);
+    shard.copy_tokens(0, ids);
+    if (shared != 0) {
+      EXPECT_EQ(stream.ids.back(), ids.front());
+      EXPECT_EQ(stream.counts.back() != 0, shard.counts(0));
+    }
+    for (uint64_t i = shared; i < ids.size(); ++i) {
+      stream.ids.push_back(ids[i]);
+      stream.counts.push_back(shard.counts(i) ? 1 : 0);
+    }
+    for (const uint64_t border : shard.borders()) {
+      if (border >= shared) {
+        stream.borders.push_back(base + border);
+      } else {
+        EXPECT_EQ(stream.borders.back(), base);
+      }
+    }
+  }
+  return stream;
+}
+
+// Runs `body`, which must throw Error with all of `parts` in its message.
+template <typename Error, typename Body>
+void expect_error(Body&& body, const std::vector<std::string>& parts) {
+  try {
+    body();
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    for (const auto& part : parts) EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what() << "\nlacks " << part;
+  }
+}
+
+}  // namespace distil_xlstm::data

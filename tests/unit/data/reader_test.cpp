@@ -1,0 +1,352 @@
+// Reading documents from text, JSONL and Parquet files.
+#include <gtest/gtest.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "data/byte_stream.h"
+#include "data/text_reader.h"
+#include "unit/data/data_testing.h"
+
+namespace distil_xlstm::data {
+namespace {
+
+ReaderOptions options_of(const fs::path& input) {
+  ReaderOptions options;
+  options.inputs = {input.string()};
+  return options;
+}
+
+std::vector<Document> read_all(TextReader& reader) {
+  std::vector<Document> documents;
+  for (Document document; reader.next(document);) documents.push_back(document);
+  return documents;
+}
+
+std::vector<std::string> texts_of(const ReaderOptions& options) {
+  TextReader reader(options);
+  std::vector<std::string> texts;
+  for (const auto& document : read_all(reader)) {
+    if (document.begins) texts.emplace_back();
+    texts.back() += document.text;
+  }
+  return texts;
+}
+
+std::string gzip(std::string_view text) {
+  z_stream stream{};
+  deflateInit2(&stream, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
+  std::string out(deflateBound(&stream, text.size()), 0);
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
+  stream.avail_in = static_cast<uInt>(text.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+std::string zstd(std::string_view text, int window_log = 0) {
+  std::unique_ptr<ZSTD_CCtx, size_t (*)(ZSTD_CCtx*)> context(ZSTD_createCCtx(), &ZSTD_freeCCtx);
+  if (window_log > 0) {
+    ZSTD_CCtx_setParameter(context.get(), ZSTD_c_windowLog, window_log);
+    ZSTD_CCtx_setParameter(context.get(), ZSTD_c_contentSizeFlag, 0);
+  }
+  std::string out(ZSTD_compressBound(text.size()) + 64, 0);
+  ZSTD_outBuffer output{out.data(), out.size(), 0};
+  ZSTD_inBuffer input{text.data(), text.size(), 0};
+  // Two calls, so that the size is unknown and the window stays as wide as asked for.
+  EXPECT_EQ(ZSTD_isError(ZSTD_compressStream2(context.get(), &output, &input, ZSTD_e_flush)), 0U);
+  EXPECT_EQ(ZSTD_compressStream2(context.get(), &output, &input, ZSTD_e_end), 0U);
+  out.resize(output.pos);
+  return out;
+}
+
+std::string random_text(Random& random, size_t size) {
+  std::string text;
+  while (text.size() < size) text += static_cast<char>(random.below(5) == 0 ? '\n' : 'a' + random.below(26));
+  return text;
+}
+
+TEST(ByteStream, DecompressesMembersFramesAndWideWindows) {
+  const Folder folder;
+  Random random(1);
+  const std::string a = random_text(random, 300001);
+  const std::string b = random_text(random, 77);
+  const auto read = [](const fs::path& path) {
+    const auto stream = open_byte_stream(path);
+    std::string text;
+    std::string part(4099, 0);
+    for (size_t got = 0; (got = stream->read(part.data(), part.size())) > 0;) text.append(part, 0, got);
+    EXPECT_EQ(stream->bytes_done(), fs::file_size(path));
+    return text;
+  };
+  EXPECT_EQ(read(folder.write("t.txt", a)), a);
+  EXPECT_EQ(read(folder.write("t.gz", gzip(a) + gzip(b))), a + b);
+  EXPECT_EQ(read(folder.write("t.zst", zstd(a) + zstd(b))), a + b);
+  EXPECT_EQ(read(folder.write("wide.zst", zstd(a, 28))), a);  // more than the decoder's usual 2^27
+  EXPECT_EQ(read(folder.write("none.gz", gzip(""))), "");
+  EXPECT_EQ(read(folder.write("none.zst", zstd(""))), "");
+}
+
+TEST(ByteStream, RefusesBrokenCompression) {
+  const Folder folder;
+  Random random(2);
+  const std::string text = random_text(random, 100000);
+  const auto read = [](const fs::path& path) {
+    const auto stream = open_byte_stream(path);
+    std::string part(1 << 16, 0);
+    while (stream->read(part.data(), part.size()) > 0) {
+    }
+  };
+  for (const auto& [name, bytes] : {std::pair<std::string, std::string>{"t.gz", gzip(text)}, {"t.zst", zstd(text)}}) {
+    expect_error<DataError>([&] { read(folder.write("cut-" + name, bytes.substr(0, bytes.size() / 2))); }, {"cut-" + name, "cut short"});
+    expect_error<DataError>([&] { read(folder.write("cut1-" + name, bytes.substr(0, bytes.size() - 1))); }, {"cut short"});
+    expect_error<DataError>([&] { read(folder.write("empty-" + name, "")); }, {"cut short"});
+    expect_error<DataError>([&] { read(folder.write("not-" + name, text)); }, {"not-" + name, "broken"});
+    std::string damaged = bytes;
+    for (size_t i = 20; i < 60; ++i) damaged[i] = static_cast<char>(damaged[i] ^ 0x5a);
+    EXPECT_THROW(read(folder.write("damaged-" + name, damaged)), DataError);
+  }
+  expect_error<IoError>([&] { read(folder / "absent.txt"); }, {"absent.txt"});
+}
+
+TEST(LineReader, GivesLinesOfAnyLengthAndCutsThoseTooLong) {
+  const Folder folder;
+  const std::string long_line(3000000, 'x');
+  const auto path = folder.write("l.txt", "a\n\n" + long_line + "\nb\r\nlast");
+  const auto lines_of = [&](size_t max_bytes) {
+    LineReader reader(open_byte_stream(path), max_bytes);
+    std::vector<std::pair<std::string, bool>> lines;
+    std::string_view line;
+    bool too_long = false;
+    while (reader.next(line, too_long)) lines.emplace_back(line, too_long);
+    return lines;
+  };
+  using Lines = std::vector<std::pair<std::string, bool>>;
+  EXPECT_EQ(lines_of(1 << 30), (Lines{{"a", false}, {"", false}, {long_line, false}, {"b\r", false}, {"last", false}}));
+  EXPECT_EQ(lines_of(5), (Lines{{"a", false}, {"", false}, {"xxxxx", true}, {"b\r", false}, {"last", false}}));
+}
+
+TEST(TextReader, OneTextFileIsOneDocument) {
+  const Folder folder;
+  folder.write("c/2.txt", "second\n\n");
+  folder.write("c/1.txt", "\xEF\xBB\xBF" "first");
+  folder.write("c/sub/3.md", "third");
+  folder.write("c/4.txt.gz", gzip("fourth"));
+  folder.write("c/5.txt.zst", zstd("fifth"));
+  folder.write("c/6.txt", "");
+  folder.write("c/picture.png", "x");
+  EXPECT_EQ(texts_of(options_of(folder / "c")), (std::vector<std::string>{"first", "second\n\n", "fourth", "fifth", "third"}));
+  EXPECT_EQ(texts_of(options_of(folder / "c/*.txt")), (std::vector<std::string>{"first", "second\n\n"}));
+  expect_error<ConfigError>([&] { texts_of(options_of(folder / "c/picture.png")); }, {"picture.png", "--format"});
+  expect_error<IoError>([&] { texts_of(options_of(folder / "nothing*")); }, {"nothing*"});
+  auto forced = options_of(folder / "c/picture.png");
+  forced.format = FileFormat::text;
+  EXPECT_EQ(texts_of(forced), std::vector<std::string>{"x"});
+}
+
+TEST(TextReader, CutsLongTextsAndKeepsEveryByte) {
+  const Folder folder;
+  Random random(9);
+  for (int round = 0; round < 50; ++round) {
+    std::string text;
+    const char* parts[] = {"\n", "\n\n", " ", "word", "\xC3\xA9", "\xF0\x9F\x98\x80", "x"};
+    while (text.size() < random.below(400) + 1) text += parts[random.below(std::size(parts))];
+    nlohmann::json row;
+    row["text"] = text;
+    for (const auto& path : {folder.write("t.txt", text), folder.write("t.jsonl", row.dump() + "\n")}) {
+      auto options = options_of(path);
+      options.max_piece_bytes = 8 + random.below(60);
+      TextReader reader(options);
+      std::string joined;
+      const auto documents = read_all(reader);
+      for (size_t i = 0; i < documents.size(); ++i) {
+        EXPECT_LE(documents[i].text.size(), options.max_piece_bytes);
+        EXPECT_EQ(documents[i].begins, i == 0);
+        EXPECT_EQ(documents[i].ends, i + 1 == documents.size());
+        joined += documents[i].text;
+      }
+      ASSERT_EQ(joined, text);
+      ASSERT_EQ(reader.counts().documents, 1U);
+      ASSERT_EQ(reader.counts().cut_documents, documents.size() > 1 ? 1U : 0U);
+      ASSERT_EQ(reader.counts().invalid_utf8, 0U);  // no character is cut in two
+
+      // Newlines are made one across the cuts as well.
+      std::string wanted;
+      for (const char c : text) {
+        if (c != '\n' || wanted.empty() || wanted.back() != '\n') wanted += c;
+      }
+      options.normalize_newlines = true;
+      ASSERT_EQ(texts_of(options), std::vector<std::string>{wanted});
+    }
+  }
+}
+
+TEST(TextReader, GoesOnAtAnyPlace) {
+  const Folder folder;
+  folder.write("a.jsonl", "{\"text\": \"one\"}\n\nbroken\n{\"text\": \"two, which is longer than a piece may be\"}\n{\"text\": \"\"}\n{\"text\": \"three\"}");
+  folder.write("b.txt", "four four four four four four four");
+  folder.write("c.jsonl.gz", gzip("{\"text\": \"five\"}\n{\"text\": \"six\"}\n"));
+  auto options = options_of(folder.path());
+  options.max_piece_bytes = 10;
+  TextReader whole(options);
+  const auto documents = read_all(whole);
+  ASSERT_EQ(documents.size(), 14U);
+  for (size_t stop = 0; stop <= documents.size(); ++stop) {
+    TextReader first(options);
+    Document document;
+    for (size_t i = 0; i < stop; ++i) ASSERT_TRUE(first.next(document));
+    TextReader second(options);
+    second.restore(first.place(), first.counts());
+    for (size_t i = stop; i < documents.size(); ++i) {
+      ASSERT_TRUE(second.next(document));
+      EXPECT_EQ(document.text, documents[i].text);
+      EXPECT_EQ(document.begins, documents[i].begins);
+      EXPECT_EQ(document.ends, documents[i].ends);
+    }
+    EXPECT_FALSE(second.next(document));
+    EXPECT_EQ(second.counts().documents, whole.counts().documents);
+    EXPECT_EQ(second.counts().text_bytes, whole.counts().text_bytes);
+    EXPECT_EQ(second.counts().malformed_rows, 1U);
+    EXPECT_EQ(second.counts().empty_documents, 1U);
+    EXPECT_EQ(second.bytes_done(), second.total_bytes());
+  }
+}
+
+TEST(TextReader, CleansAsAsked) {
+  const Folder folder;
+  auto options = options_of(folder.write("t.jsonl", R"({"id": {"text": "inner"}, "text": " \n a\n\n\n b \n"})"
+                                                    "\n"
+                                                    R"({"text": " \n "})"));
+  EXPECT_EQ(texts_of(options), (std::vector<std::string>{" \n a\n\n\n b \n", " \n "}));
+  options.normalize_newlines = true;
+  EXPECT_EQ(texts_of(options), (std::vector<std::string>{" \n a\n b \n", " \n "}));
+  options.strip = true;
+  TextReader reader(options);
+  const auto documents = read_all(reader);
+  ASSERT_EQ(documents.size(), 1U);
+  EXPECT_EQ(documents[0].text, "a\n b");
+  EXPECT_EQ(reader.counts().empty_documents, 1U);
+}
+
+TEST(TextReader, CountsBadRowsAndDoesWithThemWhatIsAsked) {
+  const Folder folder;
+  const auto path = folder.write("t.jsonl",
+                                 "{\"text\": \"good\"}\n{\"text\": 5}\n[1]\n{\"other\": \"x\"}\n{\"text\": \"cut\n{\"text\": \"a\xFF" "b\"}\n"
+                                 "{\"text\": \"\\ud800\"}\n{\"text\": null}\n{\"text\": \"end\"}\n");
+  auto options = options_of(path);
+  {
+    TextReader reader(options);
+    EXPECT_EQ(read_all(reader).size(), 2U);
+    EXPECT_EQ(reader.counts().malformed_rows, 6U);
+    EXPECT_EQ(reader.counts().invalid_utf8, 1U);
+  }
+  options.bad_rows = BadRowPolicy::replace;
+  {
+    TextReader reader(options);
+    const auto documents = read_all(reader);
+    ASSERT_EQ(documents.size(), 3U);
+    EXPECT_EQ(documents[1].text, "a\xEF\xBF\xBD" "b");
+    EXPECT_EQ(reader.counts().malformed_rows, 6U);
+    EXPECT_EQ(reader.counts().invalid_utf8, 1U);
+  }
+  options.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { texts_of(options); }, {"t.jsonl", "row 1", "'text' is not a string"});
+  auto text = options_of(folder.write("bad.txt", "ab\xC3"));
+  EXPECT_TRUE(texts_of(text).empty());
+  text.bad_rows = BadRowPolicy::replace;
+  EXPECT_EQ(texts_of(text), std::vector<std::string>{"ab\xEF\xBF\xBD"});
+  text.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { texts_of(text); }, {"bad.txt", "byte 2"});
+}
+
+using Messages = std::vector<std::pair<std::string, std::string>>;
+
+std::vector<Messages> conversations_of(const ReaderOptions& options) {
+  TextReader reader(options);
+  std::vector<Messages> all;
+  for (const auto& document : read_all(reader)) {
+    all.emplace_back();
+    for (const auto& message : document.messages) all.back().emplace_back(message.role, message.content);
+  }
+  return all;
+}
+
+TEST(TextReader, ReadsConversations) {
+  const Folder folder;
+  auto options = options_of(folder.write("t.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}
+{"prompt": "p", "response": "r"}
+{"instruction": "i", "input": "more", "output": "o"}
+{"instruction": "i", "input": "", "output": "o"}
+{"question": "q", "answer": "n", "text": 1}
+{"question": "q", "answer": "n"}
+{"messages": []}
+{"messages": [{"role": "user"}]}
+{"prompt": "lonely"}
+)"));
+  const std::vector<Messages> wanted = {{{"user", "u"}, {"assistant", "a"}},
+                                        {{"user", "p"}, {"assistant", "r"}},
+                                        {{"user", "i\n\nmore"}, {"assistant", "o"}},
+                                        {{"user", "i"}, {"assistant", "o"}},
+                                        {{"user", "q"}, {"assistant", "n"}}};
+  EXPECT_EQ(conversations_of(options), wanted);
+  options.rows = RowKind::chat;
+  EXPECT_EQ(conversations_of(options).size(), 6U);  // the row whose text is a number is a conversation as well
+  options.rows = RowKind::text;
+  EXPECT_TRUE(conversations_of(options).empty());
+
+  auto named = options_of(folder.write("n.jsonl", R"({"ask": "x", "say": "y", "messages": 3})"));
+  named.prompt_key = "ask";
+  expect_error<ConfigError>([&] { TextReader reader(named); }, {"prompt_key", "answer_key"});
+  named.answer_key = "say";
+  EXPECT_EQ(conversations_of(named), (std::vector<Messages>{{{"user", "x"}, {"assistant", "y"}}}));
+}
+
+TEST(TextReader, RefusesUnknownNames) {
+  expect_error<ConfigError>([] { parse_bad_row_policy("skp"); }, {"skp", "skip", "did you mean"});
+  expect_error<ConfigError>([] { parse_file_format("csv"); }, {"csv", "parquet"});
+  expect_error<ConfigError>([] { parse_row_kind("chats"); }, {"chats", "chat"});
+}
+
+// tests/golden/make_parquet.py wrote these: rows "document N" with accents, a null in row 5, three row groups of 7 rows.
+TEST(TextReader, ReadsParquet) {
+  if (!fs::exists(fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "libdistil_xlstm_parquet.so")) {
+    GTEST_SKIP() << "libdistil_xlstm_parquet.so is not built: no pyarrow in the environment";
+  }
+  const fs::path golden = DISTIL_XLSTM_GOLDEN_DIR;
+  TextReader reader(options_of(golden / "documents.parquet"));
+  const auto documents = read_all(reader);
+  ASSERT_EQ(documents.size(), 20U);
+  EXPECT_EQ(reader.counts().malformed_rows, 1U);
+  EXPECT_EQ(documents[0].text, "document 0 caf\xC3\xA9");
+  EXPECT_EQ(documents[19].text, "document 20 caf\xC3\xA9 caf\xC3\xA9 caf\xC3\xA9");
+  EXPECT_EQ(reader.bytes_done(), reader.total_bytes());
+  for (uint64_t stop = 0; stop <= 21; ++stop) {
+    TextReader other(options_of(golden / "documents.parquet"));
+    other.restore({0, stop, 0}, {});
+    Document document;
+    size_t count = 0;
+    while (other.next(document)) ++count;
+    EXPECT_EQ(count, 21 - stop - (stop <= 5 ? 1 : 0));
+  }
+  auto fail = options_of(golden / "documents.parquet");
+  fail.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { texts_of(fail); }, {"documents.parquet", "row 5", "null"});
+  auto missing = options_of(golden / "documents.parquet");
+  missing.text_key = "content";
+  expect_error<DataError>([&] { texts_of(missing); }, {"documents.parquet", "'content'", "--text-key"});
+  missing.text_key = "score";
+  expect_error<DataError>([&] { texts_of(missing); }, {"'score'", "no strings"});
+  EXPECT_EQ(conversations_of(options_of(golden / "pairs.parquet")),
+            (std::vector<Messages>{{{"user", "p0"}, {"assistant", "r0"}}, {{"user", "p1"}, {"assistant", "r1"}}}));
+  const Folder folder;
+  expect_error<DataError>([&] { texts_of(options_of(folder.write("not.parquet", "PAR1 no"))); }, {"not.parquet", "Parquet"});
+  const std::string bytes = read_file(golden / "documents.parquet");
+  expect_error<DataError>([&] { texts_of(options_of(folder.write("cut.parquet", bytes.substr(0, bytes.size() / 2)))); }, {"cut.parquet"});
+}
+
+}  // namespace
+}  // namespace distil_xlstm::data
