@@ -36,6 +36,12 @@ function(dx_use_torch_pch target)
   endif()
   target_link_libraries(${target} PRIVATE fmt::fmt spdlog::spdlog)
   target_precompile_headers(${target} REUSE_FROM dx_torch_pch)
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL "EXECUTABLE")
+    # The header is compiled as the libraries are; GCC refuses it under an executable's -fPIE.
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${target} PRIVATE -fPIC)
+  endif()
 endfunction()
 
 # dx_test(folder): one test program of all tests/unit/<folder>/*.cpp, run by ctest as a whole.
