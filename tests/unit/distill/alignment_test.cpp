@@ -44,7 +44,8 @@ struct Case {
 
 // The definition, row by row and element by element.
 double naive(const AlignmentSettings& settings, const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& mask_BS) {
-  const auto s = student_BSD.detach().accessor<double, 3>(), t = teacher_BSD.accessor<double, 3>();
+  const Tensor detached_BSD = student_BSD.detach();
+  const auto s = detached_BSD.accessor<double, 3>(), t = teacher_BSD.accessor<double, 3>();
   const auto mask = mask_BS.accessor<uint8_t, 2>();
   double all = 0.0, all_count = 0.0, by_row = 0.0;
   for (int64_t i = 0; i < s.size(0); ++i) {
