@@ -10,9 +10,9 @@ struct CausalConvOutput {
   Tensor state_BJF;  // the last K - 1 inputs (J = K - 1), oldest first: what the next segment needs
 };
 
-// y[t,f] = act(bias[f] + sum_j weight[f,0,j] x[t-K+1+j, f]); taps before a document's start (is_start_BS) or before the initial state are 0.
-// weight_F1K, bias_F. Differentiable in x, weight, bias, and the initial state.
-CausalConvOutput causal_conv_silu(const Tensor& x_BSF, const Tensor& weight_F1K, const Tensor& bias_F,
-                                  const Tensor& initial_state_BJF = {}, const Tensor& is_start_BS = {});
+// y[t,f] = act(bias[f] + sum_j weight[f,0,j] x[t-K+1+j, f]); taps before a document's start (is_start_BS) or before the initial state are
+// 0. weight_F1K, bias_F. Differentiable in x, weight, bias, and the initial state.
+CausalConvOutput causal_conv_silu(const Tensor& x_BSF, const Tensor& weight_F1K, const Tensor& bias_F, const Tensor& initial_state_BJF = {},
+                                  const Tensor& is_start_BS = {});
 
 }  // namespace distil_xlstm::ops

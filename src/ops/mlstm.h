@@ -8,9 +8,9 @@ namespace distil_xlstm::ops {
 
 // State between tokens, float32 (float64 when the inputs are), k scaled by 1/sqrt(K) inside C and n (v1's convention). Undefined: zeros.
 struct MlstmState {
-  Tensor cell_BHKV;        // C
-  Tensor normalizer_BHK;   // n
-  Tensor stabilizer_BH;    // m
+  Tensor cell_BHKV;       // C
+  Tensor normalizer_BHK;  // n
+  Tensor stabilizer_BH;   // m
 };
 
 struct MlstmOutput {

@@ -1,0 +1,82 @@
+#include "ops/causal_conv.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/causal_conv_forms.h"
+#include "ops/cuda_backend.h"
+#include "ops/internal.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Arguments {
+  Tensor x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS;
+};
+
+Arguments prepared(const Tensor& x, const Tensor& weight_F1K, const Tensor& bias, const Tensor& initial, const Tensor& is_start) {
+  const at::ScalarType type = compute_type(x);
+  return {x.to(type).contiguous(), weight_F1K.squeeze(1).to(type).contiguous(), bias.to(type).contiguous(),
+          or_zeros(initial, {x.size(0), weight_F1K.size(2) - 1, x.size(2)}, x.options().dtype(type)),
+          is_start.defined() ? is_start.to(x.device(), at::kByte).contiguous() : Tensor()};
+}
+
+CausalConvOutput run_forward(const Arguments& a) {
+  const auto run = a.x_BSF.is_cpu()                                          ? causal_conv_forward_cpu
+                   : a.x_BSF.is_cuda() && cuda_backend().causal_conv_forward ? cuda_backend().causal_conv_forward
+                                                                             : causal_conv_forward_aten;
+  return run(a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF, a.is_start_BS);
+}
+
+struct CausalConvFunction : torch::autograd::Function<CausalConvFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& initial,
+                               const Tensor& is_start) {
+    const Arguments a = prepared(x, weight, bias, initial, is_start);
+    const CausalConvOutput out = run_forward(a);
+    ctx->save_for_backward({a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF, a.is_start_BS});
+    const at::ScalarType state_type = initial.defined() ? initial.scalar_type() : x.scalar_type();
+    ctx->saved_data["types"] =
+        std::vector<int64_t>{int64_t(x.scalar_type()), int64_t(weight.scalar_type()), int64_t(bias.scalar_type()), int64_t(state_type)};
+    return {out.y_BSF.to(x.scalar_type()), out.state_BJF.to(x.scalar_type())};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto s = ctx->get_saved_variables();
+    const Tensor &x = s[0], &initial = s[3];
+    const auto run = x.is_cpu()                                           ? causal_conv_backward_cpu
+                     : x.is_cuda() && cuda_backend().causal_conv_backward ? cuda_backend().causal_conv_backward
+                                                                          : causal_conv_backward_aten;
+    const CausalConvBackward g =
+        run(or_zeros(grads[0], x.sizes(), x.options()), or_zeros(grads[1], initial.sizes(), x.options()), x, s[1], s[2], initial, s[4]);
+    const auto types = ctx->saved_data["types"].toIntVector();
+    const auto as = [&](const Tensor& grad, int index) { return grad.to(static_cast<at::ScalarType>(types[index])); };
+    return {as(g.grad_x_BSF, 0), as(g.grad_weight_FK.unsqueeze(1), 1), as(g.grad_bias_F, 2), as(g.grad_initial_BJF, 3), Tensor()};
+  }
+};
+
+}  // namespace
+
+CausalConvOutput causal_conv_silu(const Tensor& x_BSF, const Tensor& weight_F1K, const Tensor& bias_F, const Tensor& initial_state_BJF,
+                                  const Tensor& is_start_BS) {
+  check_rank("causal_conv_silu: x_BSF", x_BSF, 3);
+  check_rank("causal_conv_silu: weight_F1K", weight_F1K, 3);
+  const int64_t B = x_BSF.size(0), S = x_BSF.size(1), F = x_BSF.size(2), K = weight_F1K.size(2);
+  if (x_BSF.numel() == 0 || K == 0)
+    throw ShapeError("causal_conv_silu: x_BSF {}, weight_F1K {}: no dimension may be 0", shape_text(x_BSF.sizes()),
+                     shape_text(weight_F1K.sizes()));
+  check_shape("causal_conv_silu: weight_F1K", weight_F1K, {F, 1, K});
+  check_shape("causal_conv_silu: bias_F", bias_F, {F});
+  if (initial_state_BJF.defined()) check_shape("causal_conv_silu: initial_state_BJF", initial_state_BJF, {B, K - 1, F});
+  if (is_start_BS.defined()) check_shape("causal_conv_silu: is_start_BS", is_start_BS, {B, S});
+  if (any_requires_grad({x_BSF, weight_F1K, bias_F, initial_state_BJF})) {
+    const variable_list out = CausalConvFunction::apply(x_BSF, weight_F1K, bias_F, initial_state_BJF, is_start_BS);
+    return {out[0], out[1]};
+  }
+  at::NoGradGuard no_grad;
+  const CausalConvOutput out = run_forward(prepared(x_BSF, weight_F1K, bias_F, initial_state_BJF, is_start_BS));
+  return {out.y_BSF.to(x_BSF.scalar_type()), out.state_BJF.to(x_BSF.scalar_type())};
+}
+
+}  // namespace distil_xlstm::ops

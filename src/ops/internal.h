@@ -1,0 +1,51 @@
+// What the operations of this folder share: types to compute in, shape checks, masks of document starts.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <initializer_list>
+#include <string_view>
+
+#include "base/error.h"
+#include "ops/tensor.h"
+
+namespace distil_xlstm::ops {
+
+// float64 stays, everything else computes in float32.
+inline at::ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline std::string shape_text(at::IntArrayRef sizes) {
+  return fmt::format("[{}]", fmt::join(sizes.begin(), sizes.end(), ", "));
+}
+
+// Throws ShapeError unless `tensor` has exactly these sizes; `what` names operation and argument ("slstm_scan: bias_HGK").
+inline void check_shape(std::string_view what, const Tensor& tensor, std::initializer_list<int64_t> sizes) {
+  const at::IntArrayRef expected(sizes);
+  if (!tensor.defined()) throw ShapeError("{}: not given, {} is needed", what, shape_text(expected));
+  if (tensor.sizes() != expected)
+    throw ShapeError("{}: {} does not fit the other arguments: {} is needed", what, shape_text(tensor.sizes()), shape_text(expected));
+}
+
+inline void check_rank(std::string_view what, const Tensor& tensor, int64_t rank) {
+  if (!tensor.defined()) throw ShapeError("{}: not given, a tensor with {} dimensions is needed", what, rank);
+  if (tensor.dim() != rank)
+    throw ShapeError("{}: {} has {} dimensions, {} are needed", what, shape_text(tensor.sizes()), tensor.dim(), rank);
+}
+
+// An optional input in the type to compute in, contiguous; zeros when undefined.
+inline Tensor or_zeros(const Tensor& tensor, at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return tensor.defined() ? tensor.to(options.dtype().toScalarType()).contiguous() : at::zeros(sizes, options);
+}
+
+// Whether autograd must record an operation on these.
+inline bool any_requires_grad(std::initializer_list<Tensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& tensor : tensors) {
+    if (tensor.defined() && tensor.requires_grad()) return true;
+  }
+  return false;
+}
+
+}  // namespace distil_xlstm::ops

@@ -1,0 +1,141 @@
+#include "ops/mlstm.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <limits>
+
+#include "ops/internal.h"
+#include "ops/mlstm_forms.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The type to compute in throughout; a missing state becomes zeros, as the package starts (C = n = m = 0).
+MlstmInputs prepared(const MlstmInputs& in) {
+  const at::ScalarType type = compute_type(in.q_BSHK);
+  const auto ready = [&](const Tensor& x) { return x.to(type).contiguous(); };
+  const Tensor is_start = in.is_start_BS.defined() ? in.is_start_BS.to(in.q_BSHK.device(), at::kByte).contiguous() : Tensor();
+  return {ready(in.q_BSHK), ready(in.k_BSHK), ready(in.v_BSHV), ready(in.igate_BSH), ready(in.fgate_BSH), is_start};
+}
+
+MlstmState prepared(const MlstmState& state, const MlstmInputs& in) {
+  const int64_t B = in.q_BSHK.size(0), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
+  const auto options = in.q_BSHK.options().dtype(compute_type(in.q_BSHK));
+  return {or_zeros(state.cell_BHKV, {B, H, K, V}, options), or_zeros(state.normalizer_BHK, {B, H, K}, options),
+          or_zeros(state.stabilizer_BH, {B, H}, options)};
+}
+
+void check_inputs(const char* name, const MlstmInputs& in, const MlstmState& state) {
+  const auto what = [&](const std::string& argument) { return fmt::format("{}: {}", name, argument); };
+  check_rank(what("q_BSHK"), in.q_BSHK, 4);
+  check_rank(what("v_BSHV"), in.v_BSHV, 4);
+  const int64_t B = in.q_BSHK.size(0), S = in.q_BSHK.size(1), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
+  if (in.q_BSHK.numel() == 0 || V == 0) throw ShapeError("{}: no dimension may be 0", what("q_BSHK " + shape_text(in.q_BSHK.sizes())));
+  check_shape(what("k_BSHK"), in.k_BSHK, {B, S, H, K});
+  check_shape(what("v_BSHV"), in.v_BSHV, {B, S, H, V});
+  check_shape(what("igate_BSH"), in.igate_BSH, {B, S, H});
+  check_shape(what("fgate_BSH"), in.fgate_BSH, {B, S, H});
+  if (in.is_start_BS.defined()) check_shape(what("is_start_BS"), in.is_start_BS, {B, S});
+  if (state.cell_BHKV.defined()) check_shape(what("initial cell_BHKV"), state.cell_BHKV, {B, H, K, V});
+  if (state.normalizer_BHK.defined()) check_shape(what("initial normalizer_BHK"), state.normalizer_BHK, {B, H, K});
+  if (state.stabilizer_BH.defined()) check_shape(what("initial stabilizer_BH"), state.stabilizer_BH, {B, H});
+}
+
+MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial) {
+  return in.q_BSHK.is_cpu() ? mlstm_chunkwise_cpu(in, chunk_size, initial) : mlstm_chunkwise_aten(in, chunk_size, initial);
+}
+
+struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& igate,
+                               const Tensor& fgate, const Tensor& cell, const Tensor& normalizer, const Tensor& stabilizer,
+                               const Tensor& is_start, int64_t chunk_size) {
+    const MlstmInputs given{q, k, v, igate, fgate, is_start}, in = prepared(given);
+    const MlstmState initial = prepared(MlstmState{cell, normalizer, stabilizer}, in);
+    const MlstmOutput out = run_chunkwise(in, chunk_size, initial);
+    ctx->save_for_backward({in.q_BSHK, in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, in.is_start_BS, initial.cell_BHKV,
+                            initial.normalizer_BHK, initial.stabilizer_BH, out.h_BSHV});
+    ctx->saved_data["chunk_size"] = chunk_size;
+    std::vector<int64_t> types;
+    for (const Tensor* x : {&q, &k, &v, &igate, &fgate}) types.push_back(int64_t(x->scalar_type()));
+    ctx->saved_data["types"] = types;
+    ctx->mark_non_differentiable({out.state.stabilizer_BH});
+    return {out.h_BSHV.to(v.scalar_type()), out.state.cell_BHKV, out.state.normalizer_BHK, out.state.stabilizer_BH};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto s = ctx->get_saved_variables();
+    const MlstmInputs in{s[0], s[1], s[2], s[3], s[4], s[5]};
+    const MlstmState initial{s[6], s[7], s[8]};
+    const Tensor& h = s[9];
+    const int64_t chunk_size = ctx->saved_data["chunk_size"].toInt();
+    const auto types = ctx->saved_data["types"].toIntVector();
+    const Tensor grad_h = or_zeros(grads[0], h.sizes(), h.options());
+    const MlstmState grad_state{
+        or_zeros(grads[1], initial.cell_BHKV.sizes(), h.options()), or_zeros(grads[2], initial.normalizer_BHK.sizes(), h.options()), {}};
+    const auto run = in.q_BSHK.is_cpu() ? mlstm_backward_cpu : mlstm_backward_aten;
+    const MlstmBackward out = run(in, chunk_size, initial, h, grad_h, grad_state);
+    const MlstmInputs& g = out.grad_inputs;
+    variable_list result;
+    for (const Tensor* x : {&g.q_BSHK, &g.k_BSHK, &g.v_BSHV, &g.igate_BSH, &g.fgate_BSH}) {
+      result.push_back(x->to(static_cast<at::ScalarType>(types[result.size()])));
+    }
+    result.insert(result.end(),
+                  {out.grad_initial.cell_BHKV, out.grad_initial.normalizer_BHK, out.grad_initial.stabilizer_BH, Tensor(), Tensor()});
+    return result;
+  }
+};
+
+}  // namespace
+
+MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial) {
+  check_inputs("mlstm_chunkwise", inputs, initial);
+  if (chunk_size < 1) throw ValueError("mlstm_chunkwise: chunk_size = {}: at least 1 is needed", chunk_size);
+  const auto& [q, k, v, igate, fgate, is_start] = inputs;
+  if (any_requires_grad({q, k, v, igate, fgate, initial.cell_BHKV, initial.normalizer_BHK, initial.stabilizer_BH})) {
+    const variable_list out =
+        MlstmFunction::apply(q, k, v, igate, fgate, initial.cell_BHKV, initial.normalizer_BHK, initial.stabilizer_BH, is_start, chunk_size);
+    return {out[0], {out[1], out[2], out[3]}};
+  }
+  at::NoGradGuard no_grad;
+  const MlstmInputs in = prepared(inputs);
+  MlstmOutput out = run_chunkwise(in, chunk_size, prepared(initial, in));
+  out.h_BSHV = out.h_BSHV.to(v.scalar_type());
+  return out;
+}
+
+MlstmOutput mlstm_recurrent(const MlstmInputs& inputs, const MlstmState& initial) {
+  check_inputs("mlstm_recurrent", inputs, initial);
+  at::NoGradGuard no_grad;
+  const MlstmInputs in = prepared(inputs);
+  const auto run = in.q_BSHK.is_cpu() ? mlstm_recurrent_cpu : mlstm_recurrent_aten;
+  MlstmOutput out = run(in, prepared(initial, in));
+  out.h_BSHV = out.h_BSHV.to(inputs.v_BSHV.scalar_type());
+  return out;
+}
+
+Tensor mlstm_parallel(const MlstmInputs& inputs) {
+  check_inputs("mlstm_parallel", inputs, {});
+  const at::ScalarType type = compute_type(inputs.q_BSHK);
+  const auto by_head = [&](const Tensor& x) { return x.to(type).transpose(1, 2); };
+  const int64_t S = inputs.q_BSHK.size(1);
+  const Tensor q = by_head(inputs.q_BSHK), k = by_head(inputs.k_BSHK) / std::sqrt(double(inputs.q_BSHK.size(3))),
+               v = by_head(inputs.v_BSHV);
+  const Tensor igate = by_head(inputs.igate_BSH), log_forget = at::log_sigmoid(by_head(inputs.fgate_BSH));
+  Tensor valid = at::ones({S, S}, q.options().dtype(at::kBool)).tril();
+  if (inputs.is_start_BS.defined()) {
+    const Tensor document = inputs.is_start_BS.to(at::kLong).cumsum(1).unsqueeze(1);
+    valid = valid & (document.unsqueeze(-1) == document.unsqueeze(-2));
+  }
+  const Tensor between = log_forget.unsqueeze(-1).expand({-1, -1, S, S}).tril(-1).cumsum(-2);
+  const Tensor weights = (between + igate.unsqueeze(-2)).masked_fill(valid.logical_not(), -std::numeric_limits<double>::infinity());
+  const Tensor m = weights.amax(-1, /*keepdim=*/true);
+  const Tensor scores = at::matmul(q, k.transpose(-1, -2)) * (weights - m).exp();
+  const Tensor divisor = at::maximum(scores.sum(-1, /*keepdim=*/true).abs(), (-m).exp()) + kMlstmEps;
+  return (at::matmul(scores, v) / divisor).transpose(1, 2).to(inputs.v_BSHV.scalar_type());
+}
+
+}  // namespace distil_xlstm::ops

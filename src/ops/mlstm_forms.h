@@ -1,0 +1,31 @@
+// The implementations behind mlstm_chunkwise and mlstm_recurrent: all take and give the same tensors.
+#pragma once
+
+#include "ops/mlstm.h"
+
+namespace distil_xlstm::ops {
+
+// How far below zero the frame of the read-out may go: exp(-frame) must stay finite (spec 8.1, point 1). Any frame gives the same output.
+inline constexpr double kMinReadoutFrame = -10.0;
+inline constexpr double kMlstmEps = 1e-6;
+
+struct MlstmBackward {
+  MlstmInputs grad_inputs;
+  MlstmState grad_initial;
+};
+
+// Everything in the type to compute in, q, k, v, gates contiguous; k not yet scaled; `initial` defined throughout; is_start_BS uint8 or
+// undefined.
+MlstmOutput mlstm_chunkwise_cpu(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial);
+MlstmOutput mlstm_chunkwise_aten(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial);
+
+// h_BSHV: the forward's output. grad_state: gradients of the final C and n (contiguous, defined).
+MlstmBackward mlstm_backward_cpu(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial, const Tensor& h_BSHV,
+                                 const Tensor& grad_h_BSHV, const MlstmState& grad_state);
+MlstmBackward mlstm_backward_aten(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial, const Tensor& h_BSHV,
+                                  const Tensor& grad_h_BSHV, const MlstmState& grad_state);
+
+MlstmOutput mlstm_recurrent_cpu(const MlstmInputs& inputs, const MlstmState& initial);
+MlstmOutput mlstm_recurrent_aten(const MlstmInputs& inputs, const MlstmState& initial);
+
+}  // namespace distil_xlstm::ops

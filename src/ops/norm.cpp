@@ -1,0 +1,93 @@
+#include "ops/norm.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/cuda_backend.h"
+#include "ops/internal.h"
+#include "ops/norm_forms.h"
+
+namespace distil_xlstm::ops {
+
+LayerNormForward layer_norm_forward_aten(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+  auto [normalized, mean, rstd] = at::native_layer_norm(x_NGK, {x_NGK.size(2)}, {}, {}, eps);
+  return {normalized * (1 + weight_GK), mean.squeeze(-1), rstd.squeeze(-1)};
+}
+
+LayerNormBackward layer_norm_backward_aten(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
+                                           const Tensor& rstd_NG) {
+  const Tensor rstd = rstd_NG.unsqueeze(-1), normalized = (x_NGK - mean_NG.unsqueeze(-1)) * rstd;
+  const Tensor grad = grad_y_NGK * (1 + weight_GK);
+  const Tensor grad_x = rstd * (grad - grad.mean(-1, true) - normalized * (grad * normalized).mean(-1, true));
+  return {grad_x, (grad_y_NGK * normalized).sum(0)};
+}
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor grouped(const Tensor& x, const Tensor& weight, int64_t num_groups) {
+  return x.to(compute_type(x)).contiguous().view({-1, num_groups, weight.size(0) / num_groups});
+}
+
+Tensor grouped_weight(const Tensor& x, const Tensor& weight, int64_t num_groups) {
+  return weight.to(compute_type(x)).contiguous().view({num_groups, -1});
+}
+
+LayerNormForward run_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+  const auto run = x_NGK.is_cpu()                                         ? layer_norm_forward_cpu
+                   : x_NGK.is_cuda() && cuda_backend().layer_norm_forward ? cuda_backend().layer_norm_forward
+                                                                          : layer_norm_forward_aten;
+  return run(x_NGK, weight_GK, eps);
+}
+
+struct ResidualLayerNormFunction : torch::autograd::Function<ResidualLayerNormFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, int64_t num_groups, double eps) {
+    const Tensor x_NGK = grouped(x, weight, num_groups), weight_GK = grouped_weight(x, weight, num_groups);
+    const LayerNormForward out = run_forward(x_NGK, weight_GK, eps);
+    // The input keeps its own type while it waits: half the memory for half-precision activations.
+    ctx->save_for_backward({x, weight, out.mean_NG, out.rstd_NG});
+    ctx->saved_data["num_groups"] = num_groups;
+    return out.y_NGK.view(x.sizes()).to(x.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto s = ctx->get_saved_variables();
+    const Tensor &x = s[0], &weight = s[1];
+    const int64_t num_groups = ctx->saved_data["num_groups"].toInt();
+    const Tensor x_NGK = grouped(x, weight, num_groups), weight_GK = grouped_weight(x, weight, num_groups);
+    const Tensor grad_NGK = grouped(grads[0], weight, num_groups).to(x_NGK.scalar_type());
+    const auto run = x.is_cpu()                                          ? layer_norm_backward_cpu
+                     : x.is_cuda() && cuda_backend().layer_norm_backward ? cuda_backend().layer_norm_backward
+                                                                         : layer_norm_backward_aten;
+    const LayerNormBackward out = run(grad_NGK, x_NGK, weight_GK, s[2], s[3]);
+    return {out.grad_x_NGK.view(x.sizes()).to(x.scalar_type()), out.grad_weight_GK.view(weight.sizes()).to(weight.scalar_type()), Tensor(),
+            Tensor()};
+  }
+};
+
+void check_weight(const char* name, const Tensor& x, const Tensor& weight) {
+  if (!x.defined() || x.dim() == 0) throw ShapeError("{}: x needs at least one dimension", name);
+  check_shape(fmt::format("{}: weight", name), weight, {x.size(-1)});
+}
+
+}  // namespace
+
+Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_groups, double eps) {
+  check_weight("residual_layer_norm", x, weight);
+  if (num_groups < 1 || weight.size(0) % num_groups != 0) {
+    throw ShapeError("residual_layer_norm: {} groups do not divide the width {}: choose a divisor", num_groups, weight.size(0));
+  }
+  if (x.numel() == 0) return x.clone();
+  if (any_requires_grad({x, weight})) return ResidualLayerNormFunction::apply(x, weight, num_groups, eps);
+  at::NoGradGuard no_grad;
+  return run_forward(grouped(x, weight, num_groups), grouped_weight(x, weight, num_groups), eps).y_NGK.view(x.sizes()).to(x.scalar_type());
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  check_weight("rms_norm", x, weight);
+  const Tensor y = at::rms_norm(x.to(compute_type(x)), {x.size(-1)}, weight.to(compute_type(x)), eps);
+  return y.to(x.scalar_type());
+}
+
+}  // namespace distil_xlstm::ops

@@ -1,0 +1,23 @@
+// The implementations behind residual_layer_norm. Letters: N rows, G groups, K width of a group.
+#pragma once
+
+#include "ops/norm.h"
+
+namespace distil_xlstm::ops {
+
+struct LayerNormForward {
+  Tensor y_NGK, mean_NG, rstd_NG;
+};
+struct LayerNormBackward {
+  Tensor grad_x_NGK, grad_weight_GK;
+};
+
+// Everything contiguous and in the type to compute in; weight is the residual weight: the factor is (1 + weight).
+LayerNormForward layer_norm_forward_cpu(const Tensor& x_NGK, const Tensor& weight_GK, double eps);
+LayerNormForward layer_norm_forward_aten(const Tensor& x_NGK, const Tensor& weight_GK, double eps);
+LayerNormBackward layer_norm_backward_cpu(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
+                                          const Tensor& rstd_NG);
+LayerNormBackward layer_norm_backward_aten(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
+                                           const Tensor& rstd_NG);
+
+}  // namespace distil_xlstm::ops
