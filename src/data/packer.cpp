@@ -15,7 +15,14 @@ TextEncoder make_encoder(const Tokenizer& tokenizer) {
   TextEncoder encoder;
   encoder.encode_batch = [&tokenizer](std::span<const std::string_view> texts) { return tokenizer.encode_batch(texts, false); };
   encoder.render_spans = [&tokenizer, chat = std::shared_ptr<ChatTemplate>()](const std::vector<ChatMessage>& messages) mutable {
-    if (!chat) chat = std::make_shared<ChatTemplate>(tokenizer.files());
+    if (!chat) {
+      // Not a fault of one row: no conversation can be prepared with this tokenizer.
+      try {
+        chat = std::make_shared<ChatTemplate>(tokenizer.files());
+      } catch (const DataError& error) {
+        throw ConfigError("the text holds conversations, but the tokenizer cannot render them: {}", error.what());
+      }
+    }
     return chat->render_spans(messages);
   };
   encoder.token_id = [&tokenizer](std::string_view piece) { return tokenizer.token_id(piece); };

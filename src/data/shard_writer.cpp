@@ -347,7 +347,7 @@ void ShardWriter::restore(const json& state) {
   if (!is_open) return;
 
   const json& open = state["open"];
-  const auto& borders = require<json>(open, "borders", where).get_binary();
+  const std::vector<uint8_t> borders = require<json>(open, "borders", where).get_binary();
   s.borders.resize(borders.size() / sizeof(uint64_t));
   std::memcpy(s.borders.data(), borders.data(), s.borders.size() * sizeof(uint64_t));
   s.mask_bits = require<json>(open, "mask_bits", where).get_binary();

@@ -55,6 +55,7 @@ std::string zstd(std::string_view text, int window_log = 0) {
     ZSTD_CCtx_setParameter(context.get(), ZSTD_c_contentSizeFlag, 0);
   }
   std::string out(ZSTD_compressBound(text.size()) + 64, 0);
+  ZSTD_CCtx_setParameter(context.get(), ZSTD_c_checksumFlag, 1);
   ZSTD_outBuffer output{out.data(), out.size(), 0};
   ZSTD_inBuffer input{text.data(), text.size(), 0};
   // Two calls, so that the size is unknown and the window stays as wide as asked for.
@@ -133,7 +134,9 @@ TEST(LineReader, GivesLinesOfAnyLengthAndCutsThoseTooLong) {
 TEST(TextReader, OneTextFileIsOneDocument) {
   const Folder folder;
   folder.write("c/2.txt", "second\n\n");
-  folder.write("c/1.txt", "\xEF\xBB\xBF" "first");
+  folder.write("c/1.txt",
+               "\xEF\xBB\xBF"
+               "first");
   folder.write("c/sub/3.md", "third");
   folder.write("c/4.txt.gz", gzip("fourth"));
   folder.write("c/5.txt.zst", zstd("fifth"));
@@ -154,12 +157,13 @@ TEST(TextReader, CutsLongTextsAndKeepsEveryByte) {
   for (int round = 0; round < 50; ++round) {
     std::string text;
     const char* parts[] = {"\n", "\n\n", " ", "word", "\xC3\xA9", "\xF0\x9F\x98\x80", "x"};
-    while (text.size() < random.below(400) + 1) text += parts[random.below(std::size(parts))];
+    const size_t size = 1 + random.below(900);
+    while (text.size() < size) text += parts[random.below(std::size(parts))];
     nlohmann::json row;
     row["text"] = text;
     for (const auto& path : {folder.write("t.txt", text), folder.write("t.jsonl", row.dump() + "\n")}) {
       auto options = options_of(path);
-      options.max_piece_bytes = 8 + random.below(60);
+      options.max_piece_bytes = 64 + random.below(60);
       TextReader reader(options);
       std::string joined;
       const auto documents = read_all(reader);
@@ -187,7 +191,9 @@ TEST(TextReader, CutsLongTextsAndKeepsEveryByte) {
 
 TEST(TextReader, GoesOnAtAnyPlace) {
   const Folder folder;
-  folder.write("a.jsonl", "{\"text\": \"one\"}\n\nbroken\n{\"text\": \"two, which is longer than a piece may be\"}\n{\"text\": \"\"}\n{\"text\": \"three\"}");
+  folder.write(
+      "a.jsonl",
+      "{\"text\": \"one\"}\n\nbroken\n{\"text\": \"two, which is longer than a piece may be\"}\n{\"text\": \"\"}\n{\"text\": \"three\"}");
   folder.write("b.txt", "four four four four four four four");
   folder.write("c.jsonl.gz", gzip("{\"text\": \"five\"}\n{\"text\": \"six\"}\n"));
   auto options = options_of(folder.path());
@@ -235,7 +241,8 @@ TEST(TextReader, CleansAsAsked) {
 TEST(TextReader, CountsBadRowsAndDoesWithThemWhatIsAsked) {
   const Folder folder;
   const auto path = folder.write("t.jsonl",
-                                 "{\"text\": \"good\"}\n{\"text\": 5}\n[1]\n{\"other\": \"x\"}\n{\"text\": \"cut\n{\"text\": \"a\xFF" "b\"}\n"
+                                 "{\"text\": \"good\"}\n{\"text\": 5}\n[1]\n{\"other\": \"x\"}\n{\"text\": \"cut\n{\"text\": \"a\xFF"
+                                 "b\"}\n"
                                  "{\"text\": \"\\ud800\"}\n{\"text\": null}\n{\"text\": \"end\"}\n");
   auto options = options_of(path);
   {
@@ -249,7 +256,9 @@ TEST(TextReader, CountsBadRowsAndDoesWithThemWhatIsAsked) {
     TextReader reader(options);
     const auto documents = read_all(reader);
     ASSERT_EQ(documents.size(), 3U);
-    EXPECT_EQ(documents[1].text, "a\xEF\xBF\xBD" "b");
+    EXPECT_EQ(documents[1].text,
+              "a\xEF\xBF\xBD"
+              "b");
     EXPECT_EQ(reader.counts().malformed_rows, 6U);
     EXPECT_EQ(reader.counts().invalid_utf8, 1U);
   }
@@ -277,7 +286,8 @@ std::vector<Messages> conversations_of(const ReaderOptions& options) {
 
 TEST(TextReader, ReadsConversations) {
   const Folder folder;
-  auto options = options_of(folder.write("t.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}
+  auto options =
+      options_of(folder.write("t.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}
 {"prompt": "p", "response": "r"}
 {"instruction": "i", "input": "more", "output": "o"}
 {"instruction": "i", "input": "", "output": "o"}

@@ -1,0 +1,147 @@
+// Documents -> ids: BOS, document end, and which ids of a conversation count.
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "unit/data/data_testing.h"
+
+namespace distil_xlstm::data {
+namespace {
+
+std::vector<int32_t> bytes_of(std::string_view text) {
+  std::vector<int32_t> ids;
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+  return ids;
+}
+
+std::vector<int32_t> join(std::initializer_list<std::vector<int32_t>> parts) {
+  std::vector<int32_t> all;
+  for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+Document text_document(const std::string& text, bool begins = true, bool ends = true) {
+  Document document;
+  document.text = text;
+  document.begins = begins;
+  document.ends = ends;
+  return document;
+}
+
+Document conversation(std::vector<ChatMessage> messages) {
+  Document document;
+  document.messages = std::move(messages);
+  return document;
+}
+
+TEST(Packer, PutsBosFirstAndTheEndLast) {
+  const std::vector<Document> documents = {text_document("ab"), text_document("c", true, false), text_document("d", false, false),
+                                           text_document("", false, true)};
+  for (const bool with_bos : {true, false}) {
+    for (const std::string end : {"none", "eos", "<s>"}) {
+      const auto encoder = byte_encoder(with_bos);
+      const auto end_id = resolve_document_end(encoder, end);
+      Packer packer(encoder, end_id, BadRowPolicy::skip);
+      const auto packed = packer.encode(documents);
+      const std::vector<int32_t> bos = with_bos ? std::vector<int32_t>{kTestBos} : std::vector<int32_t>{};
+      const std::vector<int32_t> last = end_id ? std::vector<int32_t>{*end_id} : std::vector<int32_t>{};
+      ASSERT_EQ(packed.size(), 4U);
+      EXPECT_EQ(packed[0].ids, join({bos, bytes_of("ab"), last}));
+      EXPECT_EQ(packed[1].ids, join({bos, bytes_of("c")}));
+      EXPECT_EQ(packed[2].ids, bytes_of("d"));
+      EXPECT_EQ(packed[3].ids, last);
+      EXPECT_TRUE(packed[0].counts.empty());
+      EXPECT_NE(packed[0].hash, packed[1].hash);
+    }
+  }
+}
+
+TEST(Packer, RefusesAnUnknownEnd) {
+  auto encoder = byte_encoder();
+  EXPECT_EQ(resolve_document_end(encoder, "none"), std::nullopt);
+  EXPECT_EQ(resolve_document_end(encoder, "eos"), kTestEos);
+  EXPECT_EQ(resolve_document_end(encoder, "<s>"), kTestBos);
+  expect_error<ConfigError>([&] { resolve_document_end(encoder, "<end>"); }, {"<end>", "none", "eos"});
+  encoder.eos_id.reset();
+  expect_error<ConfigError>([&] { resolve_document_end(encoder, "eos"); }, {"no eos_token"});
+}
+
+TEST(Packer, CountsOnlyAnswersOfConversations) {
+  Packer packer(byte_encoder(), kTestEos, BadRowPolicy::skip);
+  const auto packed =
+      packer.encode(std::vector<Document>{conversation({{"user", "u"}, {"assistant", "yes"}, {"user", "v"}, {"assistant", "no"}}),
+                                          text_document("plain"), conversation({{"assistant", "a"}, {"user", "u"}})});
+  ASSERT_EQ(packed.size(), 3U);
+  EXPECT_EQ(packed[0].ids, join({{kTestBos}, bytes_of("user:u;assistant:yes;user:v;assistant:no;"), {kTestEos}}));
+  std::string counted;
+  for (size_t i = 0; i < packed[0].ids.size(); ++i) {
+    if (packed[0].counts[i] != 0) counted += packed[0].ids[i] < 256 ? static_cast<char>(packed[0].ids[i]) : '$';
+  }
+  EXPECT_EQ(counted, "yes;no;$");  // stopping after the last answer is learnt as well
+  EXPECT_TRUE(packed[1].counts.empty());
+  EXPECT_EQ(packed[2].ids.back(), kTestEos);
+  EXPECT_EQ(packed[2].counts.back(), 0);
+}
+
+TEST(Packer, AddsNoSecondBosWhereTheTemplateWritesIt) {
+  auto encoder = byte_encoder();
+  encoder.encode_batch = [inner = encoder.encode_batch](std::span<const std::string_view> texts) {
+    auto all = inner(texts);
+    for (auto& ids : all) {
+      if (!ids.empty() && ids[0] == '^') ids[0] = kTestBos;
+    }
+    return all;
+  };
+  encoder.render_spans = [](const std::vector<ChatMessage>& messages) {
+    return std::vector<ChatSpan>{{"^q", false}, {messages.back().content, true}};
+  };
+  Packer packer(encoder, std::nullopt, BadRowPolicy::skip);
+  const auto packed = packer.encode(std::vector<Document>{conversation({{"assistant", "a"}})});
+  EXPECT_EQ(packed[0].ids, (std::vector<int32_t>{kTestBos, 'q', 'a'}));
+  EXPECT_EQ(packed[0].counts, (std::vector<uint8_t>{0, 0, 1}));
+}
+
+// A tokenizer that joins ":y" into one id: the token over the border between prompt and answer belongs to the answer.
+TEST(Packer, FindsAnswersWhereATokenReachesOverTheirBorder) {
+  auto encoder = byte_encoder(false);
+  encoder.encode_batch = [](std::span<const std::string_view> texts) {
+    std::vector<std::vector<int32_t>> all;
+    for (const auto text : texts) {
+      auto& ids = all.emplace_back();
+      for (size_t i = 0; i < text.size(); ++i) {
+        if (text.substr(i, 2) == ":y") {
+          ids.push_back(259);
+          ++i;
+        } else {
+          ids.push_back(static_cast<unsigned char>(text[i]));
+        }
+      }
+    }
+    return all;
+  };
+  Packer packer(encoder, std::nullopt, BadRowPolicy::skip);
+  const auto packed = packer.encode(std::vector<Document>{conversation({{"user", "u"}, {"assistant", "yes"}, {"user", "w"}})});
+  EXPECT_EQ(packed[0].ids, join({bytes_of("user:u;assistant"), {259}, bytes_of("es;user:w;")}));
+  std::vector<int32_t> counted;
+  for (size_t i = 0; i < packed[0].ids.size(); ++i) {
+    if (packed[0].counts[i] != 0) counted.push_back(packed[0].ids[i]);
+  }
+  EXPECT_EQ(counted, (std::vector<int32_t>{259, 'e', 's', ';'}));
+}
+
+TEST(Packer, DropsConversationsThatTheTemplateRefuses) {
+  const std::vector<Document> documents = {conversation({{"refused", "x"}}), text_document("a"), conversation({{"refused", "x"}}),
+                                           conversation({{"assistant", "b"}})};
+  Packer packer(byte_encoder(), std::nullopt, BadRowPolicy::skip);
+  const auto packed = packer.encode(documents);
+  ASSERT_EQ(packed.size(), 2U);
+  EXPECT_EQ(packed[0].ids, join({{kTestBos}, bytes_of("a")}));
+  EXPECT_EQ(packed[0].source, 1U);
+  EXPECT_EQ(packed[0].refused_conversations, 1U);
+  EXPECT_EQ(packed[1].source, 3U);
+  EXPECT_EQ(packer.refused_conversations(), 2U);
+  Packer strict(byte_encoder(), std::nullopt, BadRowPolicy::fail);
+  expect_error<DataError>([&] { strict.encode(documents); }, {"roles must alternate"});
+}
+
+}  // namespace
+}  // namespace distil_xlstm::data

@@ -1,0 +1,247 @@
+// The whole way from text to shards: the same bytes whatever was interrupted, and what the index says.
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <map>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "base/signals.h"
+#include "data/prepare.h"
+#include "data/prepare_journal.h"
+#include "unit/data/data_testing.h"
+
+namespace distil_xlstm::data {
+namespace {
+
+PrepareOptions options_of(const fs::path& input, const fs::path& output) {
+  PrepareOptions options;
+  options.reader.inputs = {input.string()};
+  options.output = output;
+  options.model = "bytes";
+  options.context_length = 16;
+  options.document_end = "eos";
+  options.validation_fraction = 0.2;
+  options.show_progress = false;
+  options.shard_bytes = 40 * 2 * 16;
+  return options;
+}
+
+std::vector<std::string> write_corpus(const Folder& folder, size_t num_documents) {
+  Random random(21);
+  std::vector<std::string> texts;
+  std::string lines;
+  for (size_t i = 0; i < num_documents; ++i) {
+    std::string text = fmt::format("{} ", i);
+    const size_t size = 3 + random.below(200);
+    while (text.size() < size) text += static_cast<char>('a' + random.below(26));
+    texts.push_back(text);
+    lines += json{{"text", text}}.dump() + "\n";
+    if (i % 10 == 3) lines += "{broken\n";
+  }
+  folder.write("corpus/a.jsonl", lines);
+  folder.write("corpus/b.txt", "the last one");
+  texts.emplace_back("the last one");
+  return texts;
+}
+
+std::map<std::string, std::string> files_of(const fs::path& directory) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(directory)) files[entry.path().filename()] = read_file(entry.path());
+  return files;
+}
+
+std::vector<fs::path> shards_of(const fs::path& directory, const std::string& split) {
+  std::vector<fs::path> paths;
+  for (const auto& path : find_shards(directory.string())) {
+    if (path.filename().string().starts_with(split)) paths.push_back(path);
+  }
+  return paths;
+}
+
+TEST(Prepare, KeepsEveryDocumentInOneOfTheSplits) {
+  const Folder folder;
+  const auto texts = write_corpus(folder, 300);
+  const auto report = prepare(options_of(folder / "corpus", folder / "out"), byte_encoder());
+  std::map<std::vector<int32_t>, int> wanted;
+  for (const auto& text : texts) {
+    std::vector<int32_t> ids = {kTestBos};
+    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+    ids.push_back(kTestEos);
+    ++wanted[ids];
+  }
+  std::map<std::vector<int32_t>, int> got;
+  size_t in_validation = 0;
+  for (const std::string split : {"train", "validation"}) {
+    for (const auto& document : read_stream(shards_of(folder / "out", split)).documents()) {
+      ++got[document];
+      if (split == "validation") ++in_validation;
+    }
+  }
+  EXPECT_EQ(got, wanted);
+  EXPECT_GT(in_validation, 30U);
+  EXPECT_LT(in_validation, 95U);
+  EXPECT_EQ(report.counts.documents, 301U);
+  EXPECT_EQ(report.counts.malformed_rows, 30U);
+  EXPECT_GT(report.shards.size(), 10U);
+  const json index = read_json(folder / "out" / "prepare.json");
+  EXPECT_EQ(index["train_tokens"], report.train_tokens);
+  EXPECT_EQ(index["settings"]["context_length"], 16);
+  EXPECT_FALSE(fs::exists(folder / "out" / "prepare.journal"));
+  const TokenShard shard(folder / "out" / "train-00001.dxts");
+  EXPECT_EQ(shard.header().bos_id, kTestBos);
+  EXPECT_EQ(shard.header().document_end_id, kTestEos);
+  EXPECT_EQ(shard.fingerprint(), "bytes");
+  EXPECT_FALSE(shard.is_synthetic());
+}
+
+TEST(Prepare, GivesTheSameBytesForAnyBatchSize) {
+  const Folder folder;
+  write_corpus(folder, 120);
+  auto options = options_of(folder / "corpus", folder / "whole");
+  options.reader.max_piece_bytes = 64;
+  prepare(options, byte_encoder());
+  for (const uint64_t batch_bytes : {1, 100, 5000}) {
+    options.output = folder / fmt::format("batches-{}", batch_bytes);
+    options.batch_bytes = batch_bytes;
+    prepare(options, byte_encoder());
+    EXPECT_EQ(files_of(options.output), files_of(folder / "whole"));
+  }
+}
+
+// A crash (the encoder throws) or a signal after some batches, again and again, then on to the end.
+TEST(Prepare, GoesOnAfterInterruptionsWithTheSameBytes) {
+  const Folder folder;
+  write_corpus(folder, 200);
+  for (const int64_t max_tokens : {0, 9000}) {
+    auto options = options_of(folder / "corpus", folder / fmt::format("whole-{}", max_tokens));
+    options.max_tokens = max_tokens;
+    options.reader.max_piece_bytes = 100;
+    options.batch_bytes = 700;
+    prepare(options, byte_encoder());
+    const auto wanted = files_of(options.output);
+    for (const bool by_signal : {false, true}) {
+      options.output = folder / fmt::format("broken-{}-{}", max_tokens, by_signal);
+      options.journal_seconds = 0;
+      int stops = 0;
+      for (bool complete = false; !complete; ++stops) {
+        ASSERT_LT(stops, 200);
+        int batches = 0;
+        auto encoder = byte_encoder();
+        const SignalGuard guard;
+        encoder.encode_batch = [&, inner = encoder.encode_batch](std::span<const std::string_view> texts) {
+          if (++batches == 4) {
+            if (!by_signal) throw std::runtime_error("crash");
+            std::raise(SIGTERM);
+          }
+          return inner(texts);
+        };
+        try {
+          const auto report = prepare(options, encoder);
+          EXPECT_EQ(report.was_resumed, stops > 0);
+          complete = true;
+        } catch (const Interrupted& error) {
+          EXPECT_TRUE(by_signal);
+          EXPECT_EQ(error.exit_code(), 128 + SIGTERM);
+          expect_error<DataError>([&] { find_shards(options.output.string()); }, {"unfinished"});
+        } catch (const std::runtime_error& error) {
+          EXPECT_STREQ(error.what(), "crash");
+        }
+      }
+      EXPECT_GT(stops, 1);
+      EXPECT_EQ(files_of(options.output), wanted);
+    }
+  }
+}
+
+TEST(Prepare, StopsAtTheBudget) {
+  const Folder folder;
+  write_corpus(folder, 100);
+  for (const int64_t max_tokens : {1, 17, 1000}) {
+    auto options = options_of(folder / "corpus", folder / fmt::format("out-{}", max_tokens));
+    options.max_tokens = max_tokens;
+    const auto report = prepare(options, byte_encoder());
+    EXPECT_TRUE(report.reached_max_tokens);
+    EXPECT_EQ(report.train_tokens + report.validation_tokens, max_tokens);
+  }
+  auto options = options_of(folder / "corpus", folder / "all");
+  options.max_tokens = 1000000;
+  EXPECT_FALSE(prepare(options, byte_encoder()).reached_max_tokens);
+}
+
+TEST(Prepare, IsDoneWhenItIsDone) {
+  const Folder folder;
+  write_corpus(folder, 30);
+  auto options = options_of(folder / "corpus", folder / "out");
+  const auto first = prepare(options, byte_encoder());
+  const auto files = files_of(options.output);
+  const auto second = prepare(options, byte_encoder());
+  EXPECT_TRUE(second.was_complete);
+  EXPECT_EQ(second.train_tokens, first.train_tokens);
+  EXPECT_EQ(second.shards.size(), first.shards.size());
+  EXPECT_EQ(files_of(options.output), files);
+
+  options.context_length = 17;
+  expect_error<ConfigError>([&] { prepare(options, byte_encoder()); },
+                            {"other settings", "context_length is 17, it was 16", "--overwrite"});
+  options.overwrite = true;
+  folder.write("out/notes.txt", "kept");
+  EXPECT_FALSE(prepare(options, byte_encoder()).was_complete);
+  EXPECT_EQ(TokenShard(folder / "out" / "train-00000.dxts").context_length(), 17);
+  EXPECT_EQ(read_file(folder / "out" / "notes.txt"), "kept");
+  options.overwrite = false;
+  folder.write("corpus/c.txt", "more");
+  expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"input files"});
+}
+
+TEST(Prepare, RefusesWhatItCannotDo) {
+  const Folder folder;
+  write_corpus(folder, 3);
+  const auto with = [&](auto&& change) {
+    auto options = options_of(folder / "corpus", folder / "out");
+    change(options);
+    prepare(options, byte_encoder());
+  };
+  expect_error<ConfigError>([&] { with([](auto& o) { o.reader.inputs.clear(); }); }, {"at least one"});
+  expect_error<ConfigError>([&] { with([](auto& o) { o.output.clear(); }); }, {"--output"});
+  expect_error<ConfigError>([&] { with([](auto& o) { o.validation_fraction = 1.5; }); }, {"1.5", "between 0 and 1"});
+  expect_error<ConfigError>([&] { with([](auto& o) { o.context_length = 0; }); }, {"context_length = 0"});
+  expect_error<ConfigError>([&] { with([](auto& o) { o.document_end = "</x>"; }); }, {"</x>"});
+  expect_error<ConfigError>([&] { with([](auto& o) { o.max_tokens = -1; }); }, {"-1"});
+  expect_error<DataError>(
+      [&] {
+        with([&](auto& o) {
+          o.reader.inputs = {folder.write("empty/e.txt", " \n").string()};
+          o.reader.strip = true;
+        });
+      },
+      {"not a single document", "1 empty"});
+  fs::remove_all(folder / "out");
+  folder.write("out/train-00000.dxts", "foreign");
+  expect_error<ConfigError>([&] { with([](auto&) {}); }, {"unknown origin", "--overwrite"});
+  fs::remove_all(folder / "out");
+  folder.write("out/prepare.journal", "DXJOURN1 damaged");
+  expect_error<DataError>([&] { with([](auto&) {}); }, {"prepare.journal", "damaged", "--overwrite"});
+}
+
+TEST(Prepare, MasksConversations) {
+  const Folder folder;
+  folder.write("chat/c.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "yes"}]}
+{"messages": [{"role": "refused", "content": "u"}]}
+{"text": "plain"}
+)");
+  auto options = options_of(folder / "chat", folder / "out");
+  options.validation_fraction = 0;
+  const auto report = prepare(options, byte_encoder());
+  EXPECT_EQ(report.refused_conversations, 1U);
+  const auto stream = read_stream(shards_of(folder / "out", "train"));
+  std::string counted;
+  for (size_t i = 0; i < stream.ids.size(); ++i) {
+    if (stream.counts[i] != 0 && stream.ids[i] < 256) counted += static_cast<char>(stream.ids[i]);
+  }
+  EXPECT_EQ(counted, "yes;plain");
+  EXPECT_EQ(stream.borders.size(), 2U);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::data
