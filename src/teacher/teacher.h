@@ -13,18 +13,19 @@ namespace distil_xlstm::teacher {
 enum class HiddenTarget { block_output, attention_output };
 
 struct TeacherForwardOptions {
-  HiddenTarget target = HiddenTarget::block_output;  // state after each layer (before the final norm), or after o_proj before the residual sum
-  bool post_norm_last = false;                       // alignment.state = "post_norm": the last layer's state is taken after the final norm
-  bool collect_mean = false;                         // running mean over all layers
-  std::vector<int64_t> group_sizes;                  // running means of consecutive groups of layers ("ratio", "block_wise")
-  bool collect_all = false;                          // every layer's state (tests, tools)
+  HiddenTarget target =
+      HiddenTarget::block_output;    // state after each layer (before the final norm), or after o_proj before the residual sum
+  bool post_norm_last = false;       // alignment.state = "post_norm": the last layer's state is taken after the final norm
+  bool collect_mean = false;         // running mean over all layers
+  std::vector<int64_t> group_sizes;  // running means of consecutive groups of layers ("ratio", "block_wise")
+  bool collect_all = false;          // every layer's state (tests, tools)
 };
 
 struct TeacherOutput {
-  Tensor last_hidden_BSD;                  // after the final norm
-  Tensor hidden_mean_BSD;                  // when collect_mean
-  std::vector<Tensor> group_means_BSD;     // one a group
-  std::vector<Tensor> hidden_BSD;          // when collect_all: one a layer
+  Tensor last_hidden_BSD;               // after the final norm
+  Tensor hidden_mean_BSD;               // when collect_mean
+  std::vector<Tensor> group_means_BSD;  // one a group
+  std::vector<Tensor> hidden_BSD;       // when collect_all: one a layer
 };
 
 class Teacher : public nn::LanguageModel {
@@ -43,7 +44,7 @@ struct TeacherShape {
   std::string model_type;
   int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
   bool is_tied = false;
-  int64_t num_parameters = 0;              // tied matrix counted once
+  int64_t num_parameters = 0;  // tied matrix counted once
   int64_t max_position_embeddings = 0;
 };
 TeacherShape teacher_shape(const json& config);

@@ -1,0 +1,325 @@
+#include "teacher/config.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "base/text.h"
+
+namespace distil_xlstm::teacher {
+namespace {
+
+// Keys that change nothing in what a frozen model computes: training, generation, bookkeeping, and how a library runs it.
+constexpr auto kHarmlessKeys = std::to_array<std::string_view>({
+    // bookkeeping
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "tokenizer_class",
+    "tokenizer_file",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "task_specific_params",
+    "prefix",
+    "is_llama_config",
+    "unsloth_version",
+    "unsloth_fixed",
+    "transformers.js_config",
+    "max_sequence_length",
+    "model_max_length",
+    // training
+    "initializer_range",
+    "attention_dropout",
+    "gradient_checkpointing",
+    "tf_legacy_loss",
+    "use_bfloat16",
+    // how a library runs it
+    "use_cache",
+    "pretraining_tp",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "torchscript",
+    "chunk_size_feed_forward",
+    "tie_last_hidden_states",
+    "is_decoder",
+    "cross_attention_hidden_size",
+    "tie_encoder_decoder",
+    "_attn_implementation",
+    "attn_implementation",
+    "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
+    "use_flash_attention_2",
+    // special tokens
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "sep_token_id",
+    "cls_token_id",
+    "mask_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    // generation
+    "max_length",
+    "min_length",
+    "max_new_tokens",
+    "do_sample",
+    "early_stopping",
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "num_return_sequences",
+    "output_scores",
+    "return_dict_in_generate",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+});
+
+// The rotary parameters, wherever they stand.
+struct RopeKeys {
+  json values = json::object();
+  std::string name;  // of the object, for messages
+
+  [[nodiscard]] double number(const ConfigReader& reader, std::string_view key, std::optional<double> fallback) const {
+    const auto it = values.find(key);
+    if (it == values.end() || it->is_null()) {
+      if (fallback) return *fallback;
+      throw ConfigError("{}: {}.{} is missing, and its scaling type needs it", reader.where(), name, key);
+    }
+    const double value = it->is_number() ? it->get<double>() : std::numeric_limits<double>::quiet_NaN();
+    if (!(value > 0) || !std::isfinite(value)) {
+      throw ConfigError("{}: {}.{} = {} must be a positive number", reader.where(), name, key, it->dump());
+    }
+    return value;
+  }
+};
+
+RopeKeys find_rope_keys(ConfigReader& reader) {
+  RopeKeys keys;
+  const json* scaling = reader.find("rope_scaling");
+  const json* parameters = reader.find("rope_parameters");
+  if (scaling && parameters && *scaling != *parameters) {
+    throw ConfigError("{}: rope_scaling = {} and rope_parameters = {} contradict each other: keep one", reader.where(), scaling->dump(),
+                      parameters->dump());
+  }
+  keys.name = scaling ? "rope_scaling" : "rope_parameters";
+  const json* chosen = scaling ? scaling : parameters;
+  if (!chosen) return keys;
+  if (!chosen->is_object()) reader.refuse(keys.name, "it must be an object or null");
+  keys.values = *chosen;
+  for (const auto& [key, value] : keys.values.items()) {
+    if (value.is_object()) reader.refuse(keys.name, "parameters that differ by layer type are not supported");
+  }
+  return keys;
+}
+
+void check_rope_key_names(const ConfigReader& reader, const RopeKeys& keys, const std::vector<std::string_view>& known) {
+  for (const auto& [key, value] : keys.values.items()) {
+    if (std::find(known.begin(), known.end(), key) == known.end() && !value.is_null()) {
+      throw ConfigError("{}: {}.{} = {} is not supported for this scaling type: known are {}", reader.where(), keys.name, key, value.dump(),
+                        fmt::join(known, ", "));
+    }
+  }
+}
+
+double yarn_attention_factor(const ConfigReader& reader, const RopeKeys& keys, double factor) {
+  auto magnitude = [](double scale, double weight) { return scale <= 1 ? 1.0 : 0.1 * weight * std::log(scale) + 1.0; };
+  const double mscale = keys.number(reader, "mscale", 0.0), mscale_all_dim = keys.number(reader, "mscale_all_dim", 0.0);
+  const bool has_both = mscale > 0 && mscale_all_dim > 0;
+  return keys.number(reader, "attention_factor",
+                     has_both ? magnitude(factor, mscale) / magnitude(factor, mscale_all_dim) : magnitude(factor, 1.0));
+}
+
+nn::RopeConfig read_rope(ConfigReader& reader, int64_t max_position_embeddings) {
+  const RopeKeys keys = find_rope_keys(reader);
+  nn::RopeConfig rope;
+  rope.theta = keys.number(reader, "rope_theta", reader.positive_or("rope_theta", 10000.0));
+  if (keys.number(reader, "partial_rotary_factor", reader.positive_or("partial_rotary_factor", 1.0)) != 1.0) {
+    throw ConfigError("{}: partial_rotary_factor must be 1: rotating a part of each head is not supported", reader.where());
+  }
+  const json type = keys.values.contains("rope_type") ? keys.values["rope_type"] : keys.values.value("type", json("default"));
+  const double original = keys.number(reader, "original_max_position_embeddings",
+                                      reader.positive_or("original_max_position_embeddings", static_cast<double>(max_position_embeddings)));
+  std::vector<std::string_view> known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
+  auto also = [&](std::initializer_list<std::string_view> more) { known.insert(known.end(), more); };
+  if (type == "default") {
+    also({"factor", "original_max_position_embeddings"});  // without meaning there, but some checkpoints leave them
+  } else if (type == "linear") {
+    also({"factor", "original_max_position_embeddings"});
+    rope.scaling = nn::RopeScaling::linear;
+    rope.factor = keys.number(reader, "factor", std::nullopt);
+  } else if (type == "llama3") {
+    also({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"});
+    rope.scaling = nn::RopeScaling::llama3;
+    rope.factor = keys.number(reader, "factor", std::nullopt);
+    rope.low_freq_factor = keys.number(reader, "low_freq_factor", std::nullopt);
+    rope.high_freq_factor = keys.number(reader, "high_freq_factor", std::nullopt);
+    rope.original_context = original;
+    if (rope.high_freq_factor <= rope.low_freq_factor) reader.refuse(keys.name, "high_freq_factor must be above low_freq_factor");
+  } else if (type == "yarn") {
+    also({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim",
+          "truncate"});
+    rope.scaling = nn::RopeScaling::yarn;
+    rope.original_context = original;
+    rope.factor = keys.number(reader, "factor", static_cast<double>(max_position_embeddings) / original);
+    rope.beta_fast = keys.number(reader, "beta_fast", 32.0);
+    rope.beta_slow = keys.number(reader, "beta_slow", 1.0);
+    rope.truncate = keys.values.value("truncate", true);
+    rope.attention_factor = yarn_attention_factor(reader, keys, rope.factor);
+  } else {
+    reader.refuse(keys.name, "the supported types are default, linear, llama3 and yarn");
+  }
+  check_rope_key_names(reader, keys, known);
+  return rope;
+}
+
+void require_full_attention(ConfigReader& reader, int64_t num_layers) {
+  const json* types = reader.find("layer_types");
+  if (!types) return;
+  const bool fits = types->is_array() && static_cast<int64_t>(types->size()) == num_layers;
+  if (!fits || !std::all_of(types->begin(), types->end(), [](const json& type) { return type == "full_attention"; })) {
+    reader.refuse("layer_types", "each of the num_hidden_layers layers must be \"full_attention\"");
+  }
+}
+
+}  // namespace
+
+ConfigReader::ConfigReader(const json& config, std::string where) : config_(config), where_(std::move(where)) {
+  if (!config.is_object()) throw ConfigError("{}: a model configuration must be a JSON object", where_);
+}
+
+const json* ConfigReader::find(std::string_view key) {
+  read_.emplace(key);
+  const auto it = config_.find(key);
+  return it == config_.end() || it->is_null() ? nullptr : &*it;
+}
+
+void ConfigReader::refuse(std::string_view key, std::string_view allowed) const {
+  throw ConfigError("{}: {} = {} is not supported: {}", where_, key, config_.at(std::string(key)).dump(), allowed);
+}
+
+int64_t ConfigReader::size(std::string_view key) {
+  if (!find(key)) throw ConfigError("{}: key '{}' is missing", where_, key);
+  return size_or(key, 0);
+}
+
+int64_t ConfigReader::size_or(std::string_view key, int64_t fallback) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  if (!value->is_number_integer() || value->get<double>() < 1 || value->get<double>() > static_cast<double>(kLargest)) {
+    refuse(key, fmt::format("it must be an integer from 1 to {}", kLargest));
+  }
+  return value->get<int64_t>();
+}
+
+double ConfigReader::positive_or(std::string_view key, double fallback) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_number() || !(value->get<double>() > 0) || !std::isfinite(value->get<double>()))
+    refuse(key, "it must be a positive number");
+  return value->get<double>();
+}
+
+bool ConfigReader::flag_or(std::string_view key, bool fallback) {
+  const json* value = find(key);
+  if (!value) return fallback;
+  if (!value->is_boolean()) refuse(key, "it must be true or false");
+  return value->get<bool>();
+}
+
+void ConfigReader::only(std::string_view key, const json& allowed, std::string_view why) {
+  const json* value = find(key);
+  if (value && *value != allowed) refuse(key, why);
+}
+
+void ConfigReader::finish() const {
+  std::vector<std::string> unknown;
+  for (const auto& [key, value] : config_.items()) {
+    const bool is_harmless = std::find(kHarmlessKeys.begin(), kHarmlessKeys.end(), key) != kHarmlessKeys.end();
+    if (!is_harmless && !read_.contains(key) && !value.is_null()) unknown.push_back(key);
+  }
+  if (unknown.empty()) return;
+  static std::mutex mutex;
+  static std::set<std::vector<std::string>> warned;
+  const std::lock_guard lock(mutex);
+  if (!warned.insert(unknown).second) return;
+  spdlog::warn("{}: ignored keys that are not known for model_type {}: {}", where_, config_.value("model_type", ""), join(unknown, ", "));
+}
+
+nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_dim) {
+  nn::TransformerConfig config;
+  config.vocab_size = reader.size("vocab_size");
+  config.hidden_size = reader.size("hidden_size");
+  config.intermediate_size = reader.size("intermediate_size");
+  config.num_layers = reader.size("num_hidden_layers");
+  config.num_heads = reader.size("num_attention_heads");
+  config.num_kv_heads = reader.size_or("num_key_value_heads", config.num_heads);
+  config.max_position_embeddings = reader.size_or("max_position_embeddings", 2048);
+  config.rms_norm_eps = reader.positive_or("rms_norm_eps", 1e-6);
+  config.is_tied = reader.flag_or("tie_word_embeddings", false);
+
+  if (config.num_heads % config.num_kv_heads != 0) {
+    throw ConfigError("{}: num_key_value_heads = {} does not divide num_attention_heads = {}", reader.where(), config.num_kv_heads,
+                      config.num_heads);
+  }
+  config.head_dim = reader.size_or("head_dim", default_head_dim);
+  if (config.head_dim == 0) {
+    if (config.hidden_size % config.num_heads != 0) {
+      throw ConfigError("{}: num_attention_heads = {} does not divide hidden_size = {}, and there is no head_dim", reader.where(),
+                        config.num_heads, config.hidden_size);
+    }
+    config.head_dim = config.hidden_size / config.num_heads;
+  }
+  if (config.head_dim % 2 != 0) {
+    throw ConfigError("{}: head_dim = {} must be even: rotary embedding turns pairs of channels", reader.where(), config.head_dim);
+  }
+
+  config.rope = read_rope(reader, config.max_position_embeddings);
+  require_full_attention(reader, config.num_layers);
+  reader.only("hidden_act", "silu", "only \"silu\" is");
+  reader.only("rope_interleaved", false, "only the half-split rotation is (q and k rows of an interleaved checkpoint must be reordered)");
+  reader.only("quantization_config", json(), "quantised weights are read from GGUF files only; use the unquantised checkpoint");
+  reader.only("is_encoder_decoder", false, "only decoders are");
+  reader.only("add_cross_attention", false, "only decoders are");
+  reader.only("pruned_heads", json::object(), "models with pruned heads are not");
+  reader.only("per_layer_config", json::object(), "all layers must be alike");
+  return config;
+}
+
+void refuse_sliding_window(ConfigReader& reader, int64_t num_layers) {
+  const bool uses_window = reader.flag_or("use_sliding_window", false);
+  const bool has_window = reader.find("sliding_window") != nullptr;
+  const json* first_layer = reader.find("max_window_layers");
+  if (!uses_window || !has_window || reader.find("layer_types")) return;
+  if (!first_layer || !first_layer->is_number_integer() || first_layer->get<int64_t>() < num_layers) {
+    reader.refuse("use_sliding_window",
+                  "every layer must attend to the whole context; with max_window_layers >= num_hidden_layers it would");
+  }
+}
+
+}  // namespace distil_xlstm::teacher

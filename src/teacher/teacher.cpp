@@ -1,0 +1,150 @@
+#include "teacher/teacher.h"
+
+#include <numeric>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "teacher/families.h"
+#include "teacher/weights.h"
+
+namespace distil_xlstm::teacher {
+namespace {
+
+// Means over layers that never hold a stack of layers: sums in float32.
+class StateCollector {
+ public:
+  StateCollector(const TeacherForwardOptions& options, int64_t num_layers) : options_(options), num_layers_(num_layers) {
+    const int64_t grouped = std::accumulate(options.group_sizes.begin(), options.group_sizes.end(), int64_t{0});
+    if (!options.group_sizes.empty() &&
+        (grouped != num_layers || *std::min_element(options.group_sizes.begin(), options.group_sizes.end()) < 1)) {
+      throw ValueError("teacher: group_sizes {} must be positive and add up to its {} layers", fmt::join(options.group_sizes, ", "),
+                       num_layers);
+    }
+    for (size_t group = 0; group < options.group_sizes.size(); ++group) {
+      group_of_layer_.insert(group_of_layer_.end(), static_cast<size_t>(options.group_sizes[group]), group);
+    }
+    group_sums_.resize(options.group_sizes.size());
+  }
+
+  [[nodiscard]] bool is_needed() const { return options_.collect_mean || options_.collect_all || !group_sums_.empty(); }
+
+  void add(int64_t layer, const Tensor& state_BSD) {
+    if (options_.collect_mean) accumulate(mean_sum_, state_BSD);
+    if (!group_sums_.empty()) accumulate(group_sums_[group_of_layer_[static_cast<size_t>(layer)]], state_BSD);
+    if (options_.collect_all) states_.push_back(state_BSD.clone());
+  }
+
+  void move_to(TeacherOutput& output) {
+    if (options_.collect_mean) output.hidden_mean_BSD = mean_sum_.div_(static_cast<double>(num_layers_));
+    for (size_t group = 0; group < group_sums_.size(); ++group) {
+      output.group_means_BSD.push_back(group_sums_[group].div_(static_cast<double>(options_.group_sizes[group])));
+    }
+    output.hidden_BSD = std::move(states_);
+  }
+
+ private:
+  static void accumulate(Tensor& sum, const Tensor& state) {
+    if (sum.defined()) {
+      sum.add_(state);
+    } else {
+      sum = state.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+    }
+  }
+
+  const TeacherForwardOptions& options_;
+  int64_t num_layers_;
+  std::vector<size_t> group_of_layer_;
+  Tensor mean_sum_;
+  std::vector<Tensor> group_sums_, states_;
+};
+
+class TransformerTeacher final : public Teacher {
+ public:
+  TransformerTeacher(const Family& family, nn::TransformerConfig config, nn::TransformerWeights weights)
+      : family_(family), transformer_(std::move(config), std::move(weights)) {}
+
+  TeacherOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const TeacherForwardOptions& options) override {
+    const at::NoGradGuard no_grad;
+    StateCollector collector(options, num_layers());
+    const bool replaces_last = options.post_norm_last && options.target == HiddenTarget::block_output;
+    const auto state = options.target == HiddenTarget::block_output ? nn::LayerState::block_output : nn::LayerState::attention_output;
+    nn::LayerVisitor visitor;
+    if (collector.is_needed()) {
+      visitor = [&](int64_t layer, const Tensor& state_BSD) {
+        if (!replaces_last || layer + 1 < num_layers()) collector.add(layer, state_BSD);
+      };
+    }
+    TeacherOutput output;
+    output.last_hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, state, visitor);
+    if (replaces_last) collector.add(num_layers() - 1, output.last_hidden_BSD);
+    collector.move_to(output);
+    return output;
+  }
+
+  Tensor forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS) override {
+    return transformer_.forward(tokens_BS, is_start_BS);
+  }
+
+  std::unique_ptr<nn::DecodeState> new_state(int64_t batch, int64_t max_tokens) override {
+    return std::make_unique<nn::KvCache>(transformer_.config(), batch, max_tokens, transformer_.options());
+  }
+
+  Tensor forward_step(const Tensor& tokens_BS, nn::DecodeState& state) override {
+    auto* cache = dynamic_cast<nn::KvCache*>(&state);
+    if (!cache) throw ValueError("teacher: the decoding state was made by another model");
+    return transformer_.forward(tokens_BS, {}, nn::LayerState::block_output, {}, cache);
+  }
+
+  Tensor logits(const Tensor& hidden) override { return transformer_.logits(hidden); }
+
+  [[nodiscard]] const Tensor& head_weight() const override { return transformer_.weights().head_VD; }
+  [[nodiscard]] const Tensor& embedding_weight() const override { return transformer_.weights().embedding_VD; }
+  [[nodiscard]] bool has_tied_head() const override { return transformer_.config().is_tied; }
+  [[nodiscard]] int64_t vocab_size() const override { return transformer_.config().vocab_size; }
+  [[nodiscard]] int64_t hidden_size() const override { return transformer_.config().hidden_size; }
+  [[nodiscard]] int64_t num_layers() const override { return transformer_.config().num_layers; }
+  [[nodiscard]] int64_t num_heads() const override { return transformer_.config().num_heads; }
+  [[nodiscard]] int64_t num_parameters() const override { return teacher::num_parameters(transformer_.config()); }
+  [[nodiscard]] at::Device device() const override { return transformer_.weights().embedding_VD.device(); }
+  [[nodiscard]] std::string description() const override {
+    return fmt::format("{}, {} layers, {} parameters", family_.title, num_layers(),
+                       format_parameters(static_cast<double>(num_parameters())));
+  }
+
+ private:
+  const Family& family_;
+  nn::Transformer transformer_;
+};
+
+}  // namespace
+
+TeacherShape teacher_shape(const json& config) {
+  const Family& family = find_family(config, "config.json");
+  const nn::TransformerConfig read = read_config(family, config, "config.json");
+  TeacherShape shape;
+  shape.model_type = family.model_type;
+  shape.vocab_size = read.vocab_size;
+  shape.hidden_size = read.hidden_size;
+  shape.intermediate_size = read.intermediate_size;
+  shape.num_layers = read.num_layers;
+  shape.num_heads = read.num_heads;
+  shape.num_kv_heads = read.num_kv_heads;
+  shape.head_dim = read.head_dim;
+  shape.is_tied = read.is_tied;
+  shape.num_parameters = num_parameters(read);
+  shape.max_position_embeddings = read.max_position_embeddings;
+  return shape;
+}
+
+std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device device, at::ScalarType dtype) {
+  if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf) {
+    throw ValueError("teacher: precision {} is not supported: use float32, bfloat16 or float16", c10::toString(dtype));
+  }
+  const std::string where = fmt::format("{} (configuration)", files.path.string());
+  const Family& family = find_family(files.config, where);
+  nn::TransformerConfig config = read_config(family, files.config, where);
+  nn::TransformerWeights weights = load_weights(config, files.weights, device, dtype);
+  return std::make_unique<TransformerTeacher>(family, std::move(config), std::move(weights));
+}
+
+}  // namespace distil_xlstm::teacher

@@ -1,0 +1,30 @@
+// Brings a checkpoint's tensors into the form the decoder stack computes with.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/weights.h"
+#include "nn/transformer.h"
+
+namespace distil_xlstm::teacher {
+
+struct TensorSpec {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+
+// Every tensor a model of this configuration has, under Hugging Face names; a tied head is not listed.
+std::vector<TensorSpec> tensor_specs(const nn::TransformerConfig& config);
+
+// Sum of their elements.
+int64_t num_parameters(const nn::TransformerConfig& config);
+
+// Where device and dtype are those of the file, tensors are views of the mapped file, which stays open as long as they live; all others
+// are converted in pieces of a few MiB straight into their place. q, k, v and gate, up are always read into one matrix each.
+// Throws DataError that lists missing and unexpected tensors and wrong shapes.
+nn::TransformerWeights load_weights(const nn::TransformerConfig& config, const std::shared_ptr<io::WeightSource>& source, at::Device device,
+                                    at::ScalarType dtype);
+
+}  // namespace distil_xlstm::teacher
