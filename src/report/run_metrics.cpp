@@ -1,0 +1,71 @@
+#include "report/run_metrics.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace distil_xlstm::report {
+namespace {
+
+void add_record(RunMetrics& run, const json& record, const std::string& where) {
+  const auto kind = require<std::string>(record, "kind", where);
+  if (kind == "skipped") {
+    ++run.num_skipped;
+    return;
+  }
+  if (kind != "train" && kind != "validation") return;
+  const auto step = require<double>(record, "step", where);
+  auto& table = kind == "train" ? run.train : run.validation;
+  // A validation record lies between two training records: its tokens are those seen so far.
+  double tokens = 0;
+  if (record.contains("tokens") && record["tokens"].is_number()) {
+    tokens = record["tokens"].get<double>();
+  } else if (const auto seen = run.train.find("loss"); seen != run.train.end() && !seen->second.tokens.empty()) {
+    tokens = seen->second.tokens.back();
+  }
+  for (const auto& [key, value] : record.items()) {
+    if (!value.is_number() || key == "step") continue;
+    auto& series = table[key];
+    series.step.push_back(step);
+    series.tokens.push_back(tokens);
+    series.y.push_back(value.get<double>());
+  }
+}
+
+RunMetrics read_run(const fs::path& path) {
+  const fs::path metrics = path / "metrics.jsonl";
+  if (!fs::exists(metrics)) throw IoError("{}: no metrics.jsonl there: give a directory that `distil` wrote", path.string());
+  RunMetrics run;
+  run.path = path;
+  if (fs::exists(path / "run.json")) run.description = read_json(path / "run.json");
+  const std::string content = read_file(metrics);
+  size_t begin = 0;
+  for (int64_t line = 1; begin < content.size(); ++line) {
+    const size_t end = content.find('\n', begin);
+    if (end == std::string::npos) break;
+    const std::string where = fmt::format("{}:{}", metrics.string(), line);
+    const auto text = std::string_view(content).substr(begin, end - begin);
+    if (!text.empty()) add_record(run, parse_json(text, where), where);
+    begin = end + 1;
+  }
+  return run;
+}
+
+}  // namespace
+
+std::vector<RunMetrics> read_runs(const std::vector<std::string>& paths) {
+  std::vector<RunMetrics> runs;
+  for (const auto& path : paths) runs.push_back(read_run(fs::path(path).lexically_normal()));
+  for (auto& run : runs) {
+    const fs::path path = run.path.has_filename() ? run.path : run.path.parent_path();
+    run.name = path.filename().string();
+    const bool is_shared = std::count_if(runs.begin(), runs.end(), [&](const RunMetrics& other) {
+      const fs::path name = other.path.has_filename() ? other.path : other.path.parent_path();
+      return name.filename() == path.filename();
+    }) > 1;
+    if (is_shared) run.name = path.string();
+  }
+  return runs;
+}
+
+}  // namespace distil_xlstm::report

@@ -1,0 +1,126 @@
+#include "eval/perplexity.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "support/toy_model.h"
+
+namespace distil_xlstm::eval {
+namespace {
+
+constexpr int64_t kVocabulary = 13;
+
+EvalDocument document(int64_t num_tokens, uint64_t seed) {
+  Random random(seed);
+  EvalDocument result;
+  for (int64_t i = 0; i < num_tokens; ++i) result.tokens.push_back(static_cast<int32_t>(random.below(kVocabulary)));
+  result.size_bytes = 3 * num_tokens;
+  return result;
+}
+
+// Sum of -log p of every token but the first, by the formula.
+double direct_nats(const Tensor& logits_VV, const std::vector<EvalDocument>& documents) {
+  const Tensor log_probability = logits_VV.to(at::kDouble).log_softmax(1);
+  double nats = 0;
+  for (const auto& text : documents) {
+    for (size_t at = 1; at < text.tokens.size(); ++at) nats -= log_probability[text.tokens[at - 1]][text.tokens[at]].item<double>();
+  }
+  return nats;
+}
+
+TEST(EvalWindows, ScoreEveryTargetOnce) {
+  for (const int64_t num_tokens : {2, 3, 9, 10, 17, 40}) {
+    for (const int64_t context : {1, 3, 8}) {
+      for (int64_t stride = 1; stride <= context; ++stride) {
+        std::vector<int> scored(static_cast<size_t>(num_tokens), 0);
+        for (const auto& window : eval_windows(0, num_tokens, context, stride)) {
+          EXPECT_LE(window.end - window.begin, context);
+          EXPECT_LT(window.end, num_tokens);
+          for (int64_t target = window.first_scored; target <= window.end; ++target) ++scored[static_cast<size_t>(target)];
+        }
+        EXPECT_EQ(scored[0], 0);
+        for (int64_t at = 1; at < num_tokens; ++at) EXPECT_EQ(scored[static_cast<size_t>(at)], 1) << num_tokens << " " << context << " " << stride;
+      }
+    }
+  }
+}
+
+TEST(EvalWindows, OverlapByOneTokenWhenStrideIsTheContext) {
+  const auto windows = eval_windows(0, 21, 8, 8);
+  ASSERT_EQ(windows.size(), 3U);
+  EXPECT_EQ(windows[0].end, windows[1].begin);
+  EXPECT_EQ(windows[2].end - windows[2].begin, 4);  // a shorter last one
+}
+
+TEST(EvalWindows, NothingToPredict) {
+  EXPECT_TRUE(eval_windows(0, 0, 8, 8).empty());
+  EXPECT_TRUE(eval_windows(0, 1, 8, 8).empty());
+}
+
+TEST(Perplexity, EqualsTheFormulaForEveryWindowing) {
+  const Tensor logits = at::randn({kVocabulary, kVocabulary});
+  ToyModel model(logits);
+  const std::vector<EvalDocument> documents = {document(37, 1), document(1, 2), document(2, 3), document(20, 4)};
+  const double expected = direct_nats(logits, documents);
+  for (const int64_t context : {1, 5, 19, 64}) {
+    for (const int64_t stride : {int64_t{0}, std::max<int64_t>(context / 2, 1)}) {
+      for (const bool carry : {false, true}) {
+        if (carry && stride != 0 && stride != context) continue;
+        const auto result = perplexity(model, nullptr, documents, {.context_length = context, .stride = stride, .batch_size = 3, .carry_state = carry});
+        EXPECT_EQ(result.target_tokens, 36 + 1 + 19);
+        EXPECT_NEAR(result.nats, expected, 1e-4) << context << " " << stride;
+      }
+    }
+  }
+  EXPECT_LE(model.largest_batch, 3);
+}
+
+TEST(Perplexity, ComparesTwoModelsOnTheSameTokens) {
+  const Tensor logits = at::randn({kVocabulary, kVocabulary}), other = at::randn({kVocabulary, kVocabulary});
+  ToyModel model(logits), teacher(other), twin(logits);
+  const std::vector<EvalDocument> documents = {document(50, 9)};
+  const auto same = perplexity(model, &twin, documents, {.context_length = 7});
+  EXPECT_EQ(same.agreements, 49);
+  EXPECT_NEAR(same.kl, 0.0, 1e-5);
+  EXPECT_NEAR(same.teacher_nats, same.nats, 1e-9);
+
+  const auto result = perplexity(model, &teacher, documents, {.context_length = 7});
+  EXPECT_NEAR(result.teacher_nats, direct_nats(other, documents), 1e-4);
+  const Tensor p = other.to(at::kDouble).log_softmax(1), q = logits.to(at::kDouble).log_softmax(1);
+  const Tensor kl = (p.exp() * (p - q)).sum(1);
+  const Tensor agrees = p.argmax(1) == q.argmax(1);
+  double expected_kl = 0;
+  int64_t expected_agreements = 0;
+  for (size_t at = 0; at + 1 < documents[0].tokens.size(); ++at) {
+    expected_kl += kl[documents[0].tokens[at]].item<double>();
+    expected_agreements += agrees[documents[0].tokens[at]].item<bool>() ? 1 : 0;
+  }
+  EXPECT_NEAR(result.kl, expected_kl, 1e-4);
+  EXPECT_EQ(result.agreements, expected_agreements);
+
+  const json figures = result.to_json(true);
+  EXPECT_NEAR(figures["perplexity"].get<double>(), std::exp(result.nats / 49), 1e-9);
+  EXPECT_NEAR(figures["bits_per_byte"].get<double>(), result.nats / std::log(2.0) / 150, 1e-9);
+  EXPECT_NEAR(figures["perplexity_ratio"].get<double>(), figures["perplexity"].get<double>() / figures["teacher_perplexity"].get<double>(), 1e-9);
+  EXPECT_FALSE(result.to_json(false).contains("mean_kl"));
+}
+
+TEST(Perplexity, RefusesWhatMakesNoSense) {
+  ToyModel model(at::randn({kVocabulary, kVocabulary})), wider(at::randn({kVocabulary + 1, kVocabulary + 1}));
+  const std::vector<EvalDocument> documents = {document(5, 1)};
+  EXPECT_THROW(perplexity(model, nullptr, documents, {.context_length = 0}), ValueError);
+  EXPECT_THROW(perplexity(model, nullptr, documents, {.context_length = 4, .stride = 5}), ValueError);
+  EXPECT_THROW(perplexity(model, nullptr, documents, {.context_length = 4, .stride = 2, .carry_state = true}), ValueError);
+  EXPECT_THROW(perplexity(model, nullptr, {document(1, 1)}, {}), ValueError);
+  EXPECT_THROW(perplexity(model, &wider, documents, {}), ShapeError);
+  EvalDocument foreign;
+  foreign.tokens = {1, static_cast<int32_t>(kVocabulary)};
+  EXPECT_THROW(perplexity(model, nullptr, {foreign}, {}), ValueError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::eval

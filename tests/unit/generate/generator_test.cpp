@@ -1,0 +1,100 @@
+#include "generate/generator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "generate/synthesize.h"
+#include "support/toy_model.h"
+
+namespace distil_xlstm::generate {
+namespace {
+
+using ::testing::ElementsAre;
+
+// After token t comes t + 1.
+ToyModel counting_model(int64_t vocab_size) {
+  Tensor logits = at::full({vocab_size, vocab_size}, -20.0);
+  for (int64_t id = 0; id < vocab_size; ++id) logits[id][(id + 1) % vocab_size] = 20.0;
+  return ToyModel(logits);
+}
+
+const Tokenizer& tokenizer() {
+  static const Tokenizer instance(*io::open_model("stories260K").tokenizer);
+  return instance;
+}
+
+TEST(Generate, ContinuesGreedilyInPieces) {
+  ToyModel model = counting_model(tokenizer().vocab_size());
+  for (const int64_t piece : {1, 2, 512}) {
+    GenerateOptions options;
+    options.sampling.temperature = 0;
+    options.max_new_tokens = 4;
+    options.prefill_piece = piece;
+    const auto result = generate(model, tokenizer(), {300, 301, 302}, options);
+    EXPECT_THAT(result.tokens, ElementsAre(303, 304, 305, 306));
+    EXPECT_EQ(result.finish_reason, "length");
+    EXPECT_EQ(result.prompt_tokens, 3);
+    EXPECT_EQ(result.text, tokenizer().decode(result.tokens));
+  }
+}
+
+TEST(Generate, EndsBeforeAStopToken) {
+  ToyModel model = counting_model(tokenizer().vocab_size());
+  GenerateOptions options;
+  options.sampling.temperature = 0;
+  options.stop_ids = {305};
+  const auto result = generate(model, tokenizer(), {302}, options);
+  EXPECT_THAT(result.tokens, ElementsAre(303, 304));
+  EXPECT_EQ(result.finish_reason, "stop");
+}
+
+TEST(Generate, EndsBeforeAStopTextAndStreamsOnlyWhatIsCertain) {
+  ToyModel model = counting_model(tokenizer().vocab_size());
+  GenerateOptions options;
+  options.sampling.temperature = 0;
+  options.max_new_tokens = 30;
+  const std::string whole = generate(model, tokenizer(), {300}, options).text;
+  ASSERT_GT(whole.size(), 20U);
+  for (const size_t at : {size_t{3}, size_t{8}, size_t{12}}) {
+    const std::string stop = whole.substr(at, 4);
+    options.stop = {"never comes", stop};
+    std::string streamed;
+    const auto result = generate(model, tokenizer(), {300}, options, [&](const std::string& text) { streamed += text; });
+    EXPECT_EQ(result.text, whole.substr(0, whole.find(stop)));
+    EXPECT_EQ(streamed, result.text);
+    EXPECT_EQ(result.finish_reason, "stop");
+  }
+  options.stop = {whole.substr(whole.size() - 2) + "x"};  // begins at the end, never completes
+  EXPECT_EQ(generate(model, tokenizer(), {300}, options).text, whole);
+}
+
+TEST(Generate, RefusesEmptyAndForeignPrompts) {
+  ToyModel model = counting_model(20);
+  EXPECT_THROW(generate(model, tokenizer(), {}, {}), ValueError);
+  EXPECT_THROW(generate(model, tokenizer(), {20}, {}), ValueError);
+  EXPECT_THROW(generate(model, tokenizer(), {1}, {.max_new_tokens = 0}), ValueError);
+}
+
+TEST(Synthesize, DocumentsDependOnTheirNumberNotOnTheBatch) {
+  ToyModel model(at::randn({11, 11}));
+  SynthesizeOptions options;
+  options.prompt = {1};
+  options.stop_ids = {0};
+  options.max_document_tokens = 9;
+  options.sampling.seed = 4;
+  options.batch_size = 6;
+  const auto together = synthesize_batch(model, options, 10);
+  options.batch_size = 1;
+  for (uint64_t index = 0; index < 6; ++index) EXPECT_EQ(synthesize_batch(model, options, 10 + index)[0], together[index]);
+  for (const auto& document : together) {
+    EXPECT_EQ(document[0], 1);
+    EXPECT_LE(document.size(), 9U);
+    for (const int32_t id : document) EXPECT_NE(id, 0);
+  }
+  EXPECT_THROW(synthesize_batch(model, {.prompt = {}}, 0), ValueError);
+  EXPECT_THROW(synthesize_batch(model, {.prompt = {1, 2}, .max_document_tokens = 2}, 0), ValueError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::generate
