@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <random>
 
 #include "base/error.h"
@@ -253,6 +254,18 @@ TEST(Settings, ReferenceHasEveryKey) {
   for (const auto& setting : all_settings()) {
     const auto section = setting.section();
     EXPECT_THAT(page, HasSubstr("| `" + (section.empty() ? setting.key : setting.key.substr(section.size() + 1)) + "` |"));
+  }
+}
+
+TEST(Settings, ThePageInDocsIsTheTable) {
+  const fs::path page = fs::path(DISTIL_XLSTM_SOURCE_DIR) / "docs" / "reference" / "settings.md";
+  if (std::getenv("DISTIL_XLSTM_WRITE_DOCS") != nullptr) write_file_atomic(page, settings_reference());
+  EXPECT_EQ(read_file(page), settings_reference()) << "run this test with DISTIL_XLSTM_WRITE_DOCS=1 to write it anew";
+}
+
+TEST(Recipes, AllAreValid) {
+  for (const auto& path : expand_paths({(fs::path(DISTIL_XLSTM_SOURCE_DIR) / "recipes" / "*.toml").string()})) {
+    EXPECT_NO_THROW(load_config({.file = path, .preset = "", .overrides = {}})) << path;
   }
 }
 

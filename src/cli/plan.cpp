@@ -1,0 +1,223 @@
+// distil-xlstm plan: what a run will need and do, before anything is downloaded or trained.
+#include <iostream>
+#include <memory>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "cli/run_options.h"
+#include "data/token_shard.h"
+#include "distill/schedule_table.h"
+#include "io/model_files.h"
+#include "ops/device.h"
+#include "train/estimate.h"
+
+namespace distil_xlstm::cli {
+namespace {
+
+struct Options {
+  RunOptions run;
+  std::string tokens, memory;
+  double tflops = 0.0;
+};
+
+// The configuration alone: a directory or config.json needs no weights beside it.
+json teacher_config(const std::string& model) {
+  if (model.empty()) throw ConfigError("teacher.model is not set: name a model, or its config.json, with --teacher");
+  const fs::path path = model;
+  if (fs::is_regular_file(path) && path.extension() == ".json") return read_json(path);
+  if (fs::is_regular_file(path / "config.json")) return read_json(path / "config.json");
+  return io::open_model(model).config;
+}
+
+int64_t parse_bytes(const std::string& text) {
+  const double scale = text.ends_with("GiB")   ? 1024.0 * 1024 * 1024
+                       : text.ends_with("MiB") ? 1024.0 * 1024
+                       : text.ends_with("GB")  ? 1e9
+                                               : 0.0;
+  try {
+    size_t used = 0;
+    const double number = std::stod(text, &used);
+    if (scale > 0 && number > 0) return static_cast<int64_t>(number * scale);
+  } catch (const std::exception&) {
+  }
+  throw ValueError("--memory {}: must be a size such as 24GiB, 80GB or 512MiB", text);
+}
+
+// Matrix products of a size that keeps the device busy, for about half a second.
+double measure_flops(at::Device device, at::ScalarType dtype) {
+  const at::NoGradGuard no_grad;
+  const int64_t size = device.is_cuda() ? 8192 : 1024;
+  const auto a = at::ones({size, size}, at::TensorOptions(dtype).device(device));
+  at::mm(a, a);
+  ops::synchronize(device);
+  const double began = monotonic_seconds();
+  int64_t count = 0;
+  while (monotonic_seconds() - began < 0.5) {
+    for (int i = 0; i < 4; ++i, ++count) at::mm(a, a);
+    ops::synchronize(device);
+  }
+  return 2.0 * static_cast<double>(size * size * size * count) / (monotonic_seconds() - began);
+}
+
+// Rows of prepared shards that the settings name; 0 when there are none yet.
+int64_t rows_of_shards(const config::RunConfig& config) {
+  int64_t rows = 0;
+  std::vector<std::string> paths;
+  if (!config.data.train.empty()) paths.push_back(config.data.train);
+  for (const auto& source : config.data.sources) paths.push_back(source.path);
+  for (const auto& path : paths) {
+    std::vector<fs::path> shards;
+    try {
+      shards = data::find_shards(path);
+    } catch (const IoError&) {
+      return 0;  // text that is prepared later, or nothing there
+    }
+    for (const auto& shard : shards) {
+      const data::TokenShard opened(shard, /*verify_content=*/false);
+      if (opened.split() == data::Split::train) rows += opened.num_rows();
+    }
+  }
+  return rows;
+}
+
+struct Plan {
+  config::RunConfig config;
+  teacher::TeacherShape teacher;
+  student::StudentConfig student;
+  at::Device device = at::kCPU;
+  at::ScalarType compute_dtype = at::kFloat, teacher_dtype = at::kFloat;
+  int64_t rows = 0;  // of an epoch
+  bool rows_are_counted = false;
+};
+
+// Both meanings of "512 M tokens, ten epochs", or the run's length as it is set.
+std::vector<std::pair<std::string, train::RunLength>> readings(const Plan& p) {
+  std::vector<std::pair<std::string, train::RunLength>> all;
+  const auto& t = p.config.train;
+  const auto tokens = format_count(static_cast<double>(p.rows * p.config.data.context_length));
+  if (t.num_epochs > 1 && !p.rows_are_counted) {
+    auto in_all = t;
+    in_all.num_epochs = 0;
+    in_all.max_tokens = p.rows * p.config.data.context_length;
+    all.emplace_back(fmt::format("{} tokens in all", tokens),
+                     train::run_length(in_all, std::max<int64_t>(p.rows / t.num_epochs, 1), p.config.data.context_length));
+    all.emplace_back(fmt::format("{} tokens an epoch, {} epochs", tokens, t.num_epochs),
+                     train::run_length(t, p.rows, p.config.data.context_length));
+  } else {
+    all.emplace_back(fmt::format("{} tokens an epoch", tokens), train::run_length(t, p.rows, p.config.data.context_length));
+  }
+  return all;
+}
+
+std::string share(int64_t part, int64_t whole) {
+  return fmt::format("{:.2f} %", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+void print_models(const Plan& p) {
+  const auto counts = train::count_parameters(p.teacher, p.student);
+  std::vector<int64_t> slstm = p.student.slstm_at;
+  fmt::print("Teacher    {}, {} layers, hidden {}, {} heads, vocabulary {}: {} parameters\n", p.teacher.model_type, p.teacher.num_layers,
+             p.teacher.hidden_size, p.teacher.num_heads, p.teacher.vocab_size, format_parameters(static_cast<double>(counts.teacher)));
+  fmt::print("Student    {} blocks ({} sLSTM, {} mLSTM), {} heads, inner width {}, feed-forward {}\n", p.student.num_blocks, slstm.size(),
+             p.student.num_blocks - static_cast<int64_t>(slstm.size()), p.student.mlstm_num_heads, p.student.mlstm_inner_dim(),
+             p.student.ffn_dim());
+  fmt::print("  trainable                  {:>10}   blocks and final norm\n",
+             fmt::format("{:.2f} M", static_cast<double>(counts.trainable) / 1e6));
+  fmt::print("  frozen embedding           {:>10}   {}\n", format_parameters(static_cast<double>(counts.embedding)),
+             p.teacher.is_tied ? "also the head: tied in the teacher" : "and as many in the head");
+  fmt::print("  stored                     {:>10}   trainable share {}\n", format_parameters(static_cast<double>(counts.stored)),
+             share(counts.trainable, counts.stored));
+  fmt::print("  as the paper counts        {:>10}   embedding and head apart; trainable share {}\n\n",
+             format_parameters(static_cast<double>(counts.as_paper)), share(counts.trainable, counts.as_paper));
+}
+
+void print_memory(const Plan& p, const Options& options) {
+  const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_dtype)),
+             compute_bytes = static_cast<int64_t>(c10::elementSize(p.compute_dtype));
+  const auto items = train::estimate_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu());
+  fmt::print("Memory     teacher {}, compute {}, {} rows of {} tokens a micro-batch\n", ops::precision_name(p.teacher_dtype),
+             ops::precision_name(p.compute_dtype), p.config.train.micro_batch_size, p.config.data.context_length);
+  for (const auto& item : items)
+    fmt::print("  {:<28} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
+  fmt::print("  {:<28} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
+  if (!options.memory.empty()) {
+    const auto advice =
+        train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), parse_bytes(options.memory));
+    if (advice.empty())
+      fmt::print("  fits into {}\n", options.memory);
+    else
+      fmt::print("  does not fit into {}. Any of these does it:\n    {}\n", options.memory, join(advice, "\n    "));
+  }
+  fmt::print("\n");
+}
+
+void print_schedule(const Plan& p, const train::RunLength& length) {
+  const auto& optimizer = p.config.optimizer;
+  fmt::print("Schedule   {}, {} steps an epoch\n  {:>9} {:>6} {:>7} {:>7} {:>7}\n", p.config.distill.method, length.steps_per_epoch, "step",
+             "epoch", "alpha", "T", "beta");
+  for (const auto& row : distill::schedule_table(p.config.distill, length.total_steps, length.steps_per_epoch)) {
+    fmt::print("  {:>9} {:>6} {:>7.3f} {:>7.3f} {:>7.3f}   {}\n", row.step, row.epoch + 1, row.plan.alpha, row.plan.temperature,
+               row.plan.beta, row.note);
+  }
+  const auto warmup = static_cast<int64_t>(std::ceil(optimizer.warmup_ratio * static_cast<double>(length.total_steps)));
+  fmt::print("  learning rate {} after {} steps of warm-up, then {} to {}\n\n", optimizer.learning_rate, warmup, optimizer.schedule,
+             optimizer.schedule == "constant" ? optimizer.learning_rate : optimizer.learning_rate * optimizer.min_learning_rate_ratio);
+}
+
+void print_time(const Plan& p, const Options& options, const std::vector<std::pair<std::string, train::RunLength>>& lengths) {
+  const auto flops = train::count_flops(p.teacher, p.student, p.config.data.context_length);
+  fmt::print(
+      "Arithmetic a token\n  teacher {:.2f} GFLOP (body {:.2f}, head {:.2f}), student {:.2f} GFLOP (mixer {:.2f} forward and backward, "
+      "frozen head {:.2f})\n",
+      (flops.teacher_body + flops.teacher_head) / 1e9, flops.teacher_body / 1e9, flops.teacher_head / 1e9,
+      (flops.student_mixer + flops.student_head) / 1e9, flops.student_mixer / 1e9, flops.student_head / 1e9);
+  const bool is_given = options.tflops > 0;
+  const double rate = is_given ? options.tflops * 1e12 : measure_flops(p.device, p.compute_dtype);
+  fmt::print("Time       at {:.2f} TFLOP/s ({}) at best {} tokens/s\n", rate / 1e12,
+             is_given ? "as given" : "large matrix products, measured on " + p.device.str(), format_count(rate / flops.total()));
+  for (const auto& [name, length] : lengths) {
+    fmt::print("  {:<38} at least {}\n", name, format_duration(static_cast<double>(length.total_tokens) * flops.total() / rate));
+  }
+}
+
+void plan(const Options& options) {
+  Plan p;
+  p.config = options.run.load().run;
+  p.teacher = teacher::teacher_shape(teacher_config(p.config.teacher.model));
+  p.student = student::derive_student(p.config.student, p.teacher, p.config.data.context_length);
+  p.device = ops::parse_device(p.config.train.device);
+  p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);
+  p.teacher_dtype = ops::parse_precision(p.config.teacher.precision, p.device);
+  p.rows = options.tokens.empty() ? rows_of_shards(p.config) : 0;
+  p.rows_are_counted = p.rows > 0;
+  if (!p.rows_are_counted)
+    p.rows = std::max<int64_t>(parse_count(options.tokens.empty() ? "512M" : options.tokens, "--tokens") / p.config.data.context_length, 1);
+
+  print_models(p);
+  print_memory(p, options);
+  const auto lengths = readings(p);
+  const int64_t rows = p.config.train.micro_batch_size * p.config.train.gradient_accumulation_steps;
+  fmt::print("Steps      {} tokens each ({} rows of {})\n", rows * p.config.data.context_length, rows, p.config.data.context_length);
+  for (const auto& [name, length] : lengths) {
+    fmt::print("  {:<38} {:>9} steps, {} tokens\n", name, length.total_steps, format_count(static_cast<double>(length.total_tokens)));
+  }
+  fmt::print("\n");
+  print_schedule(p, lengths.back().second);
+  print_time(p, options, lengths);
+}
+
+}  // namespace
+
+void add_plan_command(CLI::App& app) {
+  auto* command = app.add_subcommand("plan", "What a run will need and do: parameters, memory, arithmetic, steps, schedule, time");
+  auto options = std::make_shared<Options>();
+  command->add_option("--tokens", options->tokens, "Tokens of training text, such as 512M [those of the shards, else 512M]");
+  command->add_option("--memory", options->memory, "Memory of the device, such as 24GiB: says what to change when it does not suffice");
+  command->add_option("--tflops", options->tflops, "Speed of the device in TFLOP/s [measured]")->check(CLI::PositiveNumber);
+  options->run.add_to(*command);
+  command->callback([options] { plan(*options); });
+}
+
+}  // namespace distil_xlstm::cli

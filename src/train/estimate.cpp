@@ -1,0 +1,147 @@
+#include "train/estimate.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/text.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+// Values that the backward pass keeps for a token, by block: in the compute type (activations) and in float32 (cells and their states).
+struct KeptValues {
+  int64_t compute = 0, full = 0;
+  [[nodiscard]] int64_t size_bytes(int64_t compute_bytes) const { return compute * compute_bytes + full * 4; }
+};
+
+KeptValues kept_by_block(const student::StudentConfig& s, int64_t block) {
+  const int64_t D = s.embedding_dim, I = s.mlstm_inner_dim(), P = s.ffn_dim();
+  if (s.is_slstm(block)) {
+    // Input, norm, conv, four gate products, cell output, group norm; feed-forward: input, norm, both halves, their product. Cell: y c n m,
+    // gates.
+    return {.compute = 9 * D + (s.has_ffn ? 2 * D + 4 * P : 0), .full = 8 * D};
+  }
+  // Input, norm, both halves of proj_up, conv, q k v, h, norm, skip, gated product. Cell: one matrix state a chunk and head.
+  return {.compute = 2 * D + 10 * I, .full = I * (I / s.mlstm_num_heads) / std::max<int64_t>(s.chunk_size, 1) + 6 * s.mlstm_num_heads};
+}
+
+int64_t activation_bytes(const config::RunConfig& config, const student::StudentConfig& s, int64_t compute_bytes) {
+  const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
+  int64_t all = 0, largest = 0;
+  for (int64_t block = 0; block < s.num_blocks; ++block) {
+    const int64_t kept = kept_by_block(s, block).size_bytes(compute_bytes);
+    all += kept;
+    largest = std::max(largest, kept);
+  }
+  // With checkpointing only the blocks' inputs stay, and one block at a time is computed again.
+  const bool checkpoints = config.train.checkpointing == "blocks";
+  return tokens * (checkpoints ? largest + s.num_blocks * s.embedding_dim * compute_bytes : all);
+}
+
+int64_t head_tile_bytes(const teacher::TeacherShape& t, int64_t compute_bytes, bool is_cpu) {
+  // ops/head_loss.cpp chooses tiles whose two logits take about this much; softmaxes and the gradient take as much again.
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const int64_t position_bytes = 2 * t.vocab_size * 4;
+  const int64_t positions =
+      is_cpu ? std::max<int64_t>(8 * kMiB / position_bytes, 1) : std::max<int64_t>(256 * kMiB / (2 * t.vocab_size * compute_bytes), 64);
+  return 2 * positions * position_bytes;
+}
+
+config::RunConfig with_micro_batch(config::RunConfig config, int64_t micro_batch_size) {
+  const int64_t rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps;
+  config.train.micro_batch_size = micro_batch_size;
+  config.train.gradient_accumulation_steps = rows / micro_batch_size;
+  return config;
+}
+
+}  // namespace
+
+ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentConfig& student) {
+  ParameterCounts counts;
+  counts.teacher = teacher.num_parameters;
+  counts.trainable = student.num_trainable_parameters();
+  counts.embedding = teacher.vocab_size * teacher.hidden_size;
+  counts.stored = counts.trainable + (teacher.is_tied ? 1 : 2) * counts.embedding;
+  counts.as_paper = counts.trainable + 2 * counts.embedding;
+  return counts;
+}
+
+std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
+                                        const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu) {
+  const auto counts = count_parameters(teacher, student);
+  const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
+  const int64_t teacher_width = 6 * teacher.hidden_size + 3 * teacher.intermediate_size;
+  std::vector<MemoryItem> items;
+  items.push_back({"teacher weights", counts.teacher * teacher_bytes, "the student's embedding and head are among them"});
+  items.push_back({"student weights", counts.trainable * 4, "float32"});
+  if (compute_bytes < 4) items.push_back({"student weights, compute type", counts.trainable * compute_bytes, "copies of the step"});
+  items.push_back({"gradients", counts.trainable * 4, "float32"});
+  items.push_back({"optimizer", counts.trainable * 8, "two moments of AdamW"});
+  items.push_back({"student activations", activation_bytes(config, student, compute_bytes), "estimate, of a micro-batch"});
+  items.push_back(
+      {"teacher activations", tokens * (teacher_width * teacher_bytes + 4 * teacher.hidden_size), "estimate, one layer at a time"});
+  items.push_back({"head tiles", head_tile_bytes(teacher, compute_bytes, is_cpu) + 2 * tokens * teacher.hidden_size * 4,
+                   "estimate, never full logits"});
+  return items;
+}
+
+int64_t total_bytes(const std::vector<MemoryItem>& items) {
+  return std::accumulate(items.begin(), items.end(), int64_t{0}, [](int64_t sum, const MemoryItem& item) { return sum + item.size_bytes; });
+}
+
+FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::StudentConfig& student, int64_t context_length) {
+  const auto counts = count_parameters(teacher, student);
+  const double head = 2.0 * static_cast<double>(counts.embedding);
+  const int64_t frozen = (teacher.is_tied ? 1 : 2) * counts.embedding;
+  FlopsPerToken flops;
+  // Causal attention: scores and values over half the context on average.
+  flops.teacher_body =
+      2.0 * static_cast<double>(counts.teacher - frozen) +
+      2.0 * static_cast<double>(teacher.num_layers * teacher.num_heads * teacher.head_dim) * static_cast<double>(context_length);
+  flops.teacher_head = head;
+  flops.student_mixer = 6.0 * static_cast<double>(counts.trainable);  // forward, and two products in backward
+  flops.student_head = 2.0 * head;                                    // forward and the hidden states' gradient; the head is frozen
+  return flops;
+}
+
+std::vector<std::string> advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
+                                       const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
+                                       int64_t limit_bytes) {
+  const auto need = [&](const config::RunConfig& candidate, int64_t bytes_of_teacher) {
+    return total_bytes(estimate_memory(candidate, teacher, student, bytes_of_teacher, compute_bytes, is_cpu));
+  };
+  if (need(config, teacher_bytes) <= limit_bytes) return {};
+  const int64_t rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps;
+  auto checkpointed = config;
+  checkpointed.train.checkpointing = "blocks";
+  std::vector<std::string> advice;
+  const auto try_micro_batches = [&](const config::RunConfig& base, int64_t bytes_of_teacher, const std::string& also) {
+    for (int64_t micro = base.train.micro_batch_size; micro >= 1; --micro) {
+      if (rows % micro != 0) continue;
+      const auto candidate = with_micro_batch(base, micro);
+      const int64_t bytes = need(candidate, bytes_of_teacher);
+      if (bytes > limit_bytes) continue;
+      std::string text = also;
+      if (micro != base.train.micro_batch_size) {
+        text += fmt::format("{}train.micro_batch_size = {} with gradient_accumulation_steps = {} (the same steps)",
+                            also.empty() ? "" : ", ", micro, rows / micro);
+      }
+      advice.push_back(fmt::format("{}: {}", text, format_bytes(static_cast<double>(bytes))));
+      return;
+    }
+  };
+  try_micro_batches(config, teacher_bytes, "");
+  if (config.train.checkpointing == "none") try_micro_batches(checkpointed, teacher_bytes, "train.checkpointing = \"blocks\"");
+  if (teacher_bytes > 2) try_micro_batches(config, 2, "teacher.precision = \"bf16\"");
+  if (advice.empty()) {
+    checkpointed = with_micro_batch(checkpointed, 1);
+    advice.push_back(fmt::format(
+        "nothing here makes it fit: even one row at a time, with checkpointing and the teacher in bf16, needs {}; take a smaller teacher, "
+        "or a shorter data.context_length",
+        format_bytes(static_cast<double>(need(checkpointed, 2)))));
+  }
+  return advice;
+}
+
+}  // namespace distil_xlstm::train

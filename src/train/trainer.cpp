@@ -1,0 +1,397 @@
+#include "train/trainer.h"
+
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/signals.h"
+#include "base/text.h"
+#include "train/checkpoint.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+bool is_due(int64_t step, int64_t every) {
+  return every > 0 && step % every == 0;
+}
+
+// Pieces of a step's sums that the loss is made of.
+double weighted_loss(const StepResult& r) {
+  const auto& head = r.plan.head;
+  double loss = 0.0;
+  const auto add = [&loss](double weight, double value) {
+    if (weight != 0.0) loss += weight * value;
+  };
+  add(head.ce_weight, r.ce_loss);
+  add(head.kd_weight, r.kd_loss);
+  add(head.mse_weight, r.mse_loss);
+  add(head.label_weight, r.mixed_ce);
+  if (r.alignment_loss) add(r.plan.alignment_weight, *r.alignment_loss);
+  return loss;
+}
+
+void read_sums(StepResult& r, const double* sums) {
+  const auto count = static_cast<double>(std::max<int64_t>(r.num_targets, 1));
+  r.ce_loss = sums[ops::kCe] / count;
+  r.kd_loss = sums[ops::kKd] / count;
+  r.kl_at_1 = sums[ops::kKlAt1] / count;
+  r.teacher_nll = sums[ops::kTeacherNll] / count;
+  r.agreement = sums[ops::kAgreement] / count;
+  r.mse_loss = sums[ops::kMse] / count;
+  r.mixed_ce = sums[ops::kMixedCe] / count;
+}
+
+std::string shortened(const std::vector<std::string>& names) {
+  constexpr size_t kShown = 3;
+  std::vector<std::string> shown(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(std::min(names.size(), kShown)));
+  return join(shown, ", ") + (names.size() > kShown ? fmt::format(" and {} more", names.size() - kShown) : "");
+}
+
+double norm_of(const NamedTensors& parameters) {
+  const at::NoGradGuard no_grad;
+  std::vector<Tensor> tensors;
+  for (const auto& [name, tensor] : parameters) tensors.push_back(tensor);
+  return at::stack(at::_foreach_norm(tensors, 2)).norm().item<double>();
+}
+
+json optional_json(const std::optional<eval::ValidationResult>& result) {
+  return result ? result->to_json() : json(nullptr);
+}
+
+std::optional<eval::ValidationResult> optional_result(const json& trainer, const char* key, const std::string& where) {
+  const auto it = trainer.find(key);
+  if (it == trainer.end() || it->is_null()) return std::nullopt;
+  return eval::ValidationResult::from_json(*it, where);
+}
+
+}  // namespace
+
+Trainer::Trainer(const TrainerInputs& inputs)
+    : in_(inputs),
+      length_(run_length(in_.config.train, in_.train.rows_per_epoch(), in_.train.context_length())),
+      method_(distill::make_method(in_.config.distill, length_.total_steps, length_.num_epochs)),
+      alignment_(in_.config.distill.alignment, in_.teacher.num_layers(), in_.student.config().num_blocks),
+      scaler_(in_.compute_dtype == at::kHalf, in_.config.optimizer.initial_loss_scale) {
+  make_optimizer();
+  in_.student.set_compute_dtype(in_.compute_dtype);
+  if (in_.resume_from.empty()) {
+    in_.train.begin_epoch(0);
+    metrics_ = std::make_unique<MetricsLog>(in_.run);
+  } else {
+    restore(in_.resume_from);
+  }
+}
+
+void Trainer::make_optimizer() {
+  const auto& settings = in_.config.optimizer;
+  optimizer_ = std::make_unique<optim::AdamW>(
+      in_.student.parameters(), optim::AdamWSettings{settings.betas[0], settings.betas[1], settings.eps, settings.weight_decay},
+      student::is_decayed);
+}
+
+distill::StepContext Trainer::context() const {
+  return {.step = step_, .total_steps = length_.total_steps, .epoch = epoch_, .num_epochs = length_.num_epochs};
+}
+
+TrainStatus Trainer::run() {
+  const SignalGuard guard;
+  if (!initial_ && in_.validation != nullptr && step_ == 0) validate();
+  while (step_ < length_.total_steps) {
+    const double began = monotonic_seconds();
+    const auto batches = next_batches();
+    if (batches.empty()) {
+      if (length_.ends_with_epochs && epoch_ + 1 >= length_.num_epochs) break;
+      end_epoch();
+      continue;
+    }
+    const auto plan = method_->plan(context());
+    if (plan.stage == 2 && stage_ == 1) start_stage_two();
+    const auto result = train_step(batches);
+    const double seconds = monotonic_seconds() - began;
+    tokens_ += result.num_tokens;
+    seconds_ += seconds;
+    if (result.is_skipped)
+      on_skipped_step(result);
+    else
+      on_good_step(result, seconds);
+    const bool is_told_to_stop = in_.stop_after_steps > 0 && ++process_steps_ >= in_.stop_after_steps;
+    if (received_signal() != 0 || is_told_to_stop) {
+      if (saved_step_ != step_) save();
+      if (step_ < length_.total_steps) return TrainStatus::stopped;
+    }
+  }
+  if (saved_step_ != step_) {  // the data ended before total_steps, since steps were skipped
+    if (in_.validation != nullptr) validate();
+    save();
+  }
+  return TrainStatus::finished;
+}
+
+std::vector<data::Batch> Trainer::next_batches() {
+  std::vector<data::Batch> batches;
+  data::Batch batch;
+  while (static_cast<int64_t>(batches.size()) < in_.config.train.gradient_accumulation_steps && in_.train.next(batch))
+    batches.push_back(batch);
+  return batches;
+}
+
+void Trainer::end_epoch() {
+  method_->end_epoch(step_);
+  in_.train.begin_epoch(++epoch_);
+}
+
+// Letters: B rows, S tokens, D width. Losses are sums over micro-batches; what divides them belongs to the whole step: its unmasked
+// targets for the losses over the heads, its rows for L_F.
+StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
+  StepResult r;
+  r.plan = method_->plan(context());
+  for (const auto& batch : batches) {
+    r.num_targets += batch.num_targets;
+    r.num_rows += batch.num_rows;
+    r.num_tokens += batch.num_rows * batch.context_length;
+  }
+  const auto& optimizer = in_.config.optimizer;
+  r.learning_rate = optimizer.learning_rate * optim::learning_rate_factor(optimizer.schedule, step_, length_.total_steps,
+                                                                          optimizer.warmup_ratio, optimizer.min_learning_rate_ratio);
+  r.loss_scale = scaler_.scale();
+  const double target_scale = r.loss_scale / static_cast<double>(std::max<int64_t>(r.num_targets, 1));
+  const double row_scale = r.loss_scale * r.plan.alignment_weight / static_cast<double>(std::max<int64_t>(r.num_rows, 1));
+  const bool aligns = r.plan.alignment_weight != 0.0;
+  const bool measures_alignment = aligns || is_due(step_, in_.config.distill.alignment.every_steps);
+  const auto teacher_options = measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
+  student::StudentForwardOptions student_options;
+  student_options.compute_dtype = in_.compute_dtype;
+  student_options.collect_blocks = measures_alignment && alignment_.needs_blocks();
+  student_options.activation_checkpointing = in_.config.train.checkpointing == "blocks";
+
+  Tensor sums, alignment_sum;
+  for (const auto& batch : batches) {
+    const auto on_device = eval::to_device(batch, in_.student.device());
+    const auto teacher = [&] {
+      const at::NoGradGuard no_grad;
+      return in_.teacher.forward(on_device.tokens_BS, on_device.is_start_BS, teacher_options);
+    }();
+    const auto student = in_.student.forward(on_device.tokens_BS, on_device.is_start_BS, student_options);
+    const auto losses = ops::head_losses(student.last_hidden_BSD.detach(), in_.student.head_weight(), teacher.last_hidden_BSD,
+                                         in_.teacher.head_weight(), on_device.targets_BS, on_device.mask_BS, r.plan.head, target_scale);
+    sums = sums.defined() ? sums + losses.sums : losses.sums;
+
+    std::vector<Tensor> roots = {student.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};
+    if (measures_alignment) {
+      const at::AutoGradMode grad_mode(aligns);
+      const auto loss_sum = alignment_.loss_sum(student, teacher, on_device.mask_BS);
+      alignment_sum = alignment_sum.defined() ? alignment_sum + loss_sum.detach() : loss_sum.detach();
+      if (aligns) {
+        roots.push_back(loss_sum);
+        root_gradients.push_back(at::full({}, row_scale, loss_sum.options().requires_grad(false)));
+      }
+    }
+    torch::autograd::backward(roots, root_gradients);
+  }
+
+  const auto& parameters = in_.student.parameters();
+  const bool is_finite = scaler_.unscale(parameters);
+  bad_parameters_ = is_finite ? std::vector<std::string>{} : optim::non_finite_gradients(parameters);
+  r.grad_norm = optim::clip_grad_norm(parameters, optimizer.max_grad_norm).item<double>();
+  const auto host_sums = sums.to(at::kCPU);
+  read_sums(r, host_sums.const_data_ptr<double>());
+  if (alignment_sum.defined()) r.alignment_loss = alignment_sum.item<double>() / static_cast<double>(r.num_rows);
+  r.loss = weighted_loss(r);
+
+  r.is_skipped = !is_finite || !std::isfinite(r.grad_norm) || !std::isfinite(r.loss);
+  scaler_.update(r.is_skipped);
+  if (!r.is_skipped) {
+    optimizer_->step(r.learning_rate);
+    ++step_;
+  }
+  optimizer_->zero_grad();
+  return r;
+}
+
+void Trainer::on_good_step(const StepResult& result, double seconds) {
+  num_skipped_ = 0;
+  log_step(result, seconds);
+  const bool is_last = step_ == length_.total_steps;
+  const bool validates = in_.validation != nullptr && (is_last || is_due(step_, in_.config.eval.every_steps));
+  if (validates) validate();
+  const bool saves = is_last || is_due(step_, in_.config.train.save_every_steps) || (validates && best_step_ == step_);
+  if (saves) save();
+}
+
+void Trainer::on_skipped_step(const StepResult& result) {
+  ++num_skipped_;
+  const std::string what = !bad_parameters_.empty() ? "gradient is not finite in " + shortened(bad_parameters_)
+                                                    : fmt::format("loss is {} (ce {:.4g}, kd {:.4g}), grad_norm {}", result.loss,
+                                                                  result.ce_loss, result.kd_loss, result.grad_norm);
+  const std::string scale =
+      scaler_.scale() != result.loss_scale ? fmt::format(", loss_scale {} -> {}", result.loss_scale, scaler_.scale()) : "";
+  const auto limit = in_.config.train.max_skipped_steps;
+  const auto message = fmt::format("step {}: {}; skipped{} ({} in a row, stops at {})", step_, what, scale, num_skipped_, limit);
+  spdlog::warn(message);
+  metrics_->write("skipped", step_,
+                  {{"in_a_row", num_skipped_},
+                   {"loss", result.loss},
+                   {"grad_norm", result.grad_norm},
+                   {"loss_scale", result.loss_scale},
+                   {"parameters", bad_parameters_}});
+  if (num_skipped_ < limit) return;
+  const auto last = follow_pointer(in_.run, "last");
+  throw Error(fmt::format(
+      "{}: {} steps in a row could not be taken. {}. Lower optimizer.learning_rate, or set train.precision to bf16 or fp32", message,
+      num_skipped_, last ? fmt::format("The last checkpoint, {}, is intact", last->string()) : "No checkpoint was made yet"));
+}
+
+void Trainer::log_step(const StepResult& r, double seconds) {
+  interval_tokens_ += r.num_tokens;
+  interval_seconds_ += seconds;
+  if (!is_due(step_, in_.config.train.log_every_steps) && step_ != length_.total_steps) return;
+  tokens_per_second_ = static_cast<double>(interval_tokens_) / std::max(interval_seconds_, 1e-9);
+  interval_tokens_ = 0;
+  interval_seconds_ = 0.0;
+  metrics_->write("train", step_,
+                  {{"epoch", epoch_},
+                   {"tokens", tokens_},
+                   {"loss", r.loss},
+                   {"ce_loss", r.ce_loss},
+                   {"kd_loss", r.kd_loss},
+                   {"kl_at_1", r.kl_at_1},
+                   {"teacher_nll", r.teacher_nll},
+                   {"agreement", r.agreement},
+                   {"mse_loss", r.mse_loss},
+                   {"mixed_ce", r.mixed_ce},
+                   {"alignment_loss", r.alignment_loss ? json(*r.alignment_loss) : json(nullptr)},
+                   {"alpha", r.plan.alpha},
+                   {"temperature", r.plan.temperature},
+                   {"beta", r.plan.beta},
+                   {"stage", r.plan.stage},
+                   {"learning_rate", r.learning_rate},
+                   {"grad_norm", r.grad_norm},
+                   {"parameter_norm", norm_of(in_.student.parameters())},
+                   {"loss_scale", r.loss_scale},
+                   {"target_tokens", r.num_targets},
+                   {"tokens_per_second", tokens_per_second_},
+                   {"seconds", seconds_}});
+  if (step_ == length_.total_steps)
+    progress_.finish(progress_text(r));
+  else if (progress_.due())
+    progress_.update(progress_text(r));
+}
+
+std::string Trainer::progress_text(const StepResult& r) const {
+  const double seconds_left =
+      seconds_ / static_cast<double>(std::max<int64_t>(step_, 1)) * static_cast<double>(length_.total_steps - step_);
+  const std::string alignment = r.alignment_loss ? fmt::format(" align {:.3f}", *r.alignment_loss) : "";
+  return fmt::format("step {}/{}  loss {:.3f}  ce {:.3f} kd {:.3f}{}  alpha {:.3f} T {:.2f}  lr {:.2e}  grad {:.2f}  {} tokens/s  {} left",
+                     step_, length_.total_steps, r.loss, r.ce_loss, r.kd_loss, alignment, r.plan.alpha, r.plan.temperature, r.learning_rate,
+                     r.grad_norm, format_count(tokens_per_second_), format_duration(seconds_left));
+}
+
+void Trainer::validate() {
+  const auto result = eval::validate(in_.student, in_.teacher, *in_.validation, in_.config.eval.max_tokens);
+  metrics_->write("validation", step_, result.to_json());
+  spdlog::info("step {}: validation perplexity {:.3f}, teacher {:.3f} (ratio {:.3f}), agreement {:.1f} %, KL {:.3f}, {} tokens", step_,
+               std::exp(result.ce_loss), std::exp(result.teacher_nll), std::exp(result.ce_loss - result.teacher_nll),
+               100.0 * result.agreement, result.mean_kl, format_count(static_cast<double>(result.target_tokens)));
+  last_ = result;
+  if (step_ == 0) {
+    initial_ = result;
+  } else if (std::isfinite(result.ce_loss) && (!best_ || result.ce_loss < best_->ce_loss)) {
+    best_ = result;
+    best_step_ = step_;
+  }
+}
+
+// annealing-kd: stage II starts from the best checkpoint of stage I, with fresh moments.
+void Trainer::start_stage_two() {
+  stage_ = 2;
+  make_optimizer();
+  const auto best = follow_pointer(in_.run, "best");
+  spdlog::info("step {}: stage II begins from {}", step_,
+               best ? best->filename().string() : "the weights as they are: no validation chose better ones");
+  if (!best) return;
+  const at::NoGradGuard no_grad;
+  const auto chosen = student::Student::load(io::open_model(best->string()), in_.student.device(), at::kFloat,
+                                             in_.student.embedding_weight(), in_.student.head_weight());
+  const auto& from = chosen->parameters();
+  const auto& to = in_.student.parameters();
+  for (size_t i = 0; i < to.size(); ++i) Tensor(to[i].second).copy_(from[i].second);
+}
+
+void Trainer::save() {
+  const auto layout = in_.config.student.slstm_layout == "vanilla" ? student::SlstmLayout::vanilla : student::SlstmLayout::cuda;
+  CheckpointContent content;
+  content.student_config = in_.student.config().to_json(in_.config.student.slstm_layout);
+  content.model = in_.student.stored_tensors(layout, /*with_frozen=*/false);
+  content.optimizer = optimizer_->state_tensors();
+  content.trainer = {{"step", step_},
+                     {"epoch", epoch_},
+                     {"tokens", tokens_},
+                     {"skipped_in_a_row", num_skipped_},
+                     {"stage", stage_},
+                     {"seconds", seconds_},
+                     {"total_steps", length_.total_steps},
+                     {"optimizer_steps", optimizer_->steps()},
+                     {"loader", in_.train.state()},
+                     {"method", method_->state()},
+                     {"loss_scaler", scaler_.state()},
+                     {"metrics", metrics_->position().to_json()},
+                     {"initial_validation", optional_json(initial_)},
+                     {"last_validation", optional_json(last_)},
+                     {"best_validation", optional_json(best_)},
+                     {"best_step", best_step_}};
+  const auto checkpoint = write_checkpoint(in_.run, step_, content);
+  if (best_ && best_step_ == step_) point_to(in_.run, "best", checkpoint);
+  prune_checkpoints(in_.run, in_.config.train.keep_checkpoints);
+  saved_step_ = step_;
+}
+
+void Trainer::restore(const fs::path& checkpoint) {
+  const json trainer = read_checkpoint(checkpoint);
+  const auto where = (checkpoint / "trainer.json").string();
+  const auto total_steps = require<int64_t>(trainer, "total_steps", where);
+  if (total_steps != length_.total_steps) {
+    throw ConfigError("{}: the run had {} steps, with these settings it has {}: resume with the same data and [train]", where, total_steps,
+                      length_.total_steps);
+  }
+  step_ = require<int64_t>(trainer, "step", where);
+  epoch_ = require<int64_t>(trainer, "epoch", where);
+  tokens_ = require<int64_t>(trainer, "tokens", where);
+  num_skipped_ = require<int64_t>(trainer, "skipped_in_a_row", where);
+  stage_ = require<int>(trainer, "stage", where);
+  seconds_ = require<double>(trainer, "seconds", where);
+  best_step_ = require<int64_t>(trainer, "best_step", where);
+  initial_ = optional_result(trainer, "initial_validation", where);
+  last_ = optional_result(trainer, "last_validation", where);
+  best_ = optional_result(trainer, "best_validation", where);
+  in_.train.restore(require<json>(trainer, "loader", where));
+  method_->restore(require<json>(trainer, "method", where));
+  scaler_.restore(require<json>(trainer, "loss_scaler", where));
+  const auto tensors = read_tensors(checkpoint / "optimizer.safetensors");
+  optimizer_->restore(
+      [&](const std::string& name) {
+        for (const auto& [stored, tensor] : tensors) {
+          if (stored == name) return tensor;
+        }
+        throw DataError("{}: no tensor '{}': it belongs to another student", (checkpoint / "optimizer.safetensors").string(), name);
+      },
+      require<int64_t>(trainer, "optimizer_steps", where));
+  metrics_ = std::make_unique<MetricsLog>(in_.run, MetricsPosition::from_json(require<json>(trainer, "metrics", where), where));
+  saved_step_ = step_;
+}
+
+json Trainer::summary() const {
+  json best = optional_json(best_);
+  if (best_) best["step"] = best_step_;
+  return {{"step", step_},
+          {"total_steps", length_.total_steps},
+          {"epoch", epoch_},
+          {"tokens", tokens_},
+          {"seconds", seconds_},
+          {"initial_validation", optional_json(initial_)},
+          {"last_validation", optional_json(last_)},
+          {"best_validation", best}};
+}
+
+}  // namespace distil_xlstm::train

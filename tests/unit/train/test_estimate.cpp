@@ -1,0 +1,92 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "config/toml.h"
+#include "train/estimate.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+using ::testing::HasSubstr;
+
+const json kQwen = {{"model_type", "qwen2"},
+                    {"architectures", {"Qwen2ForCausalLM"}},
+                    {"hidden_size", 1536},
+                    {"intermediate_size", 8960},
+                    {"num_hidden_layers", 28},
+                    {"num_attention_heads", 12},
+                    {"num_key_value_heads", 2},
+                    {"vocab_size", 151936},
+                    {"max_position_embeddings", 131072},
+                    {"rms_norm_eps", 1e-6},
+                    {"rope_theta", 1000000.0},
+                    {"hidden_act", "silu"},
+                    {"tie_word_embeddings", true}};
+
+struct Paper {
+  explicit Paper(const std::string& preset = "paper")
+      : config(config::load_config({.file = std::nullopt, .preset = preset, .overrides = {}}).run),
+        teacher(teacher::teacher_shape(kQwen)),
+        student(student::derive_student(config.student, teacher, config.data.context_length)) {}
+  config::RunConfig config;
+  teacher::TeacherShape teacher;
+  student::StudentConfig student;
+};
+
+TEST(Estimate, CountsThePapersParameters) {
+  const Paper paper;
+  const auto counts = count_parameters(paper.teacher, paper.student);
+  EXPECT_EQ(counts.teacher, 1'543'714'304);
+  EXPECT_EQ(counts.trainable, 84'360'264);
+  EXPECT_EQ(counts.as_paper, 551'107'656);
+  EXPECT_EQ(counts.stored, 317'733'960);
+  const Paper code("paper-code");
+  EXPECT_EQ(count_parameters(code.teacher, code.student).as_paper, 550'923'360);
+}
+
+TEST(Estimate, AnUntiedTeacherStoresBothMatrices) {
+  Paper paper;
+  paper.teacher.is_tied = false;
+  const auto counts = count_parameters(paper.teacher, paper.student);
+  EXPECT_EQ(counts.stored, counts.as_paper);
+}
+
+TEST(Estimate, CountsArithmetic) {
+  const Paper paper;
+  const auto flops = count_flops(paper.teacher, paper.student, 512);
+  EXPECT_NEAR(flops.teacher_body / 1e9, 2.66, 0.01);
+  EXPECT_NEAR(flops.teacher_head / 1e9, 0.467, 0.001);
+  EXPECT_NEAR(flops.student_mixer / 1e9, 0.506, 0.001);
+  EXPECT_NEAR(flops.student_head / 1e9, 0.933, 0.001);
+}
+
+TEST(Estimate, MemoryGrowsWithTheMicroBatchAndShrinksWithCheckpointing) {
+  Paper paper;
+  const auto bytes = [&] { return total_bytes(estimate_memory(paper.config, paper.teacher, paper.student, 2, 2, false)); };
+  const auto at_8 = bytes();
+  paper.config.train.micro_batch_size = 16;
+  const auto at_16 = bytes();
+  EXPECT_GT(at_16, at_8);
+  paper.config.train.checkpointing = "blocks";
+  EXPECT_LT(bytes(), at_16);
+  const auto items = estimate_memory(paper.config, paper.teacher, paper.student, 2, 2, false);
+  EXPECT_EQ(items[0].size_bytes, int64_t{2} * 1'543'714'304);
+  EXPECT_EQ(items[1].size_bytes, 4 * 84'360'264);
+}
+
+TEST(Estimate, AdviceMakesItFit) {
+  Paper paper;
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  EXPECT_TRUE(advise_memory(paper.config, paper.teacher, paper.student, 2, 2, false, 80 * kGiB).empty());
+  const auto items = estimate_memory(paper.config, paper.teacher, paper.student, 2, 2, false);
+  const auto advice = advise_memory(paper.config, paper.teacher, paper.student, 2, 2, false, total_bytes(items) - 1);
+  ASSERT_FALSE(advice.empty());
+  EXPECT_THAT(advice[0], HasSubstr("train.micro_batch_size = 4 with gradient_accumulation_steps = 8 (the same steps)"));
+  EXPECT_THAT(advice[1], HasSubstr("train.checkpointing = \"blocks\""));
+  const auto hopeless = advise_memory(paper.config, paper.teacher, paper.student, 2, 2, false, 2 * kGiB);
+  ASSERT_EQ(hopeless.size(), 1u);
+  EXPECT_THAT(hopeless[0], HasSubstr("take a smaller teacher"));
+}
+
+}  // namespace
+}  // namespace distil_xlstm::train

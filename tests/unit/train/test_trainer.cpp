@@ -1,0 +1,346 @@
+#include <fstream>
+
+#include "base/error.h"
+#include "small_run.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+using ::testing::HasSubstr;
+
+class TrainerTest : public RunTest {
+ protected:
+  void SetUp() override {
+    RunTest::SetUp();
+    data_ = folder_ / "data";
+    write_rows(data_, data::Split::train, 21, 1);  // 11 micro-batches of two rows, six steps of two: both ends are short
+    write_rows(data_, data::Split::validation, 5, 2);
+  }
+
+  static std::vector<data::Batch> batches_of(data::Loader& loader, int64_t count) {
+    std::vector<data::Batch> batches(static_cast<size_t>(count));
+    loader.begin_epoch(0);
+    for (auto& batch : batches) EXPECT_TRUE(loader.next(batch));
+    return batches;
+  }
+
+  fs::path data_;
+};
+
+TEST_F(TrainerTest, TrainsAndLeavesEverythingThatARunHas) {
+  SmallRun run(small_config(), data_, folder_ / "run");
+  EXPECT_EQ(run.trainer->length().steps_per_epoch, 6);
+  EXPECT_EQ(run.trainer->run(), TrainStatus::finished);
+  EXPECT_EQ(run.trainer->step(), 12);
+  const auto steps = records_of(folder_ / "run", "train");
+  ASSERT_EQ(steps.size(), 12u);
+  EXPECT_EQ(steps.back()["tokens"], 2 * 21 * 12);
+  EXPECT_EQ(steps[5]["target_tokens"].get<int64_t>() < steps[4]["target_tokens"].get<int64_t>(), true) << "the epoch's last step is one row";
+  const auto validations = records_of(folder_ / "run", "validation");
+  ASSERT_EQ(validations.size(), 4u);  // 0, 4, 8, 12
+  EXPECT_EQ(validations[0]["step"], 0);
+  EXPECT_EQ(validations[3]["step"], 12);
+  double best = INFINITY;
+  int64_t best_step = 0;
+  for (size_t i = 1; i < validations.size(); ++i) {
+    if (validations[i]["ce_loss"].get<double>() >= best) continue;
+    best = validations[i]["ce_loss"];
+    best_step = validations[i]["step"];
+  }
+  EXPECT_EQ(follow_pointer(folder_ / "run", "last")->filename(), "step-00000012");
+  EXPECT_EQ(follow_pointer(folder_ / "run", "best")->filename(), fmt::format("step-{:08}", best_step));
+  EXPECT_EQ(run.trainer->summary()["best_validation"]["step"], best_step);
+  EXPECT_EQ(run.trainer->summary()["initial_validation"]["ce_loss"], validations[0]["ce_loss"]);
+}
+
+TEST_F(TrainerTest, TheLossFalls) {
+  auto config = small_config();
+  config.train.num_epochs = 15;
+  config.eval.every_steps = 0;
+  SmallRun run(config, data_, folder_ / "run");
+  run.trainer->run();
+  const auto steps = records_of(folder_ / "run", "train");
+  EXPECT_LT(steps.back()["kl_at_1"].get<double>(), 0.7 * steps.front()["kl_at_1"].get<double>());
+}
+
+// How a step's rows are cut into micro-batches changes nothing: masks make the target counts of micro-batches differ.
+TEST_F(TrainerTest, AccumulationIsNormalisedByTheWholeStep) {
+  for (const char* method : {"delta-frobenius", "hinton", "ce-frobenius"}) {
+    NamedTensors reference;
+    StepResult first;
+    for (const auto& [micro, accumulation] : {std::pair<int64_t, int64_t>{8, 1}, {4, 2}, {2, 4}, {1, 8}}) {
+      auto config = small_config();
+      config.distill.method = method;
+      config.train.micro_batch_size = micro;
+      config.train.gradient_accumulation_steps = accumulation;
+      config.optimizer.warmup_ratio = 0.0;
+      config.optimizer.max_grad_norm = 0.0;
+      SmallRun run(config, data_, folder_ / fmt::format("{}-{}", method, micro));
+      const auto result = run.trainer->train_step(batches_of(*run.train, accumulation));
+      if (reference.empty()) {
+        reference = copies_of(run.student->parameters());
+        first = result;
+        continue;
+      }
+      EXPECT_EQ(result.num_targets, first.num_targets);
+      EXPECT_NEAR(result.loss, first.loss, 1e-5 * std::abs(first.loss)) << method;
+      EXPECT_NEAR(result.grad_norm, first.grad_norm, 1e-4 * first.grad_norm) << method << " micro-batches of " << micro;
+      EXPECT_NEAR(*result.alignment_loss, *first.alignment_loss, 1e-5 * *first.alignment_loss);
+    }
+  }
+}
+
+TEST_F(TrainerTest, EveryPartIsMeasuredForEveryMethod) {
+  for (const auto& method : distill::method_names()) {
+    auto config = small_config();
+    config.distill.method = method;
+    const auto run_directory = folder_ / method;
+    SmallRun run(config, data_, run_directory);
+    EXPECT_EQ(run.trainer->run(), TrainStatus::finished) << method;
+    bool has_alignment = false;
+    for (const auto& record : records_of(run_directory, "train")) {
+      for (const char* key : {"loss", "ce_loss", "kd_loss", "kl_at_1", "teacher_nll", "agreement", "alpha", "temperature", "beta", "learning_rate", "grad_norm",
+                              "parameter_norm", "tokens_per_second"}) {
+        EXPECT_TRUE(record[key].is_number()) << method << " " << key << " at step " << record["step"];
+      }
+      const bool is_due = (record["step"].get<int64_t>() - 1) % config.distill.alignment.every_steps == 0;
+      EXPECT_TRUE(!is_due || record["alignment_loss"].is_number()) << method;
+      has_alignment = has_alignment || record["alignment_loss"].is_number();
+    }
+    EXPECT_TRUE(has_alignment) << method;
+  }
+}
+
+TEST_F(TrainerTest, TheLossIsTheWeightedSumOfItsParts) {
+  auto config = small_config();
+  config.distill.alpha = {.schedule = "constant", .start = 0.3};
+  config.distill.temperature = {.schedule = "constant", .start = 2.0};
+  config.distill.beta = {.schedule = "constant", .start = 0.2};
+  for (const char* combine : {"convex", "additive"}) {
+    config.distill.combine = combine;
+    SmallRun run(config, data_, folder_ / combine);
+    const auto r = run.trainer->train_step(batches_of(*run.train, 2));
+    const double ce_weight = combine == std::string("convex") ? 0.5 : 0.7;
+    EXPECT_NEAR(r.loss, ce_weight * r.ce_loss + 0.3 * r.kd_loss + 0.2 * *r.alignment_loss, 1e-9);
+  }
+}
+
+// The parameters after a step equal a plain gradient step of the same loss, differentiated through full logits by autograd.
+TEST_F(TrainerTest, TheGradientIsThatOfTheFormula) {
+  auto config = small_config();
+  config.distill.alpha = {.schedule = "constant", .start = 0.3};
+  config.distill.temperature = {.schedule = "constant", .start = 2.0};
+  config.distill.beta = {.schedule = "constant", .start = 0.2};
+  config.optimizer.max_grad_norm = 0.0;
+  SmallRun run(config, data_, folder_ / "run");
+  const auto batches = batches_of(*run.train, 2);
+  const auto fresh = student::Student::create(run.student->config(), small_teacher().embedding_weight(), small_teacher().head_weight(), config.seed, at::kCPU);
+  ASSERT_EQ(max_difference(fresh->parameters(), run.student->parameters()), 0.0);
+  const auto head_VD = small_teacher().head_weight();
+  int64_t targets = 0, rows = 0;
+  for (const auto& batch : batches) targets += batch.num_targets, rows += batch.num_rows;
+  const distill::Alignment alignment(config.distill.alignment, small_teacher().num_layers(), fresh->config().num_blocks);
+  for (const auto& batch : batches) {
+    const auto b = eval::to_device(batch, at::kCPU);
+    const auto teacher = small_teacher().forward(b.tokens_BS, b.is_start_BS, alignment.teacher_options());
+    const auto student = fresh->forward(b.tokens_BS, b.is_start_BS, {});
+    const auto z = at::matmul(student.last_hidden_BSD, head_VD.t()), t = at::matmul(teacher.last_hidden_BSD, head_VD.t());
+    const auto ce = -at::log_softmax(z, 2).gather(2, b.targets_BS.unsqueeze(2)).squeeze(2);
+    const auto p = at::log_softmax(t / 2.0, 2);
+    const auto kl = (p.exp() * (p - at::log_softmax(z / 2.0, 2))).sum(2);
+    const auto mask = b.mask_BS.to(at::kFloat);
+    const auto head = ((0.5 * ce + 0.3 * 4.0 * kl) * mask).sum() / static_cast<double>(targets);
+    // L_F by hand: mean over layers, norm of a row's unmasked elements over the square root of their number.
+    const auto difference = (teacher.hidden_mean_BSD - student.final_hidden_BSD) * mask.unsqueeze(2);
+    const auto elements = mask.sum(1) * static_cast<double>(small_teacher().hidden_size());
+    const auto frobenius = (difference.square().sum({1, 2}).sqrt() / elements.sqrt()).sum() / static_cast<double>(rows);
+    (head + 0.2 * frobenius).backward();
+  }
+  double square = 0.0;
+  for (const auto& [name, parameter] : fresh->parameters()) square += parameter.grad().square().sum().item<double>();
+  const auto result = run.trainer->train_step(batches);
+  EXPECT_NEAR(result.grad_norm, std::sqrt(square), 1e-5 * std::sqrt(square));
+}
+
+TEST_F(TrainerTest, ASkippedStepChangesNothing) {
+  auto config = small_config();
+  config.optimizer.warmup_ratio = 0.0;
+  SmallRun run(config, data_, folder_ / "run");
+  auto batches = batches_of(*run.train, 2);
+  run.trainer->train_step(batches);
+  auto& weight = run.student->parameters()[3].second;
+  const auto good = weight.detach().clone();
+  {
+    const at::NoGradGuard no_grad;
+    Tensor(weight).fill_(std::nan(""));
+  }
+  const auto others = copies_of(run.student->parameters());
+  const auto result = run.trainer->train_step(batches);
+  EXPECT_TRUE(result.is_skipped);
+  EXPECT_EQ(run.trainer->step(), 1) << "k does not advance";
+  for (size_t i = 0; i < others.size(); ++i) {
+    EXPECT_TRUE(i == 3 || at::equal(others[i].second, run.student->parameters()[i].second.detach())) << others[i].first;
+  }
+  {
+    const at::NoGradGuard no_grad;
+    Tensor(weight).copy_(good);
+  }
+  EXPECT_FALSE(run.trainer->train_step(batches).is_skipped) << "training goes on once the cause is gone";
+  EXPECT_EQ(run.trainer->step(), 2);
+}
+
+TEST_F(TrainerTest, StopsAfterTooManySkippedStepsWithTheCheckpointIntact) {
+  auto config = small_config();
+  config.train.max_skipped_steps = 3;
+  config.train.num_epochs = 4;
+  config.optimizer.learning_rate = 1e30;  // the weights overflow with the first step
+  config.optimizer.warmup_ratio = 0.0;
+  config.train.save_every_steps = 1;
+  config.eval.every_steps = 0;
+  SmallRun run(config, data_, folder_ / "run");
+  try {
+    run.trainer->run();
+    FAIL() << "trained with a learning rate of 1e30";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), 1);
+    EXPECT_THAT(error.what(), HasSubstr("3 in a row, stops at 3"));
+    EXPECT_THAT(error.what(), HasSubstr("checkpoints/step-00000001, is intact. Lower optimizer.learning_rate"));
+  }
+  EXPECT_EQ(records_of(folder_ / "run", "skipped").size(), 3u);
+  EXPECT_EQ(checked_last_checkpoint(folder_ / "run").filename(), "step-00000001");
+}
+
+TEST_F(TrainerTest, Fp16BacksOffItsLossScaleAndNamesTheParameters) {
+  auto config = small_config();
+  config.train.precision = "fp16";
+  config.optimizer.initial_loss_scale = 1e30;
+  config.train.max_skipped_steps = 200;
+  config.train.num_epochs = 30;
+  config.eval.every_steps = 0;
+  SmallRun run(config, data_, folder_ / "run");
+  run.trainer->run();
+  const auto skipped = records_of(folder_ / "run", "skipped");
+  ASSERT_GE(skipped.size(), 2u);
+  EXPECT_FALSE(skipped[0]["parameters"].empty());
+  EXPECT_EQ(skipped[1]["loss_scale"].get<double>(), skipped[0]["loss_scale"].get<double>() / 2);
+  EXPECT_EQ(skipped[1]["step"], skipped[0]["step"]) << "k does not advance";
+  const auto steps = records_of(folder_ / "run", "train");
+  ASSERT_FALSE(steps.empty());
+  EXPECT_LT(steps[0]["loss_scale"].get<double>(), 1e30);
+}
+
+TEST_F(TrainerTest, SchedulesAdvanceByStepsAndDecayOnceAnEpoch) {
+  auto config = small_config();
+  config.train.num_epochs = 3;
+  config.distill.alpha = {.schedule = "delta-code", .start = 0.8, .final = 0.5, .decay = 0.05};
+  SmallRun run(config, data_, folder_ / "run");
+  run.trainer->run();
+  const auto steps = records_of(folder_ / "run", "train");
+  ASSERT_EQ(steps.size(), 18u);
+  EXPECT_NEAR(steps[0]["alpha"].get<double>(), 0.8, 1e-12);
+  EXPECT_NEAR(steps[6]["alpha"].get<double>(), 0.76, 1e-12);
+  EXPECT_NEAR(steps[12]["alpha"].get<double>(), 0.722, 1e-12);
+  EXPECT_NEAR(steps[7]["alpha"].get<double>(), 0.5 + 0.26 / (1 + std::log(2.0)), 1e-12);
+}
+
+TEST_F(TrainerTest, StageTwoBeginsFromTheBestOfStageOne) {
+  auto config = small_config();
+  config.distill.method = "annealing-kd";
+  config.distill.boundary = "slice";
+  config.distill.stage1_fraction = 0.5;
+  config.eval.every_steps = 2;
+  config.optimizer.learning_rate = 0.3;  // so large that the newest is hardly ever the best
+  config.optimizer.schedule = "constant";
+  config.train.num_epochs = 2;
+  SmallRun run(config, data_, folder_ / "run");
+  run.trainer->run();
+  std::vector<int> stages;
+  for (const auto& record : records_of(folder_ / "run", "train")) stages.push_back(record["stage"]);
+  EXPECT_EQ(stages, (std::vector<int>{1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2}));
+}
+
+// ---- Resuming: the same bits as never stopping.
+
+std::map<std::string, std::string> final_files(const fs::path& run) {
+  const auto last = *follow_pointer(run, "last");
+  return {{"model", read_file(last / "model.safetensors")}, {"optimizer", read_file(last / "optimizer.safetensors")}};
+}
+
+void expect_same_metrics(const fs::path& a, const fs::path& b) {
+  auto first = read_metrics(a), second = read_metrics(b);
+  ASSERT_EQ(first.size(), second.size());
+  for (size_t i = 0; i < first.size(); ++i) {
+    for (auto* record : {&first[i], &second[i]}) {
+      record->erase("tokens_per_second");
+      record->erase("seconds");
+    }
+    EXPECT_EQ(first[i], second[i]);
+  }
+}
+
+struct ResumeCase {
+  std::string name;
+  std::function<void(config::RunConfig&)> change;
+};
+
+class ResumeTest : public TrainerTest, public ::testing::WithParamInterface<int> {};
+
+const std::vector<ResumeCase>& resume_cases() {
+  static const std::vector<ResumeCase> cases = {
+      {"delta-frobenius", [](auto&) {}},
+      {"delta-code", [](auto& c) { c.distill.alpha.schedule = c.distill.temperature.schedule = "delta-code"; }},
+      {"annealing-kd", [](auto& c) { c.distill.method = "annealing-kd"; }},
+      {"teacher-annealing", [](auto& c) { c.distill.method = "teacher-annealing"; }},
+      {"fp16", [](auto& c) { c.train.precision = "fp16", c.optimizer.initial_loss_scale = 1e9, c.train.max_skipped_steps = 50; }},
+      {"ratio, checkpointing, vanilla layout",
+       [](auto& c) { c.distill.alignment.kind = "ratio", c.train.checkpointing = "blocks", c.student.slstm_layout = "vanilla"; }},
+  };
+  return cases;
+}
+
+TEST_P(ResumeTest, StoppedAndResumedEqualsUninterrupted) {
+  auto config = small_config();
+  const auto& tested = resume_cases()[static_cast<size_t>(GetParam())];
+  SCOPED_TRACE(tested.name);
+  tested.change(config);
+  {
+    SmallRun whole(config, data_, folder_ / "whole");
+    whole.trainer->run();
+  }
+  // Stops after 1, 4 (mid-epoch), 6 (an epoch's end) and so on steps of this process.
+  const auto parts = folder_ / "parts";
+  std::string resume_from;
+  int64_t stops = 0;
+  for (const int64_t steps : {1, 4, 1, 100}) {
+    SmallRun part(config, data_, parts, resume_from, steps);
+    if (part.trainer->run() == TrainStatus::finished) break;
+    ++stops;
+    resume_from = checked_last_checkpoint(parts).string();
+  }
+  EXPECT_EQ(stops, 3);
+  const auto expected = final_files(folder_ / "whole"), actual = final_files(parts);
+  for (const auto& [name, bytes] : expected) EXPECT_TRUE(actual.at(name) == bytes) << name << " differs";
+  expect_same_metrics(folder_ / "whole", parts);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 6));
+
+TEST_F(TrainerTest, RefusesACheckpointOfAnotherRun) {
+  {
+    SmallRun run(small_config(), data_, folder_ / "run");
+    run.trainer->run();
+  }
+  const auto last = checked_last_checkpoint(folder_ / "run").string();
+  auto longer = small_config();
+  longer.train.num_epochs = 3;
+  EXPECT_THROW(SmallRun(longer, data_, folder_ / "run", last), ConfigError);
+  auto reseeded = small_config();
+  reseeded.seed = 6;
+  EXPECT_THROW(SmallRun(reseeded, data_, folder_ / "run", last), DataError);
+  auto other = small_config();
+  other.distill.method = "hinton";
+  EXPECT_THROW(SmallRun(other, data_, folder_ / "run", last), DataError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::train
