@@ -4,6 +4,7 @@
 
 #include "base/text.h"
 #include "io/builtin.h"
+#include "io/gguf_model.h"
 #include "io/model_files_tokenizer.h"
 #include "io/safetensors.h"
 
@@ -97,11 +98,23 @@ ModelFiles open_transformer(const fs::path& directory, json config) {
   return model;
 }
 
+// What `fetch` leaves of a repository that holds one GGUF file.
+std::optional<fs::path> only_gguf_file(const fs::path& directory) {
+  std::optional<fs::path> found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() != ".gguf") continue;
+    if (found) throw DataError("{}: it holds several GGUF files: name one of them", directory.string());
+    found = entry.path();
+  }
+  return found;
+}
+
 ModelFiles open_directory(const fs::path& directory) {
   if (is_run_directory(directory)) return open_directory(checkpoint_of(directory / "checkpoints"));
   if (directory.filename() == "checkpoints" && fs::exists(directory / "last")) return open_directory(checkpoint_of(directory));
   const fs::path config_path = directory / "config.json";
   if (!fs::exists(config_path)) {
+    if (const std::optional<fs::path> gguf = only_gguf_file(directory)) return open_gguf_model(*gguf);
     throw DataError("{}: not a model: a run directory has run.json, a checkpoint or a Hugging Face directory has config.json",
                     directory.string());
   }
@@ -114,6 +127,7 @@ ModelFiles open_directory(const fs::path& directory) {
 
 ModelFiles open_path(const fs::path& path) {
   if (fs::is_directory(path)) return open_directory(path.has_filename() ? path : path.parent_path());
+  if (path.extension() == ".gguf") return open_gguf_model(path);
   if (const std::string name = path.filename().string(); name == "best" || name == "last") return open_directory(*follow_pointer(path));
   throw DataError("{}: not a model: a directory or a .gguf file is", path.string());
 }

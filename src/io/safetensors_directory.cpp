@@ -40,27 +40,35 @@ class SafetensorsWeights final : public WeightSource {
   std::map<std::string_view, const TensorView*, std::less<>> index_;
 };
 
-// The shards that the index names. A tensor it lists that is in none of them is found missing when it is asked for.
-std::vector<fs::path> shards_of(const fs::path& index_path) {
+using WeightMap = std::map<std::string, std::string>;  // tensor -> shard
+
+WeightMap read_index(const fs::path& index_path) {
   const json index = read_json(index_path);
   const std::string where = index_path.string();
   if (!index.is_object()) throw DataError("{}: not a JSON object", where);
-  const auto weight_map = require<std::map<std::string, std::string>>(index, "weight_map", where);
-  std::set<std::string> shards;
+  auto weight_map = require<WeightMap>(index, "weight_map", where);
+  if (weight_map.empty()) throw DataError("{}: weight_map is empty", where);
   for (const auto& [tensor, shard] : weight_map) {
     const fs::path file(shard);
     if (file.filename() != file || shard.empty() || shard == "." || shard == "..") {
       throw DataError("{}: shard '{}' of tensor '{}' is not the name of a file in the same directory", where, shard, tensor);
     }
-    if (shards.insert(shard).second && !fs::exists(index_path.parent_path() / file)) {
-      throw DataError("{}: its shard '{}' is missing: the download is incomplete", where, shard);
-    }
   }
-  if (shards.empty()) throw DataError("{}: weight_map is empty", where);
+  return weight_map;
+}
+
+std::vector<fs::path> shards_of(const fs::path& index_path) {
+  std::set<std::string> shards;
+  for (const auto& [tensor, shard] : read_index(index_path)) shards.insert(shard);
   std::vector<fs::path> paths;
-  for (const std::string& shard : shards) paths.push_back(index_path.parent_path() / shard);
+  for (const std::string& shard : shards) {
+    paths.push_back(index_path.parent_path() / shard);
+    if (!fs::exists(paths.back())) throw DataError("{}: its shard '{}' is missing: the download is incomplete", index_path.string(), shard);
+  }
   return paths;
 }
+
+constexpr const char* kIndexName = "model.safetensors.index.json";
 
 }  // namespace
 
@@ -70,14 +78,22 @@ std::shared_ptr<WeightSource> open_safetensors_files(const std::vector<fs::path>
 
 std::vector<fs::path> safetensors_files(const fs::path& directory) {
   if (const fs::path single = directory / "model.safetensors"; fs::exists(single)) return {single};
-  if (const fs::path index = directory / "model.safetensors.index.json"; fs::exists(index)) return shards_of(index);
+  if (const fs::path index = directory / kIndexName; fs::exists(index)) return shards_of(index);
   const bool has_pickle = fs::exists(directory / "pytorch_model.bin") || fs::exists(directory / "pytorch_model.bin.index.json");
   throw DataError("{}: no model.safetensors and no model.safetensors.index.json{}", directory.string(),
                   has_pickle ? "; pytorch_model.bin is not read: save the model with safe_serialization=True" : "");
 }
 
 std::shared_ptr<WeightSource> open_safetensors_directory(const fs::path& directory) {
-  return open_safetensors_files(safetensors_files(directory), directory.string());
+  const std::vector<fs::path> files = safetensors_files(directory);
+  std::shared_ptr<WeightSource> weights = open_safetensors_files(files, directory.string());
+  if (files.front().filename() == "model.safetensors") return weights;
+  for (const auto& [tensor, shard] : read_index(directory / kIndexName)) {
+    if (!weights->contains(tensor)) {
+      throw DataError("{}: tensor '{}' is listed in the index, its shard '{}' does not hold it", directory.string(), tensor, shard);
+    }
+  }
+  return weights;
 }
 
 }  // namespace distil_xlstm::io
