@@ -32,13 +32,12 @@ CausalConvOutput run_forward(const Arguments& a) {
 
 struct CausalConvFunction : torch::autograd::Function<CausalConvFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& initial,
-                               const Tensor& is_start) {
-    const Arguments a = prepared(x, weight, bias, initial, is_start);
+                               const std::optional<Tensor>& is_start) {
+    const Arguments a = prepared(x, weight, bias, initial, is_start.value_or(Tensor()));
     const CausalConvOutput out = run_forward(a);
     ctx->save_for_backward({a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF, a.is_start_BS});
-    const at::ScalarType state_type = initial.defined() ? initial.scalar_type() : x.scalar_type();
-    ctx->saved_data["types"] =
-        std::vector<int64_t>{int64_t(x.scalar_type()), int64_t(weight.scalar_type()), int64_t(bias.scalar_type()), int64_t(state_type)};
+    ctx->saved_data["types"] = std::vector<int64_t>{int64_t(x.scalar_type()), int64_t(weight.scalar_type()), int64_t(bias.scalar_type()),
+                                                    int64_t(initial.scalar_type())};
     return {out.y_BSF.to(x.scalar_type()), out.state_BJF.to(x.scalar_type())};
   }
 
@@ -71,7 +70,8 @@ CausalConvOutput causal_conv_silu(const Tensor& x_BSF, const Tensor& weight_F1K,
   if (initial_state_BJF.defined()) check_shape("causal_conv_silu: initial_state_BJF", initial_state_BJF, {B, K - 1, F});
   if (is_start_BS.defined()) check_shape("causal_conv_silu: is_start_BS", is_start_BS, {B, S});
   if (any_requires_grad({x_BSF, weight_F1K, bias_F, initial_state_BJF})) {
-    const variable_list out = CausalConvFunction::apply(x_BSF, weight_F1K, bias_F, initial_state_BJF, is_start_BS);
+    const Tensor initial = or_zeros(initial_state_BJF, {B, K - 1, F}, x_BSF.options().dtype(compute_type(x_BSF)));
+    const variable_list out = CausalConvFunction::apply(x_BSF, weight_F1K, bias_F, initial, as_optional(is_start_BS));
     return {out[0], out[1]};
   }
   at::NoGradGuard no_grad;

@@ -39,6 +39,11 @@ inline Tensor or_zeros(const Tensor& tensor, at::IntArrayRef sizes, const at::Te
   return tensor.defined() ? tensor.to(options.dtype().toScalarType()).contiguous() : at::zeros(sizes, options);
 }
 
+// An input that may be undefined, as autograd functions take it: they fail on undefined tensors.
+inline std::optional<Tensor> as_optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
 // Whether autograd must record an operation on these.
 inline bool any_requires_grad(std::initializer_list<Tensor> tensors) {
   if (!at::GradMode::is_enabled()) return false;

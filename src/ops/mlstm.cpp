@@ -52,8 +52,8 @@ MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const Mlstm
 struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& igate,
                                const Tensor& fgate, const Tensor& cell, const Tensor& normalizer, const Tensor& stabilizer,
-                               const Tensor& is_start, int64_t chunk_size) {
-    const MlstmInputs given{q, k, v, igate, fgate, is_start}, in = prepared(given);
+                               const std::optional<Tensor>& is_start, int64_t chunk_size) {
+    const MlstmInputs given{q, k, v, igate, fgate, is_start.value_or(Tensor())}, in = prepared(given);
     const MlstmState initial = prepared(MlstmState{cell, normalizer, stabilizer}, in);
     const MlstmOutput out = run_chunkwise(in, chunk_size, initial);
     ctx->save_for_backward({in.q_BSHK, in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, in.is_start_BS, initial.cell_BHKV,
@@ -96,8 +96,9 @@ MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const
   if (chunk_size < 1) throw ValueError("mlstm_chunkwise: chunk_size = {}: at least 1 is needed", chunk_size);
   const auto& [q, k, v, igate, fgate, is_start] = inputs;
   if (any_requires_grad({q, k, v, igate, fgate, initial.cell_BHKV, initial.normalizer_BHK, initial.stabilizer_BH})) {
-    const variable_list out =
-        MlstmFunction::apply(q, k, v, igate, fgate, initial.cell_BHKV, initial.normalizer_BHK, initial.stabilizer_BH, is_start, chunk_size);
+    const MlstmState start = prepared(initial, inputs);
+    const variable_list out = MlstmFunction::apply(q, k, v, igate, fgate, start.cell_BHKV, start.normalizer_BHK, start.stabilizer_BH,
+                                                   as_optional(is_start), chunk_size);
     return {out[0], {out[1], out[2], out[3]}};
   }
   at::NoGradGuard no_grad;

@@ -86,8 +86,11 @@ Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_gr
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   check_weight("rms_norm", x, weight);
-  const Tensor y = at::rms_norm(x.to(compute_type(x)), {x.size(-1)}, weight.to(compute_type(x)), eps);
-  return y.to(x.scalar_type());
+  const at::ScalarType type = compute_type(x);
+  if (x.is_cpu() && x.numel() > 0 && !any_requires_grad({x, weight})) {
+    return rms_norm_cpu(x.to(type).contiguous(), weight.to(type).contiguous(), eps).to(x.scalar_type());
+  }
+  return at::rms_norm(x.to(type), {x.size(-1)}, weight.to(type), eps).to(x.scalar_type());
 }
 
 }  // namespace distil_xlstm::ops

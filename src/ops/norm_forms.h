@@ -20,4 +20,7 @@ LayerNormBackward layer_norm_backward_cpu(const Tensor& grad_y_NGK, const Tensor
 LayerNormBackward layer_norm_backward_aten(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
                                            const Tensor& rstd_NG);
 
+// x and weight contiguous and in the type to compute in; no gradient.
+Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps);
+
 }  // namespace distil_xlstm::ops

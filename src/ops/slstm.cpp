@@ -39,7 +39,9 @@ Tensor recurrent_gradient(const Tensor& y_BSHK, const Tensor& grad_wx_BSHGK, con
 
 struct SlstmFunction : torch::autograd::Function<SlstmFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& wx, const Tensor& r, const Tensor& bias, const Tensor& hidden,
-                               const Tensor& cell, const Tensor& normalizer, const Tensor& stabilizer, const Tensor& is_start) {
+                               const Tensor& cell, const Tensor& normalizer, const Tensor& stabilizer,
+                               const std::optional<Tensor>& is_start_or_none) {
+    const Tensor is_start = is_start_or_none.value_or(Tensor());
     const at::ScalarType type = compute_type(wx);
     const auto options = wx.options().dtype(type);
     const std::vector<int64_t> state_shape{wx.size(0), wx.size(2), wx.size(4)};
@@ -97,17 +99,17 @@ SlstmOutput slstm_scan(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tenso
                        const Tensor& is_start_BS) {
   check_inputs(wx_BSHGK, r_HKGK, bias_HGK, initial, is_start_BS);
   const Tensor is_start = is_start_BS.defined() ? is_start_BS.to(wx_BSHGK.device(), at::kByte).contiguous() : Tensor();
-  if (any_requires_grad({wx_BSHGK, r_HKGK, bias_HGK, initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK})) {
-    const variable_list out = SlstmFunction::apply(wx_BSHGK, r_HKGK, bias_HGK, initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK,
-                                                   initial.stabilizer_BHK, is_start);
-    return {out[0], {out[1], out[2], out[3], out[4]}};
-  }
-  at::NoGradGuard no_grad;
   const at::ScalarType type = compute_type(wx_BSHGK);
   const auto options = wx_BSHGK.options().dtype(type);
   const std::vector<int64_t> shape{wx_BSHGK.size(0), wx_BSHGK.size(2), wx_BSHGK.size(4)};
   const SlstmState start{or_zeros(initial.hidden_BHK, shape, options), or_zeros(initial.cell_BHK, shape, options),
                          or_zeros(initial.normalizer_BHK, shape, options), or_zeros(initial.stabilizer_BHK, shape, options)};
+  if (any_requires_grad({wx_BSHGK, r_HKGK, bias_HGK, initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK})) {
+    const variable_list out = SlstmFunction::apply(wx_BSHGK, r_HKGK, bias_HGK, start.hidden_BHK, start.cell_BHK, start.normalizer_BHK,
+                                                   start.stabilizer_BHK, as_optional(is_start));
+    return {out[0], {out[1], out[2], out[3], out[4]}};
+  }
+  at::NoGradGuard no_grad;
   const SlstmForward out =
       run_forward(wx_BSHGK.to(type).contiguous(), r_HKGK.to(type).contiguous(), bias_HGK.to(type).contiguous(), start, is_start, false);
   return {out.y_BSHK.to(wx_BSHGK.scalar_type()), out.state};

@@ -81,7 +81,7 @@ struct LayerNormArgs {
 
 template <typename T>
 struct CpuKernels {
-  int64_t (*slstm_workspace)(int64_t H, int64_t K);
+  int64_t (*slstm_workspace)(int64_t K, int64_t tile_rows);
   void (*slstm_forward)(const SlstmForwardArgs<T>&, int64_t begin, int64_t end, T* workspace);
   void (*slstm_backward)(const SlstmBackwardArgs<T>&, int64_t begin, int64_t end, T* workspace);
   int64_t (*mlstm_forward_workspace)(const MlstmForwardArgs<T>&);

@@ -1,0 +1,109 @@
+#include "ops/norm.h"
+
+#include "base/error.h"
+#include "kernels/reference/reference.h"
+#include "op_testing.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+using namespace distil_xlstm::testing;
+
+struct Case {
+  int64_t rows, groups, width;
+};
+const std::vector<Case> kCases = {{1, 1, 1}, {3, 1, 5}, {7, 4, 16}, {33, 3, 21}, {100, 1, 96}, {9, 12, 64}, {65, 2, 130}};
+
+class NormTest : public OpTest {};
+
+TEST_F(NormTest, ResidualLayerNormMatchesTheReference) {
+  for (const Case& c : kCases) {
+    const Tensor x = randn({c.rows, c.groups * c.width}) + 3, weight = randn({c.groups * c.width}, 0.3);
+    Tensor y = at::empty_like(x);
+    kernels::reference::residual_layer_norm(c.rows, c.groups, c.width, x.data_ptr<double>(), weight.data_ptr<double>(), 1e-5,
+                                            y.data_ptr<double>());
+    for (const at::Device& device : devices()) {
+      for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+        SCOPED_TRACE(fmt::format("rows={} groups={} width={} {} {}", c.rows, c.groups, c.width, device.str(), at::toString(type)));
+        // bfloat16 is compared on its own rounded input: the mean of 3 makes that rounding large beside the spread.
+        Tensor expected = y;
+        const Tensor given = x.to(type);
+        if (type == at::kBFloat16) {
+          const Tensor rounded = given.to(at::kDouble);
+          expected = at::empty_like(x);
+          kernels::reference::residual_layer_norm(c.rows, c.groups, c.width, rounded.data_ptr<double>(), weight.data_ptr<double>(), 1e-5,
+                                                  expected.data_ptr<double>());
+        }
+        const Tensor out = residual_layer_norm(given.to(device), weight.to(device, type), c.groups);
+        EXPECT_EQ(out.scalar_type(), type);
+        EXPECT_LT(relative_error(out, expected), tolerance(type));
+      }
+    }
+  }
+}
+
+TEST_F(NormTest, ResidualLayerNormGradientsMatchDifferences) {
+  for (const Case& c : {Case{1, 1, 2}, Case{3, 2, 5}, Case{4, 1, 9}}) {
+    const Tensor x = randn({c.rows, c.groups * c.width}), weight = randn({c.groups * c.width}, 0.3),
+                 w = randn({c.rows, c.groups * c.width});
+    expect_gradients_match([&](const std::vector<Tensor>& p) { return (residual_layer_norm(p[0], p[1], c.groups) * w).sum(); },
+                           {x, weight});
+  }
+}
+
+TEST_F(NormTest, ResidualLayerNormGradientsEqualThoseOfPlainOperations) {
+  for (const Case& c : kCases) {
+    const Tensor x = randn({2, c.rows, c.groups * c.width}), weight = randn({c.groups * c.width}, 0.3), w = randn(x.sizes());
+    const auto plain = gradients(
+        [&](const std::vector<Tensor>& p) {
+          const Tensor grouped = p[0].unflatten(-1, {c.groups, c.width}), centered = grouped - grouped.mean(-1, true);
+          const Tensor normalized = centered / (centered.square().mean(-1, true) + 1e-5).sqrt();
+          return (normalized.flatten(-2) * (1 + p[1]) * w).sum();
+        },
+        {x, weight});
+    for (const at::Device& device : devices()) {
+      for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
+        SCOPED_TRACE(fmt::format("rows={} groups={} width={} {} {}", c.rows, c.groups, c.width, device.str(), at::toString(type)));
+        const Tensor weights = w.to(device, type);
+        const auto grads =
+            gradients([&](const std::vector<Tensor>& p) { return (residual_layer_norm(p[0], p[1], c.groups) * weights).sum(); },
+                      {x.to(device, type), weight.to(device, type)});
+        // Of a group of one the gradient is exactly 0, and rounding has nothing to be measured against.
+        if (c.width > 1) {
+          EXPECT_LT(relative_error(grads[0], plain[0]), 10 * tolerance(type));
+          EXPECT_LT(relative_error(grads[1], plain[1]), tolerance(type));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(NormTest, RmsNormMatchesTheReference) {
+  for (const Case& c : kCases) {
+    const Tensor x = randn({c.rows, c.width}), weight = randn({c.width});
+    Tensor y = at::empty_like(x);
+    kernels::reference::rms_norm(c.rows, c.width, x.data_ptr<double>(), weight.data_ptr<double>(), 1e-6, y.data_ptr<double>());
+    for (const at::Device& device : devices()) {
+      for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+        const Tensor out = rms_norm(x.to(device, type), weight.to(device, type), 1e-6);
+        EXPECT_EQ(out.scalar_type(), type);
+        EXPECT_LT(relative_error(out, y), tolerance(type)) << device.str() << " " << at::toString(type);
+      }
+    }
+  }
+}
+
+TEST_F(NormTest, RmsNormIsDifferentiable) {
+  const Tensor w = randn({3, 7});
+  expect_gradients_match([&](const std::vector<Tensor>& p) { return (rms_norm(p[0], p[1], 1e-6) * w).sum(); }, {randn({3, 7}), randn({7})});
+}
+
+TEST_F(NormTest, RefusesWhatDoesNotFit) {
+  EXPECT_THROW(residual_layer_norm(randn({2, 6}), randn({5})), ShapeError);
+  EXPECT_THROW(residual_layer_norm(randn({2, 6}), randn({6}), 4), ShapeError);
+  EXPECT_THROW(residual_layer_norm(randn({2, 6}), randn({6}), 0), ShapeError);
+  EXPECT_THROW(rms_norm(randn({2, 6}), randn({5}), 1e-6), ShapeError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::ops
