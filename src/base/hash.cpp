@@ -29,19 +29,22 @@ Xxh3Stream::~Xxh3Stream() = default;
 void Xxh3Stream::update(std::span<const std::byte> bytes) { XXH3_64bits_update(state_->xxh, bytes.data(), bytes.size()); }
 uint64_t Xxh3Stream::digest() const { return XXH3_64bits_digest(state_->xxh); }
 
-struct Sha256::State {
+struct Digest::State {
   EVP_MD_CTX* context = EVP_MD_CTX_new();
-  State() {
-    if (context == nullptr || EVP_DigestInit_ex(context, EVP_sha256(), nullptr) != 1) throw IoError("SHA-256 is not available in libcrypto");
+  explicit State(const EVP_MD* algorithm) {
+    if (context == nullptr || EVP_DigestInit_ex(context, algorithm, nullptr) != 1) {
+      EVP_MD_CTX_free(context);
+      throw IoError("{} is not available in libcrypto", EVP_MD_get0_name(algorithm));
+    }
   }
   ~State() { EVP_MD_CTX_free(context); }
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 };
-Sha256::Sha256() : state_(std::make_unique<State>()) {}
-Sha256::~Sha256() = default;
-void Sha256::update(std::span<const std::byte> bytes) { EVP_DigestUpdate(state_->context, bytes.data(), bytes.size()); }
-std::string Sha256::hex_digest() {
+Digest::Digest(Algorithm algorithm) : state_(std::make_unique<State>(algorithm == Algorithm::sha1 ? EVP_sha1() : EVP_sha256())) {}
+Digest::~Digest() = default;
+void Digest::update(std::span<const std::byte> bytes) { EVP_DigestUpdate(state_->context, bytes.data(), bytes.size()); }
+std::string Digest::hex_digest() {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned int size = 0;
   EVP_DigestFinal_ex(state_->context, digest.data(), &size);

@@ -1,4 +1,4 @@
-// Checksums (XXH3) and digests (SHA-256).
+// Checksums (XXH3) and digests (SHA-256, SHA-1).
 #pragma once
 
 #include <cstddef>
@@ -28,19 +28,33 @@ class Xxh3Stream {
   std::unique_ptr<State> state_;
 };
 
-// Incremental SHA-256, lower-case hexadecimal.
-class Sha256 {
+// Incremental digest of libcrypto, lower-case hexadecimal.
+class Digest {
  public:
-  Sha256();
-  ~Sha256();
-  Sha256(const Sha256&) = delete;
-  Sha256& operator=(const Sha256&) = delete;
   void update(std::span<const std::byte> bytes);
   [[nodiscard]] std::string hex_digest();  // ends the stream
+
+ protected:
+  enum class Algorithm { sha1, sha256 };
+  explicit Digest(Algorithm algorithm);
+  ~Digest();
+  Digest(const Digest&) = delete;
+  Digest& operator=(const Digest&) = delete;
 
  private:
   struct State;
   std::unique_ptr<State> state_;
+};
+
+class Sha256 : public Digest {
+ public:
+  Sha256() : Digest(Algorithm::sha256) {}
+};
+
+// For the ids of git objects, which are SHA-1; no protection against forgery.
+class Sha1 : public Digest {
+ public:
+  Sha1() : Digest(Algorithm::sha1) {}
 };
 
 }  // namespace distil_xlstm
