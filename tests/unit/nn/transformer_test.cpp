@@ -1,0 +1,136 @@
+#include "nn/transformer.h"
+
+#include "base/error.h"
+#include "unit/nn/nn_testing.h"
+
+namespace distil_xlstm::nn {
+namespace {
+
+using testing::devices;
+using testing::error_of;
+using testing::relative_error;
+
+TransformerConfig tiny_config() {
+  TransformerConfig config;
+  config.vocab_size = 19;
+  config.hidden_size = 12;
+  config.intermediate_size = 10;
+  config.num_layers = 2;
+  config.num_heads = 4;
+  config.num_kv_heads = 2;
+  config.head_dim = 6;
+  config.max_position_embeddings = 64;
+  config.is_tied = true;
+  return config;
+}
+
+Transformer random_transformer(at::Device device, at::ScalarType dtype = at::kFloat) {
+  at::manual_seed(3);
+  const TransformerConfig config = tiny_config();
+  const int64_t D = config.hidden_size, I = config.intermediate_size, query = config.num_heads * config.head_dim;
+  const int64_t E = query + 2 * config.num_kv_heads * config.head_dim;
+  auto matrix = [&](int64_t out, int64_t in) { return (at::randn({out, in}) * 1.5 / std::sqrt(in)).to(device, dtype); };
+  auto norm = [&] { return (1 + 0.2 * at::randn({D})).to(device, dtype); };
+  TransformerWeights weights;
+  weights.embedding_VD = weights.head_VD = matrix(config.vocab_size, D);
+  weights.final_norm_D = norm();
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    LayerWeights& one = weights.layers.emplace_back();
+    one.input_norm_D = norm();
+    one.qkv_ED = matrix(E, D);
+    one.o_DHK = matrix(D, query);
+    one.mlp_norm_D = norm();
+    one.gate_up_2ID = matrix(2 * I, D);
+    one.down_DI = matrix(D, I);
+  }
+  return Transformer(config, std::move(weights));
+}
+
+Tensor random_tokens(int64_t batch, int64_t length) {
+  return at::randint(19, {batch, length}, at::kLong);
+}
+
+TEST(DocumentMask, SeesOwnDocumentUpToItself) {
+  const Tensor is_start = at::tensor({0, 0, 1, 0, 1, 1, 0, 0, 0, 0}, at::kByte).view({2, 5});
+  const Tensor mask = document_mask(is_start, at::kCPU);
+  const int document[2][5] = {{0, 0, 1, 1, 2}, {0, 0, 0, 0, 0}};
+  for (int b = 0; b < 2; ++b) {
+    for (int i = 0; i < 5; ++i) {
+      for (int j = 0; j < 5; ++j) {
+        EXPECT_EQ(mask[b][0][i][j].item<bool>(), j <= i && document[b][i] == document[b][j]) << b << i << j;
+      }
+    }
+  }
+  EXPECT_FALSE(document_mask(at::tensor({1, 0, 0, 1, 0, 0}, at::kByte).view({2, 3}), at::kCPU).defined())
+      << "starts at the row's edge cut nothing";
+  EXPECT_FALSE(document_mask(at::ones({4, 1}, at::kByte), at::kCPU).defined());
+}
+
+TEST(Transformer, CacheInPiecesEqualsTheWhole) {
+  for (const at::Device device : devices()) {
+    Transformer transformer = random_transformer(device);
+    const Tensor tokens = random_tokens(3, 13).to(device);
+    const Tensor whole = transformer.forward(tokens);
+    for (const std::vector<int64_t>& pieces : {std::vector<int64_t>{13}, {1, 1, 11}, {5, 7, 1}, {12, 1}, std::vector<int64_t>(13, 1)}) {
+      KvCache cache(transformer.config(), 3, 13, transformer.options());
+      std::vector<Tensor> parts;
+      for (const int64_t length : pieces) {
+        parts.push_back(transformer.forward(tokens.narrow(1, cache.num_tokens(), length), {}, LayerState::block_output, {}, &cache));
+      }
+      EXPECT_EQ(cache.num_tokens(), 13);
+      EXPECT_LT(relative_error(at::cat(parts, 1), whole), 1e-5) << "first piece " << pieces[0];
+    }
+  }
+}
+
+TEST(Transformer, RightPaddingChangesNothingToItsLeft) {
+  for (const at::Device device : devices()) {
+    Transformer transformer = random_transformer(device);
+    const Tensor tokens = random_tokens(2, 11).to(device);
+    const Tensor padded = at::cat({tokens, at::zeros({2, 6}, tokens.options())}, 1);
+    EXPECT_LT(relative_error(transformer.forward(padded).narrow(1, 0, 11), transformer.forward(tokens)), 1e-6);
+  }
+}
+
+TEST(Transformer, HalfPrecisionsStayNear) {
+  for (const at::Device device : devices()) {
+    const Tensor tokens = random_tokens(2, 9).to(device);
+    const Tensor is_start = (at::rand({2, 9}) < 0.3).to(at::kByte);
+    const Tensor expected = random_transformer(device).forward(tokens, is_start);
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
+      Transformer transformer = random_transformer(device, dtype);
+      const Tensor hidden = transformer.forward(tokens, is_start);
+      EXPECT_EQ(hidden.scalar_type(), dtype);
+      // Weights and residuals are rounded too: a few roundings more than one operation.
+      EXPECT_LT(relative_error(hidden, expected), dtype == at::kHalf ? 1e-2 : 4e-2);
+      EXPECT_EQ(transformer.logits(hidden).scalar_type(), at::kFloat);
+    }
+  }
+}
+
+TEST(Transformer, RecordsNoGradient) {
+  Transformer transformer = random_transformer(at::kCPU);
+  const Tensor hidden = transformer.forward(random_tokens(1, 4));
+  EXPECT_FALSE(hidden.requires_grad());
+  EXPECT_FALSE(hidden.is_inference()) << "inference tensors cannot be constants of an autograd graph";
+}
+
+TEST(Transformer, NamesWrongInputs) {
+  Transformer transformer = random_transformer(at::kCPU);
+  EXPECT_NE(error_of<ValueError>([&] { transformer.forward(at::full({1, 2}, 19, at::kLong)); }).find("19"), std::string::npos);
+  EXPECT_NE(error_of<ValueError>([&] { transformer.forward(at::full({1, 2}, -1, at::kLong)); }).find("-1"), std::string::npos);
+  EXPECT_NE(error_of<ShapeError>([&] { transformer.forward(at::zeros({3}, at::kLong)); }).find("[batch, sequence]"), std::string::npos);
+  KvCache cache(transformer.config(), 2, 4, transformer.options());
+  auto step = [&](int64_t batch, int64_t length, const Tensor& is_start = {}) {
+    transformer.forward(random_tokens(batch, length), is_start, LayerState::block_output, {}, &cache);
+  };
+  EXPECT_NE(error_of<ShapeError>([&] { step(3, 1); }).find("3 sequences for a KV cache of 2"), std::string::npos);
+  EXPECT_NE(error_of<ValueError>([&] { step(2, 5); }).find("max_tokens"), std::string::npos);
+  EXPECT_NE(error_of<ValueError>([&] { step(2, 1, at::ones({2, 1}, at::kByte)); }).find("document starts"), std::string::npos);
+  EXPECT_NE(error_of<ValueError>([&] { KvCache(transformer.config(), 0, 4, transformer.options()); }).find("batch = 0"), std::string::npos);
+  EXPECT_EQ(cache.num_tokens(), 0) << "a refused step must not count";
+  EXPECT_EQ(cache.size_bytes(), 2 * 2 * 2 * 2 * 4 * 6 * 4);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::nn

@@ -1,0 +1,64 @@
+// The real model that travels with the program.
+#include "unit/teacher/teacher_testing.h"
+
+namespace distil_xlstm::teacher {
+namespace {
+
+using testing::devices;
+using testing::golden_model;
+using testing::read_tensors;
+using testing::relative_error;
+
+std::unique_ptr<Teacher> stories(at::Device device) {
+  const fs::path directory = fs::path(DISTIL_XLSTM_SOURCE_DIR) / "share/models/stories260K";
+  return load_teacher(io::open_model(directory.string()), device, at::kFloat);
+}
+
+// BOS and 200 greedy tokens, whose text is expected_greedy.txt beside the model (checked where the values were made), and their losses.
+std::map<std::string, Tensor> expected() {
+  return read_tensors(golden_model("stories260K.safetensors"));
+}
+
+Tensor next_token(Teacher& teacher, const Tensor& hidden_BSD) {
+  return teacher.logits(hidden_BSD.select(1, -1)).argmax(-1, true);
+}
+
+TEST(Stories260K, WritesItsStoryWithTheCache) {
+  const Tensor story = expected()["tokens"];
+  for (const at::Device device : devices()) {
+    const auto teacher = stories(device);
+    EXPECT_EQ(teacher->description(), "Llama, 5 layers, 260.0 k parameters");
+    const auto state = teacher->new_state(1, story.size(1));
+    Tensor token = story.narrow(1, 0, 1).to(device);
+    std::vector<Tensor> written = {token};
+    while (static_cast<int64_t>(written.size()) < story.size(1)) {
+      token = next_token(*teacher, teacher->forward_step(token, *state));
+      written.push_back(token);
+    }
+    EXPECT_TRUE(at::equal(at::cat(written, 1).cpu(), story));
+  }
+}
+
+TEST(Stories260K, WritesItsStoryWithoutOne) {
+  const Tensor story = expected()["tokens"];
+  for (const at::Device device : devices()) {
+    const auto teacher = stories(device);
+    Tensor tokens = story.narrow(1, 0, 1).to(device);
+    while (tokens.size(1) < story.size(1)) tokens = at::cat({tokens, next_token(*teacher, teacher->forward_hidden(tokens))}, 1);
+    EXPECT_TRUE(at::equal(tokens.cpu(), story));
+  }
+}
+
+TEST(Stories260K, LosesWhatItShould) {
+  const Tensor story = expected()["tokens"], nll = expected()["nll"];
+  for (const at::Device device : devices()) {
+    const auto teacher = stories(device);
+    const Tensor logits = teacher->logits(teacher->forward_hidden(story.to(device))).cpu();
+    const Tensor log_probabilities = logits.narrow(1, 0, nll.size(1)).log_softmax(-1);
+    const Tensor measured = -log_probabilities.gather(2, story.narrow(1, 1, nll.size(1)).unsqueeze(2)).squeeze(2);
+    EXPECT_LT(relative_error(measured, nll), 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace distil_xlstm::teacher
