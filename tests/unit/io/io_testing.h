@@ -33,7 +33,9 @@ class TemporaryDirectory {
   fs::path path_;
 };
 
+// A new file: some file systems flush one that is truncated, which takes milliseconds.
 inline void write_text(const fs::path& path, const std::string& content) {
+  fs::remove(path);
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << content;
 }
