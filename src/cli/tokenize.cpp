@@ -27,7 +27,9 @@ Tokenizer open_tokenizer(const std::string& model) {
   return Tokenizer(*files.tokenizer);
 }
 
-std::string read_stdin() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
+std::string read_stdin() {
+  return {std::istreambuf_iterator<char>(std::cin), {}};
+}
 
 // One JSON value a line of standard input; empty lines are left out.
 std::vector<json> read_lines() {

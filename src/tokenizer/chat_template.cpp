@@ -102,6 +102,17 @@ class Marks {
   std::vector<std::string> characters_;
 };
 
+// A template may drop the beginning of a content (its reasoning, in past turns). What it kept ends at `end` in `rendered`: it is
+// as far back as both agree, without the header of the turn, and without the space before it when the header is not known.
+size_t begin_of_rest(const std::string& rendered, size_t end, const std::string& marked_content, const std::string& end_mark,
+                     const std::string& header) {
+  size_t begin = end;
+  for (size_t at = marked_content.find(end_mark); at > 0 && begin > 0 && marked_content[at - 1] == rendered[begin - 1]; --at) --begin;
+  const size_t place = header.empty() ? std::string::npos : rendered.rfind(header, end);
+  if (place == std::string::npos) return std::min(rendered.find_first_not_of(kSpace, begin), end);
+  return std::max(begin, std::min(place + header.size(), end));
+}
+
 }  // namespace
 
 struct ChatTemplate::Impl {
@@ -120,7 +131,8 @@ struct ChatTemplate::Impl {
   }
 
   [[nodiscard]] std::string render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const {
-    json context = {{"messages", json::array()}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", add_generation_prompt}};
+    json context = {
+        {"messages", json::array()}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", add_generation_prompt}};
     for (const ChatMessage& message : messages) {
       context["messages"].push_back({{"role", message.role}, {"content", message.content}});
     }
@@ -146,8 +158,8 @@ struct ChatTemplate::Impl {
   [[nodiscard]] size_t end_of_turn(const std::string& rendered, size_t content_end) const;
 };
 
-std::optional<std::vector<Range>> ChatTemplate::Impl::find_contents(const std::vector<ChatMessage>& messages,
-                                                                    const std::string& rendered, bool inside_space) const {
+std::optional<std::vector<Range>> ChatTemplate::Impl::find_contents(const std::vector<ChatMessage>& messages, const std::string& rendered,
+                                                                    bool inside_space) const {
   const Marks marks(messages);
   std::vector<ChatMessage> marked = messages;
   std::vector<size_t> answers;
@@ -169,16 +181,9 @@ std::optional<std::vector<Range>> ChatTemplate::Impl::find_contents(const std::v
   for (const size_t i : answers) {
     const auto end = places.find(marks.end(i));
     if (end == places.end()) continue;  // the template left this answer out
-    // A template may drop the beginning of a content (its reasoning, in past turns): then the answer follows the header.
     const auto begin = places.find(marks.begin(i));
-    const size_t after_header = header.empty() ? std::string::npos : rendered.rfind(header, end->second);
-    if (begin != places.end()) {
-      ranges.push_back({begin->second, end->second});
-    } else if (after_header != std::string::npos && after_header + header.size() <= end->second) {
-      ranges.push_back({after_header + header.size(), end->second});
-    } else {
-      return std::nullopt;
-    }
+    ranges.push_back({begin != places.end() ? begin->second : begin_of_rest(rendered, end->second, marked[i].content, marks.end(i), header),
+                      end->second});
   }
   return ranges;
 }

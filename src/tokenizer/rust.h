@@ -11,7 +11,9 @@
 
 namespace distil_xlstm::rust {
 
-inline DxText text(std::string_view view) { return {view.data(), view.size()}; }
+inline DxText text(std::string_view view) {
+  return {view.data(), view.size()};
+}
 
 // A text that the library fills.
 class String {

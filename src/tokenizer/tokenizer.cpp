@@ -98,8 +98,7 @@ std::vector<std::vector<int32_t>> Tokenizer::encode_batch(std::span<const std::s
   for (const std::string_view text : texts) borrowed.push_back(rust::text(text));
   rust::Encodings encodings;
   rust::Error error;
-  if (!dx_tokenizer_encode(impl_->handle.get(), borrowed.data(), borrowed.size(), add_special_tokens, true, encodings.out(),
-                           error.out())) {
+  if (!dx_tokenizer_encode(impl_->handle.get(), borrowed.data(), borrowed.size(), add_special_tokens, true, encodings.out(), error.out())) {
     throw DataError("{}: cannot encode: {}", impl_->files.origin, error.message());
   }
   std::vector<std::vector<int32_t>> result;
@@ -117,20 +116,36 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
   return decoded.str();
 }
 
-int64_t Tokenizer::vocab_size() const { return dx_tokenizer_vocab_size(impl_->handle.get()); }
+int64_t Tokenizer::vocab_size() const {
+  return dx_tokenizer_vocab_size(impl_->handle.get());
+}
 
-std::optional<int32_t> Tokenizer::token_id(std::string_view piece) const { return impl_->id_of(piece); }
+std::optional<int32_t> Tokenizer::token_id(std::string_view piece) const {
+  return impl_->id_of(piece);
+}
 
 std::string Tokenizer::piece(int32_t id) const {
   rust::String piece;
   return dx_tokenizer_piece(impl_->handle.get(), id, piece.out()) ? piece.str() : "";
 }
 
-std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos; }
-std::optional<int32_t> Tokenizer::eos_id() const { return impl_->eos; }
-std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad; }
-bool Tokenizer::adds_bos() const { return impl_->adds_bos; }
-const std::string& Tokenizer::fingerprint() const { return impl_->fingerprint; }
-const io::TokenizerFiles& Tokenizer::files() const { return impl_->files; }
+std::optional<int32_t> Tokenizer::bos_id() const {
+  return impl_->bos;
+}
+std::optional<int32_t> Tokenizer::eos_id() const {
+  return impl_->eos;
+}
+std::optional<int32_t> Tokenizer::pad_id() const {
+  return impl_->pad;
+}
+bool Tokenizer::adds_bos() const {
+  return impl_->adds_bos;
+}
+const std::string& Tokenizer::fingerprint() const {
+  return impl_->fingerprint;
+}
+const io::TokenizerFiles& Tokenizer::files() const {
+  return impl_->files;
+}
 
 }  // namespace distil_xlstm

@@ -27,17 +27,18 @@ class Tokenizer {
   // written in the text become their ids when `parse_special`, plain text otherwise.
   [[nodiscard]] std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = false, bool parse_special = true) const;
   // The same for many texts on all cores (RAYON_NUM_THREADS is honoured).
-  [[nodiscard]] std::vector<std::vector<int32_t>> encode_batch(std::span<const std::string_view> texts, bool add_special_tokens = false) const;
+  [[nodiscard]] std::vector<std::vector<int32_t>> encode_batch(std::span<const std::string_view> texts,
+                                                               bool add_special_tokens = false) const;
   [[nodiscard]] std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
 
-  [[nodiscard]] int64_t vocab_size() const;                                  // greatest id + 1, added tokens included
+  [[nodiscard]] int64_t vocab_size() const;  // greatest id + 1, added tokens included
   [[nodiscard]] std::optional<int32_t> token_id(std::string_view piece) const;
-  [[nodiscard]] std::string piece(int32_t id) const;                         // "" for an id that has none
+  [[nodiscard]] std::string piece(int32_t id) const;  // "" for an id that has none
   [[nodiscard]] std::optional<int32_t> bos_id() const;
   [[nodiscard]] std::optional<int32_t> eos_id() const;
   [[nodiscard]] std::optional<int32_t> pad_id() const;
-  [[nodiscard]] bool adds_bos() const;                                       // whether documents begin with BOS
-  [[nodiscard]] const std::string& fingerprint() const;                      // XXH3-128 of tokenizer.json, hexadecimal
+  [[nodiscard]] bool adds_bos() const;                   // whether documents begin with BOS
+  [[nodiscard]] const std::string& fingerprint() const;  // XXH3-128 of tokenizer.json, hexadecimal
   [[nodiscard]] const io::TokenizerFiles& files() const;
 
   struct Impl;

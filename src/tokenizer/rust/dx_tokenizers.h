@@ -45,14 +45,14 @@ void dx_tokenizer_free(DxTokenizer* tokenizer);
 bool dx_tokenizer_set_bos_eos(DxTokenizer* tokenizer, DxText bos, DxText eos, DxString* error);
 
 // parse_special = false leaves special tokens that are written in the text as plain text. Texts must be UTF-8.
-bool dx_tokenizer_encode(const DxTokenizer* tokenizer, const DxText* texts, size_t num_texts, bool add_special_tokens,
-                         bool parse_special, DxEncodings* out, DxString* error);
+bool dx_tokenizer_encode(const DxTokenizer* tokenizer, const DxText* texts, size_t num_texts, bool add_special_tokens, bool parse_special,
+                         DxEncodings* out, DxString* error);
 // Ids without a piece are skipped.
-bool dx_tokenizer_decode(const DxTokenizer* tokenizer, const int32_t* ids, size_t num_ids, bool skip_special_tokens,
-                         DxString* out, DxString* error);
+bool dx_tokenizer_decode(const DxTokenizer* tokenizer, const int32_t* ids, size_t num_ids, bool skip_special_tokens, DxString* out,
+                         DxString* error);
 
-int64_t dx_tokenizer_vocab_size(const DxTokenizer* tokenizer);              // greatest id + 1, added tokens included
-int64_t dx_tokenizer_token_id(const DxTokenizer* tokenizer, DxText piece);  // -1: none
+int64_t dx_tokenizer_vocab_size(const DxTokenizer* tokenizer);                     // greatest id + 1, added tokens included
+int64_t dx_tokenizer_token_id(const DxTokenizer* tokenizer, DxText piece);         // -1: none
 bool dx_tokenizer_piece(const DxTokenizer* tokenizer, int32_t id, DxString* out);  // false: none
 
 // A Jinja template in the dialect of `transformers`.

@@ -1,0 +1,234 @@
+"""`distil-xlstm tokenize` against the Python packages `tokenizers` and `transformers`: ids, decoding, chat templates, speed.
+
+DISTIL_XLSTM_BUILD names the build folder (build/release), DISTIL_XLSTM_DATA the folder with tokenizers, configs and texts.
+"""
+
+import functools
+import json
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+from tokenizers import Tokenizer  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(os.environ.get("DISTIL_XLSTM_BUILD", ROOT / "build" / "release")) / "distil-xlstm"
+SHIPPED = ROOT / "share" / "models" / "stories260K"
+DATA = Path(os.environ["DISTIL_XLSTM_DATA"]) if "DISTIL_XLSTM_DATA" in os.environ else None
+TOKENIZERS = ["gpt-neox-20b", "gpt2", "llama3", "mistral-7b-instruct-v0.2", "phi-2", "qwen2.5", "qwen2.5-legacy", "smollm2"]
+WITH_SHIPPED = ["stories260K"] + (TOKENIZERS if DATA else [])
+SCRATCH = tempfile.TemporaryDirectory(prefix="distil_xlstm_tokenizer_")
+
+
+def need_data():
+    if DATA is None:
+        raise unittest.SkipTest("DISTIL_XLSTM_DATA is not set: it names the folder with tokenizers/, configs/ and train/")
+
+
+def run(arguments, lines=None, check=True):
+    text = None if lines is None else "".join(json.dumps(line) + "\n" for line in lines)
+    done = subprocess.run([str(PROGRAM), "tokenize", *arguments], input=text, capture_output=True, text=True, encoding="utf-8")
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows(arguments, lines):
+    return [json.loads(line) for line in run([*arguments, "--json"], lines).stdout.split("\n") if line]
+
+
+def unpack(source, target):
+    """Copies a file, without .zst."""
+    if source.suffix == ".zst":
+        with open(target / source.stem, "wb") as out:
+            subprocess.run(["zstd", "-qdc", str(source)], stdout=out, check=True)
+    else:
+        shutil.copy(source, target / source.name)
+
+
+@functools.cache
+def folder(name):
+    """A directory with tokenizer.json and what lies beside it."""
+    if name == "stories260K":
+        return SHIPPED
+    target = Path(SCRATCH.name) / name
+    target.mkdir()
+    for source in sorted((DATA / "tokenizers" / name.removesuffix("-legacy")).iterdir()):
+        if source.suffix in (".json", ".jsonl", ".zst", ".jinja"):
+            unpack(source, target)
+    if name.endswith("-legacy"):
+        (target / "tokenizer.legacy.json").replace(target / "tokenizer.json")
+    return target
+
+
+def random_texts(count, specials, seed):
+    """Texts of every kind of character, with special tokens, whole and broken, among them."""
+    ranges = [(0x20, 0x7E), (0x20, 0x7E), (0x00, 0x1F), (0xA0, 0x24F), (0x300, 0x36F), (0x370, 0x52F), (0x590, 0x6FF), (0x900, 0xD7F),
+              (0x1100, 0x11FF), (0x2000, 0x206F), (0x2070, 0x2BFF), (0x3000, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),
+              (0xE000, 0xE0FF), (0xFB00, 0xFFFD), (0x1F300, 0x1FAFF), (0x10000, 0x10FFFF)]
+    words = ["the", " and", " I'm", "don't", "WE'LL", "123", "3.14", " 1,000", "\n\n", "\r\n", "\t", "   ", "é", "e\u0301", "ﬁ", "👩‍👩‍👧‍👦", "🇩🇪"]
+    dice = random.Random(seed)
+
+    def piece():
+        kind = dice.random()
+        if kind < 0.4:
+            return dice.choice(words)
+        if kind < 0.5 and specials:
+            special = dice.choice(specials)
+            return special if dice.random() < 0.7 else special[: dice.randrange(1, len(special) + 1)]
+        low, high = dice.choice(ranges)
+        return "".join(chr(dice.randint(low, high)) for _ in range(dice.randrange(1, 8)))
+
+    return ["".join(piece() for _ in range(dice.randrange(0, 25))) for _ in range(count)]
+
+
+def test_ids_of_random_texts_equal_the_package():
+    for name in WITH_SHIPPED:
+        package = Tokenizer.from_file(str(folder(name) / "tokenizer.json"))
+        package.no_padding()
+        package.no_truncation()
+        specials = [token.content for token in package.get_added_tokens_decoder().values()]
+        texts = random_texts(3000, specials, seed=2026)
+        model = ["--model", str(folder(name)), "--jsonl"]
+
+        ours = [row["ids"] for row in rows(model, texts)]
+        expected = [encoding.ids for encoding in package.encode_batch(texts, add_special_tokens=False)]
+        assert len(ours) == len(texts)
+        wrong = [(text, a, b) for text, a, b in zip(texts, ours, expected) if a != b]
+        assert not wrong, f"{name}: {len(wrong)} of {len(texts)} differ, the first: {wrong[0]}"
+
+        decoded = [row["text"] for row in rows(["--model", str(folder(name)), "--decode"], expected)]
+        assert decoded == package.decode_batch(expected, skip_special_tokens=False)
+
+        package.encode_special_tokens = True
+        plain = [row["ids"] for row in rows([*model, "--plain"], texts)]
+        assert plain == [encoding.ids for encoding in package.encode_batch(texts, add_special_tokens=False)]
+
+
+def test_special_tokens_are_added_as_transformers_does():
+    for name in WITH_SHIPPED:
+        package = PreTrainedTokenizerFast.from_pretrained(str(folder(name)))
+        texts = ["", "a", " Once upon a time,\nthere was 1 fox.", "naïve 日本語 🦊"] + random_texts(200, [], seed=7)
+        ours = [row["ids"] for row in rows(["--model", str(folder(name)), "--jsonl", "--add-special-tokens"], texts)]
+        assert ours == [package(text).input_ids for text in texts]
+
+
+def test_recorded_ids():
+    """Files made with the npm and PyPI packages of `tokenizers` 0.23."""
+    need_data()
+    for name in TOKENIZERS:
+        records = [json.loads(line) for line in (folder(name) / "parity_hf_tokenizers.jsonl").read_text(encoding="utf-8").split("\n") if line]
+        assert len(records) > 200
+        model = ["--model", str(folder(name))]
+        texts = [record["text"] for record in records]
+        assert [row["ids"] for row in rows([*model, "--jsonl"], texts)] == [record["ids"] for record in records]
+        with_special = [row["ids"] for row in rows([*model, "--jsonl", "--add-special-tokens"], texts)]
+        assert with_special == [record.get("ids_with_special", record["ids"]) for record in records]
+        decoded = [row["text"] for row in rows([*model, "--decode"], [record["ids"] for record in records])]
+        assert decoded == [record["decoded"] for record in records]
+
+
+CONVERSATIONS = [
+    [("user", "Hello, who are you?")],
+    [("system", "You are terse.\nAnswer in one line."), ("user", "2 + 2?")],
+    [("user", "Hi"), ("assistant", "Hello! How can I help?"), ("user", "Sing <b>a</b> song & \"quote\" it")],
+    [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+    [("user", "  spaces around \n"), ("assistant", " \n answer with spaces  \n"), ("user", "ünïcödé 日本語 🦊\n\n")],
+    [("user", "Think."), ("assistant", "<think>\nhm, 6 times 7\n</think>\n\n42"), ("user", "Sure?"), ("assistant", "Yes.")],
+    [("user", "Think."), ("assistant", "<think>\nhm, 6 times 7\n</think>\n\n42")],
+    [("system", "/no_think Be kind."), ("user", "Hi"), ("assistant", "Hello")],
+    [("user", "one"), ("user", "two")],
+    [("assistant", "I begin."), ("user", "ok")],
+    [("user", "")],
+]
+
+
+def template_sources():
+    found = [*(DATA / "configs").rglob("*tokenizer_config.json"), *(DATA / "configs").rglob("*chat_template.jinja")]
+    found += [DATA / "tokenizers" / name / "tokenizer_config.json" for name in ("llama3", "mistral-7b-instruct-v0.2", "qwen2.5", "smollm2")]
+    return [path for path in sorted(found) if template_of(path)[1]]
+
+
+def template_of(path):
+    """(tokenizer_config, chat template) that belong to a file of either kind."""
+    if path.suffix == ".jinja":
+        beside = path.with_name(path.name.replace("chat_template.jinja", "tokenizer_config.json"))
+        config = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        return config, path.read_text(encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    beside = path.with_name(path.name.replace("tokenizer_config.json", "chat_template.jinja"))
+    return config, beside.read_text(encoding="utf-8") if beside.exists() else config.get("chat_template")
+
+
+def test_chat_templates_equal_transformers():
+    need_data()
+    for path in template_sources():
+        config, template = template_of(path)
+        names = {key: config[key] for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)}
+        names = {key: value["content"] if isinstance(value, dict) else value for key, value in names.items()}
+        target = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+        shutil.copy(SHIPPED / "tokenizer.json", target / "tokenizer.json")
+        tokens = {key: config[key] for key in ("added_tokens_decoder",) if key in config}
+        (target / "tokenizer_config.json").write_text(json.dumps({**names, **tokens, "chat_template": template}), encoding="utf-8")
+        package = PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / "tokenizer.json"), chat_template=template, **names)
+
+        rendered = 0
+        for turns in CONVERSATIONS:
+            messages = [{"role": role, "content": content} for role, content in turns]
+            for prompt in (False, True):
+                arguments = ["--model", str(target), "--chat", "--jsonl", "--json"] + (["--add-generation-prompt"] if prompt else [])
+                ours = run(arguments, [messages], check=False)
+                try:
+                    expected = package.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+                except Exception as error:  # the template refuses: so must we, with its message
+                    assert ours.returncode == 1 and str(error).split("\n")[0] in ours.stderr, (error, ours)
+                    continue
+                assert ours.returncode == 0, (turns, ours.stderr)
+                result = json.loads(ours.stdout)
+                assert result["text"] == expected, path
+                check_spans(result, turns, names, prompt)
+                rendered += 1
+        assert rendered >= 4, path
+
+
+def check_spans(result, turns, names, prompt):
+    spans = result["spans"]
+    if not prompt:
+        assert "".join(span["text"] for span in spans) == result["text"]
+    answers = [span["text"] for span in spans if span["is_answer"]]
+    contents = [content for role, content in turns if role == "assistant"]
+    assert len(answers) == len(contents)
+    for answer, content in zip(answers, contents):
+        final = content.split("</think>")[-1].strip()
+        assert final in answer, (answer, content)
+    for span in spans:
+        assert span["is_answer"] or not any(role == "assistant" and content in span["text"] for role, content in turns if len(content) > 8)
+
+
+def test_batches_are_as_fast_as_the_package():
+    """Best of interleaved rounds on the same texts and cores: at least 0.9 of the package's speed."""
+    need_data()
+    for name in ["gpt2", "qwen2.5"]:
+        source = DATA / "train" / "prose" / "prose_valid.jsonl.zst"
+        unpack(source, Path(SCRATCH.name))
+        lines = (Path(SCRATCH.name) / source.stem).read_text(encoding="utf-8").split("\n")
+        texts = [json.loads(line)["text"] for line in lines if line]
+        package = Tokenizer.from_file(str(folder(name) / "tokenizer.json"))
+        ours, theirs = [], []
+        for _ in range(3):
+            done = run(["--model", str(folder(name)), "--jsonl", "--count", "--json"], texts)
+            result = json.loads(done.stdout)
+            ours.append(result["seconds"])
+            start = time.monotonic()
+            encodings = package.encode_batch(texts, add_special_tokens=False)
+            theirs.append(time.monotonic() - start)
+            assert result["tokens"] == sum(len(encoding.ids) for encoding in encodings)
+        print(f"{name}: {result['bytes'] / 1e6:.1f} MB, ours {min(ours):.2f} s, package {min(theirs):.2f} s")
+        assert min(ours) <= min(theirs) / 0.9
