@@ -99,7 +99,8 @@ std::string checksum(const fs::path& path, Digest& digest) {
 // What is wrong with the content of `path`, or "".
 std::string fault_of(const fs::path& path, const Download& download) {
   const auto size = static_cast<int64_t>(fs::file_size(path));
-  if (download.size_bytes && size != *download.size_bytes) return fmt::format("it has {} bytes, {} are expected", size, *download.size_bytes);
+  if (download.size_bytes && size != *download.size_bytes)
+    return fmt::format("it has {} bytes, {} are expected", size, *download.size_bytes);
   std::string found, expected = download.sha256;
   if (!expected.empty()) {
     Sha256 digest;

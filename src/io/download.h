@@ -13,7 +13,7 @@ namespace distil_xlstm::io {
 
 struct Download {
   std::string url;
-  std::string token;                  // for the origin of `url` alone
+  std::string token;  // for the origin of `url` alone
   fs::path target;
   std::optional<int64_t> size_bytes;  // what is expected, as far as it is known
   std::string sha256;                 // lower-case hexadecimal, or empty

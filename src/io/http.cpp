@@ -57,13 +57,24 @@ double retry_after(const HttpResponse& response) {
   return seconds;
 }
 
-bool is_redirect(int status) { return status == 301 || status == 302 || status == 303 || status == 307 || status == 308; }
+bool is_redirect(int status) {
+  return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
+}
 
 // Failures that come and go: of names, connections and streams. Certificates, URLs and protocols stay as they are.
 bool is_transient(CURLcode code) {
-  constexpr std::array kCodes = {CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY, CURLE_COULDNT_CONNECT, CURLE_PARTIAL_FILE,
-                                 CURLE_OPERATION_TIMEDOUT,   CURLE_GOT_NOTHING,           CURLE_SEND_ERROR,      CURLE_RECV_ERROR,
-                                 CURLE_HTTP2,                CURLE_HTTP2_STREAM,          CURLE_SSL_CONNECT_ERROR, CURLE_WEIRD_SERVER_REPLY};
+  constexpr std::array kCodes = {CURLE_COULDNT_RESOLVE_HOST,
+                                 CURLE_COULDNT_RESOLVE_PROXY,
+                                 CURLE_COULDNT_CONNECT,
+                                 CURLE_PARTIAL_FILE,
+                                 CURLE_OPERATION_TIMEDOUT,
+                                 CURLE_GOT_NOTHING,
+                                 CURLE_SEND_ERROR,
+                                 CURLE_RECV_ERROR,
+                                 CURLE_HTTP2,
+                                 CURLE_HTTP2_STREAM,
+                                 CURLE_SSL_CONNECT_ERROR,
+                                 CURLE_WEIRD_SERVER_REPLY};
   return std::find(kCodes.begin(), kCodes.end(), code) != kCodes.end();
 }
 
@@ -193,7 +204,9 @@ TransferError::TransferError(const std::string& url, const std::string& what) : 
 HttpError::HttpError(const std::string& url, int status, double retry_after_seconds)
     : IoError("{}: the server answers {}", shown_url(url), status), status_(status), retry_after_seconds_(retry_after_seconds) {}
 
-bool HttpError::may_pass() const { return status_ == 408 || status_ == 429 || (status_ >= 500 && status_ != 501); }
+bool HttpError::may_pass() const {
+  return status_ == 408 || status_ == 429 || (status_ >= 500 && status_ != 501);
+}
 
 HttpResponse http_get(const HttpRequest& request, const std::function<void(const HttpResponse&)>& on_begin,
                       const std::function<void(std::string_view)>& on_body) {
@@ -217,7 +230,8 @@ std::string http_get_text(const HttpRequest& request, size_t limit_bytes) {
   http_get(
       request, [](const HttpResponse&) {},
       [&](std::string_view part) {
-        if (part.size() > limit_bytes - text.size()) throw DataError("{}: the answer has more than {} bytes", shown_url(request.url), limit_bytes);
+        if (part.size() > limit_bytes - text.size())
+          throw DataError("{}: the answer has more than {} bytes", shown_url(request.url), limit_bytes);
         text += part;
       });
   return text;
@@ -238,7 +252,8 @@ std::string resolve_url(const std::string& base, const std::string& reference) {
     throw DataError("{}: it refers to '{}', which is not a URL", shown_url(base), reference);
   }
   const std::string scheme = url_part(handle, CURLUPART_SCHEME);
-  if (scheme != "http" && scheme != "https") throw DataError("{}: it refers to '{}': only http and https are followed", shown_url(base), reference);
+  if (scheme != "http" && scheme != "https")
+    throw DataError("{}: it refers to '{}': only http and https are followed", shown_url(base), reference);
   return url_part(handle, CURLUPART_URL);
 }
 
@@ -255,7 +270,8 @@ bool is_same_origin(const std::string& a, const std::string& b) {
 std::string url_encode(std::string_view text, std::string_view keep) {
   std::string encoded;
   for (const char c : text) {
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || std::string_view("-._~").find(c) != std::string_view::npos;
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                       std::string_view("-._~").find(c) != std::string_view::npos;
     if (plain || keep.find(c) != std::string_view::npos) {
       encoded += c;
     } else {

@@ -36,7 +36,7 @@ class HttpError : public IoError {
   HttpError(const std::string& url, int status, double retry_after_seconds);
   [[nodiscard]] int status() const { return status_; }
   [[nodiscard]] double retry_after_seconds() const { return retry_after_seconds_; }  // as the server asks; 0: it does not
-  [[nodiscard]] bool may_pass() const;  // 408, 429 and 5xx: trying again may help
+  [[nodiscard]] bool may_pass() const;                                               // 408, 429 and 5xx: trying again may help
 
  private:
   int status_;

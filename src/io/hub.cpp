@@ -42,9 +42,13 @@ std::string token_from_environment() {
   return token;
 }
 
-const char* kind_name(RepositoryKind kind) { return kind == RepositoryKind::model ? "models" : "datasets"; }
+const char* kind_name(RepositoryKind kind) {
+  return kind == RepositoryKind::model ? "models" : "datasets";
+}
 
-std::string full_name(const RepositoryName& repository) { return repository.organisation + "/" + repository.name; }
+std::string full_name(const RepositoryName& repository) {
+  return repository.organisation + "/" + repository.name;
+}
 
 [[noreturn]] void explain(const HttpError& error, const HubSettings& hub, RepositoryKind kind, const RepositoryName& repository) {
   const std::string what = fmt::format("{} '{}'", kind == RepositoryKind::model ? "model" : "data set", full_name(repository));
@@ -84,7 +88,9 @@ HubFile parse_file(const json& entry, const std::string& where) {
   return file;
 }
 
-bool matches(const std::string& name, const std::string& glob) { return ::fnmatch(glob.c_str(), name.c_str(), 0) == 0; }
+bool matches(const std::string& name, const std::string& glob) {
+  return ::fnmatch(glob.c_str(), name.c_str(), 0) == 0;
+}
 
 bool matches_any(const std::string& name, std::span<const std::string> globs) {
   return std::ranges::any_of(globs, [&](const std::string& glob) { return matches(name, glob); });
@@ -93,15 +99,27 @@ bool matches_any(const std::string& name, std::span<const std::string> globs) {
 // Weights once: the index with its shards, or model.safetensors, or what safetensors there are. Names as Hugging Face writes them;
 // other copies (consolidated.safetensors, variants like model.fp16.safetensors, *.bin, *.pth) stay where they are.
 std::vector<std::string> weight_globs(const HubListing& listing) {
-  const auto has = [&](const std::string& name) { return std::ranges::any_of(listing.files, [&](const HubFile& file) { return file.name == name; }); };
-  if (has("model.safetensors.index.json")) return {"model.safetensors.index.json", "model-?????" "-of-?????.safetensors"};
+  const auto has = [&](const std::string& name) {
+    return std::ranges::any_of(listing.files, [&](const HubFile& file) { return file.name == name; });
+  };
+  if (has("model.safetensors.index.json"))
+    return {"model.safetensors.index.json",
+            "model-?????"
+            "-of-?????.safetensors"};
   if (has("model.safetensors")) return {"model.safetensors"};
   return {"*.safetensors", "*.safetensors.index.json"};
 }
 
 std::vector<std::string> default_model_globs(const HubListing& listing) {
-  std::vector<std::string> globs = {"config.json",       "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-                                    "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "LICENSE*", "README.md"};
+  std::vector<std::string> globs = {"config.json",
+                                    "generation_config.json",
+                                    "tokenizer.json",
+                                    "tokenizer_config.json",
+                                    "special_tokens_map.json",
+                                    "chat_template.jinja",
+                                    "chat_template.json",
+                                    "LICENSE*",
+                                    "README.md"};
   const std::vector<std::string> weights = weight_globs(listing);
   globs.insert(globs.end(), weights.begin(), weights.end());
   return globs;
@@ -115,7 +133,9 @@ json read_record(const fs::path& directory) {
   return fs::exists(path) ? read_json(path) : json::object();
 }
 
-std::string checksum_of(const HubFile& file) { return file.sha256.empty() ? "git:" + file.git_blob_sha1 : "sha256:" + file.sha256; }
+std::string checksum_of(const HubFile& file) {
+  return file.sha256.empty() ? "git:" + file.git_blob_sha1 : "sha256:" + file.sha256;
+}
 
 // Whether `directory` holds the file as it is now in the repository.
 bool is_there(const fs::path& directory, const json& record, const HubFile& file) {
@@ -133,8 +153,8 @@ void check_free_space(const fs::path& directory, int64_t needed) {
   std::error_code error;
   const fs::space_info space = fs::space(existing, error);
   if (!error && space.available < static_cast<uintmax_t>(needed)) {
-    throw IoError("{}: the download needs {}, the disk has {} free: free some, or set DISTIL_XLSTM_CACHE to a larger disk", directory.string(),
-                  format_bytes(static_cast<double>(needed)), format_bytes(static_cast<double>(space.available)));
+    throw IoError("{}: the download needs {}, the disk has {} free: free some, or set DISTIL_XLSTM_CACHE to a larger disk",
+                  directory.string(), format_bytes(static_cast<double>(needed)), format_bytes(static_cast<double>(space.available)));
   }
 }
 
@@ -147,12 +167,16 @@ class FetchProgress {
     if (!line_.due()) return;
     const int64_t done = finished_bytes_ + bytes;
     const double per_second = static_cast<double>(done - resumed_bytes_) / std::max(monotonic_seconds() - begin_seconds_, 1e-3);
-    line_.update(fmt::format("{} of {}, {}/s, {} left: {}", format_bytes(static_cast<double>(done)), format_bytes(static_cast<double>(total_bytes_)),
-                             format_bytes(per_second), format_duration(static_cast<double>(total_bytes_ - done) / std::max(per_second, 1.0)), name));
+    line_.update(fmt::format("{} of {}, {}/s, {} left: {}", format_bytes(static_cast<double>(done)),
+                             format_bytes(static_cast<double>(total_bytes_)), format_bytes(per_second),
+                             format_duration(static_cast<double>(total_bytes_ - done) / std::max(per_second, 1.0)), name));
   }
   void resumed(int64_t bytes) { resumed_bytes_ += bytes; }
   void finished(int64_t bytes) { finished_bytes_ += bytes; }
-  void finish() { line_.finish(fmt::format("{} in {}", format_bytes(static_cast<double>(finished_bytes_)), format_duration(monotonic_seconds() - begin_seconds_))); }
+  void finish() {
+    line_.finish(
+        fmt::format("{} in {}", format_bytes(static_cast<double>(finished_bytes_)), format_duration(monotonic_seconds() - begin_seconds_)));
+  }
 
  private:
   ProgressLine line_;
@@ -162,8 +186,8 @@ class FetchProgress {
 
 Download download_of(const HubSettings& hub, RepositoryKind kind, const RepositoryName& repository, const std::string& commit,
                      const HubFile& file, const fs::path& directory) {
-  return {.url = fmt::format("{}/{}{}/resolve/{}/{}", hub.endpoint, kind == RepositoryKind::dataset ? "datasets/" : "", full_name(repository),
-                             url_encode(commit), url_encode(file.name, "/")),
+  return {.url = fmt::format("{}/{}{}/resolve/{}/{}", hub.endpoint, kind == RepositoryKind::dataset ? "datasets/" : "",
+                             full_name(repository), url_encode(commit), url_encode(file.name, "/")),
           .token = hub.token,
           .target = directory / file.name,
           .size_bytes = file.size_bytes,
@@ -227,7 +251,9 @@ HubListing list_repository(const HubSettings& hub, RepositoryKind kind, const Re
 std::vector<HubFile> select_files(const HubListing& listing, RepositoryKind kind, const std::vector<std::string>& globs,
                                   const std::string& where) {
   const bool is_default_model = globs.empty() && kind == RepositoryKind::model;
-  const std::vector<std::string> wanted = is_default_model ? default_model_globs(listing) : globs.empty() ? std::vector<std::string>{"*"} : globs;
+  const std::vector<std::string> wanted = is_default_model ? default_model_globs(listing)
+                                          : globs.empty()  ? std::vector<std::string>{"*"}
+                                                           : globs;
   std::vector<HubFile> selected;
   for (const HubFile& file : listing.files) {
     const bool is_below = file.name.find('/') != std::string::npos;

@@ -90,7 +90,8 @@ Entry find_entry(const Archive& archive, std::string_view member) {
 
 std::span<const std::byte> compressed_bytes(const Archive& archive, const Entry& entry) {
   if ((entry.flags & 1) != 0) archive.fail("it is encrypted");
-  if (entry.compressed_size == kNeedsZip64 || entry.size == kNeedsZip64 || entry.local_offset == kNeedsZip64) archive.fail("it is of the zip64 kind");
+  if (entry.compressed_size == kNeedsZip64 || entry.size == kNeedsZip64 || entry.local_offset == kNeedsZip64)
+    archive.fail("it is of the zip64 kind");
   if (archive.number(entry.local_offset, 4) != kLocalSignature) archive.fail("a header is broken");
   const uint64_t names = uint64_t{archive.number(entry.local_offset + 26, 2)} + archive.number(entry.local_offset + 28, 2);
   return archive.part(entry.local_offset + kLocalSize + names, entry.compressed_size);
@@ -161,7 +162,8 @@ void extract_zip_member(const fs::path& archive_path, std::string_view member, c
       archive.fail(fmt::format("'{}' is compressed by method {}, which is not known here", member, entry.method));
     }
     output.finish();
-    if (output.size() != entry.size || output.crc() != entry.crc) archive.fail(fmt::format("'{}' does not have the size and CRC that it says", member));
+    if (output.size() != entry.size || output.crc() != entry.crc)
+      archive.fail(fmt::format("'{}' does not have the size and CRC that it says", member));
   } catch (...) {
     std::error_code ignored;
     fs::remove(target, ignored);
