@@ -18,6 +18,11 @@ Tensor grouped_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
   std::optional<Tensor> optional_mask;
   if (mask.defined()) optional_mask = mask;
   const int64_t repeats = q.size(1) / k.size(1);
+  // One token sees the whole cache: the heads of a group become the rows of one query, and k and v are read once.
+  if (q.size(2) == 1 && !mask.defined() && repeats > 1) {
+    const Tensor grouped = q.reshape({q.size(0), k.size(1), repeats, q.size(3)});
+    return at::scaled_dot_product_attention(grouped, k, v).reshape(q.sizes());
+  }
   if (repeats == 1 || q.is_cpu() || (q.scalar_type() != at::kFloat && !mask.defined())) {
     return at::scaled_dot_product_attention(q, k, v, optional_mask, 0.0, is_causal, std::nullopt, repeats > 1);
   }

@@ -24,13 +24,14 @@ TransformerConfig tiny_config() {
   return config;
 }
 
-Transformer random_transformer(at::Device device, at::ScalarType dtype = at::kFloat) {
+// The same weights for every dtype, rounded to `rounding` first.
+Transformer random_transformer(at::Device device, at::ScalarType dtype = at::kFloat, at::ScalarType rounding = at::kFloat) {
   at::manual_seed(3);
   const TransformerConfig config = tiny_config();
   const int64_t D = config.hidden_size, I = config.intermediate_size, query = config.num_heads * config.head_dim;
   const int64_t E = query + 2 * config.num_kv_heads * config.head_dim;
-  auto matrix = [&](int64_t out, int64_t in) { return (at::randn({out, in}) * 1.5 / std::sqrt(in)).to(device, dtype); };
-  auto norm = [&] { return (1 + 0.2 * at::randn({D})).to(device, dtype); };
+  auto matrix = [&](int64_t out, int64_t in) { return (at::randn({out, in}) * 1.5 / std::sqrt(in)).to(rounding).to(device, dtype); };
+  auto norm = [&] { return (1 + 0.2 * at::randn({D})).to(rounding).to(device, dtype); };
   TransformerWeights weights;
   weights.embedding_VD = weights.head_VD = matrix(config.vocab_size, D);
   weights.final_norm_D = norm();
@@ -96,13 +97,12 @@ TEST(Transformer, HalfPrecisionsStayNear) {
   for (const at::Device device : devices()) {
     const Tensor tokens = random_tokens(2, 9).to(device);
     const Tensor is_start = (at::rand({2, 9}) < 0.3).to(at::kByte);
-    const Tensor expected = random_transformer(device).forward(tokens, is_start);
     for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
+      const Tensor expected = random_transformer(device, at::kFloat, dtype).forward(tokens, is_start);
       Transformer transformer = random_transformer(device, dtype);
       const Tensor hidden = transformer.forward(tokens, is_start);
       EXPECT_EQ(hidden.scalar_type(), dtype);
-      // Weights and residuals are rounded too: a few roundings more than one operation.
-      EXPECT_LT(relative_error(hidden, expected), dtype == at::kHalf ? 1e-2 : 4e-2);
+      EXPECT_LT(relative_error(hidden, expected), 1e-2) << dtype;
       EXPECT_EQ(transformer.logits(hidden).scalar_type(), at::kFloat);
     }
   }
