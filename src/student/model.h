@@ -17,16 +17,16 @@ namespace distil_xlstm::student {
 enum class SlstmLayout { cuda, vanilla };
 
 struct StudentForwardOptions {
-  at::ScalarType compute_dtype = at::kFloat;   // float32, bfloat16, float16 for matrix products; parameters stay float32
-  bool collect_blocks = false;                 // keep every block's output
-  bool activation_checkpointing = false;       // recompute each block in backward
+  at::ScalarType compute_dtype = at::kFloat;  // float32, bfloat16, float16 for matrix products; parameters stay float32
+  bool collect_blocks = false;                // keep every block's output
+  bool activation_checkpointing = false;      // recompute each block in backward
   ops::MlstmForm mlstm_form = ops::MlstmForm::chunkwise;
 };
 
 struct StudentOutput {
-  Tensor last_hidden_BSD;                // after the post norm: the head's input
-  Tensor final_hidden_BSD;               // output of the last block, before the post norm
-  std::vector<Tensor> block_outputs_BSD; // when collect_blocks
+  Tensor last_hidden_BSD;                 // after the post norm: the head's input
+  Tensor final_hidden_BSD;                // output of the last block, before the post norm
+  std::vector<Tensor> block_outputs_BSD;  // when collect_blocks
 };
 
 class StudentState;  // a DecodeState: per block, cell states and convolution tails
@@ -48,7 +48,7 @@ class Student : public nn::LanguageModel {
   // in canonical layout [H, K, 4, K], [H, 4, K].
   [[nodiscard]] virtual const NamedTensors& parameters() const = 0;
   [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;
-  virtual void set_compute_dtype(at::ScalarType dtype) = 0;   // for forward_hidden / forward_step
+  virtual void set_compute_dtype(at::ScalarType dtype) = 0;  // for forward_hidden / forward_step
 
   // The stored form: names and layouts as the `xlstm` package writes them; with_frozen adds embedding and head.
   [[nodiscard]] virtual NamedTensors stored_tensors(SlstmLayout layout, bool with_frozen) const = 0;

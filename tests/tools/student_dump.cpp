@@ -26,7 +26,9 @@ class Options {
   }
   [[nodiscard]] student::StudentForwardOptions forward() const {
     const std::string form = get("--form", "chunkwise");
-    const auto value = form == "parallel" ? ops::MlstmForm::parallel : form == "recurrent" ? ops::MlstmForm::recurrent : ops::MlstmForm::chunkwise;
+    const auto value = form == "parallel"    ? ops::MlstmForm::parallel
+                       : form == "recurrent" ? ops::MlstmForm::recurrent
+                                             : ops::MlstmForm::chunkwise;
     return {.compute_dtype = dtype(), .collect_blocks = true, .mlstm_form = value};
   }
 

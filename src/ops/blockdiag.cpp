@@ -1,0 +1,204 @@
+#include "ops/blockdiag.h"
+
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <array>
+
+#include "kernels/cpu/blockdiag4.h"
+#include "ops/internal.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kRowsPerSum = 512;  // rows that one float32 sum of a weight gradient runs over
+
+// [N, G * width] as [G, N, width].
+Tensor as_blocks(const Tensor& x_NF, int64_t num_blocks) {
+  return x_NF.unflatten(1, {num_blocks, -1}).transpose(0, 1);
+}
+
+bool uses_loop(const Tensor& x, const Tensor& weight_GOI) {
+  return x.is_cpu() && x.scalar_type() == at::kFloat && weight_GOI.size(1) == 4 && weight_GOI.size(2) == 4;
+}
+
+void run_blockdiag4(const Tensor& x_NF, const Tensor& unfolded_4F, const Tensor& bias_F, const Tensor& out_NF, bool accumulate) {
+  const float* x = x_NF.const_data_ptr<float>();
+  const float* w = unfolded_4F.const_data_ptr<float>();
+  const float* bias = bias_F.defined() ? bias_F.const_data_ptr<float>() : nullptr;
+  float* out = out_NF.data_ptr<float>();
+  const int64_t x_stride = x_NF.stride(0), out_stride = out_NF.stride(0), features = x_NF.size(1);
+  at::parallel_for(0, x_NF.size(0), 256, [&](int64_t begin, int64_t end) {
+    kernels::blockdiag4(x + begin * x_stride, x_stride, w, bias, out + begin * out_stride, out_stride, end - begin, features, accumulate);
+  });
+}
+
+// out_NF = x W^T (+ bias).
+void blockdiag_forward(const Tensor& x_NF, const Tensor& weight_GOI, const Tensor& bias_F, Tensor out_NF) {
+  if (uses_loop(x_NF, weight_GOI)) {
+    run_blockdiag4(x_NF, weight_GOI.permute({2, 0, 1}).contiguous().view({4, -1}), bias_F, out_NF, false);
+    return;
+  }
+  const int64_t num_blocks = weight_GOI.size(0);
+  Tensor out_GNO = as_blocks(out_NF, num_blocks);
+  at::bmm_out(out_GNO, as_blocks(x_NF, num_blocks), weight_GOI.transpose(1, 2));
+  if (bias_F.defined()) out_NF.add_(bias_F);
+}
+
+// grad_x_NF (+)= dy W.
+void blockdiag_backward_input(const Tensor& grad_NF, const Tensor& weight_GOI, Tensor grad_x_NF, bool accumulate) {
+  if (uses_loop(grad_NF, weight_GOI)) {
+    run_blockdiag4(grad_NF, weight_GOI.permute({1, 0, 2}).contiguous().view({4, -1}), {}, grad_x_NF, accumulate);
+    return;
+  }
+  const int64_t num_blocks = weight_GOI.size(0);
+  Tensor grad_x_GNI = as_blocks(grad_x_NF, num_blocks);
+  const Tensor grad_GNO = as_blocks(grad_NF, num_blocks);
+  if (accumulate) {
+    grad_x_GNI.baddbmm_(grad_GNO, weight_GOI);
+  } else {
+    at::bmm_out(grad_x_GNI, grad_GNO, weight_GOI);
+  }
+}
+
+Tensor blockdiag_backward_weight(const Tensor& grad_NF, const Tensor& x_NF, const Tensor& weight_GOI) {
+  const int64_t num_blocks = weight_GOI.size(0);
+  if (!uses_loop(grad_NF, weight_GOI)) return at::bmm(as_blocks(grad_NF, num_blocks).transpose(1, 2), as_blocks(x_NF, num_blocks));
+  const int64_t rows = x_NF.size(0), features = x_NF.size(1);
+  const Tensor unfolded_4F = at::zeros({4, features}, x_NF.options());
+  const float* grad = grad_NF.const_data_ptr<float>();
+  const float* x = x_NF.const_data_ptr<float>();
+  float* out = unfolded_4F.data_ptr<float>();
+  at::parallel_for(0, (features + 15) / 16, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < rows; n += kRowsPerSum) {
+      kernels::blockdiag4_weight_grad(grad + n * grad_NF.stride(0), grad_NF.stride(0), x + n * x_NF.stride(0), x_NF.stride(0), out,
+                                      std::min(kRowsPerSum, rows - n), features, 16 * begin, std::min(16 * end, features));
+    }
+  });
+  return unfolded_4F.view({4, num_blocks, 4}).permute({1, 2, 0});
+}
+
+// Rows may be slices of longer ones, but a row itself is contiguous.
+Tensor with_contiguous_rows(const Tensor& x_NF) {
+  return x_NF.stride(1) == 1 ? x_NF : x_NF.contiguous();
+}
+
+struct QkvFunction : torch::autograd::Function<QkvFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& c_in, const Tensor& x_in, const Tensor& wq, const Tensor& wk,
+                               const Tensor& wv, const std::optional<Tensor>& bq, const std::optional<Tensor>& bk,
+                               const std::optional<Tensor>& bv, int64_t out_dtype) {
+    const Tensor c = with_contiguous_rows(c_in);
+    const Tensor x = with_contiguous_rows(x_in);
+    const std::array<Tensor, 3> weights{wq.to(c.scalar_type()), wk.to(c.scalar_type()), wv.to(c.scalar_type())};
+    const std::array<const std::optional<Tensor>*, 3> biases{&bq, &bk, &bv};
+    variable_list out;
+    for (size_t i = 0; i < 3; ++i) {
+      const Tensor y = at::empty(c.sizes(), c.options());
+      blockdiag_forward(i == 2 ? x : c, weights[i], *biases[i] ? (**biases[i]).to(c.scalar_type()) : Tensor(), y);
+      out.push_back(y.to(static_cast<at::ScalarType>(out_dtype)));
+    }
+    ctx->save_for_backward({c, x, weights[0], weights[1], weights[2]});
+    ctx->saved_data["weight_dtype"] = static_cast<int64_t>(wq.scalar_type());
+    ctx->saved_data["has_bias"] = bq.has_value();
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &c = saved[0], &x = saved[1];
+    const auto weight_dtype = static_cast<at::ScalarType>(ctx->saved_data["weight_dtype"].toInt());
+    const bool has_bias = ctx->saved_data["has_bias"].toBool();
+    const Tensor grad_c = at::empty(c.sizes(), c.options());
+    const Tensor grad_x = at::empty(c.sizes(), c.options());
+    variable_list out{grad_c, grad_x, {}, {}, {}, {}, {}, {}, {}};
+    for (size_t i = 0; i < 3; ++i) {
+      const Tensor grad = with_contiguous_rows(grads[i].to(c.scalar_type()));
+      const Tensor& weight = saved[2 + i];
+      blockdiag_backward_input(grad, weight, i == 2 ? grad_x : grad_c, /*accumulate=*/i == 1);
+      out[2 + i] = blockdiag_backward_weight(grad, i == 2 ? x : c, weight).to(weight_dtype);
+      if (has_bias) out[5 + i] = grad.sum(0, false, weight_dtype);
+    }
+    return out;
+  }
+};
+
+// Per head: [N, 2K] = input_NK [W_first; W_second]^T, written where it belongs in wx [N, H, 4, K].
+struct GateFunction : torch::autograd::Function<GateFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& c_in, const Tensor& x_in, const Tensor& wi, const Tensor& wf, const Tensor& wz,
+                        const Tensor& wo, int64_t dtype_index) {
+    const auto dtype = static_cast<at::ScalarType>(dtype_index);
+    const int64_t N = c_in.size(0), H = wi.size(0), K = wi.size(1);
+    const Tensor c = c_in.to(dtype).contiguous();
+    const Tensor x = x_in.to(dtype).contiguous();
+    const Tensor from_c_HJK = at::cat({wi, wf}, 1).to(dtype);  // J = 2K outputs
+    const Tensor from_x_HJK = at::cat({wz, wo}, 1).to(dtype);
+    const Tensor wx = at::empty({N, H, 4 * K}, c.options());
+    Tensor wx_c_HNJ = wx.narrow(2, 0, 2 * K).transpose(0, 1);
+    Tensor wx_x_HNJ = wx.narrow(2, 2 * K, 2 * K).transpose(0, 1);
+    at::bmm_out(wx_c_HNJ, as_blocks(c, H), from_c_HJK.transpose(1, 2));
+    at::bmm_out(wx_x_HNJ, as_blocks(x, H), from_x_HJK.transpose(1, 2));
+    ctx->save_for_backward({c, x, from_c_HJK, from_x_HJK});
+    ctx->saved_data["input_dtype"] = static_cast<int64_t>(c_in.scalar_type());
+    ctx->saved_data["weight_dtype"] = static_cast<int64_t>(wi.scalar_type());
+    return wx.view({N, H, 4, K});
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto input_dtype = static_cast<at::ScalarType>(ctx->saved_data["input_dtype"].toInt());
+    const auto weight_dtype = static_cast<at::ScalarType>(ctx->saved_data["weight_dtype"].toInt());
+    const int64_t H = saved[2].size(0), K = saved[2].size(2);
+    const Tensor grad_NHJJ = grads[0].to(saved[0].scalar_type()).contiguous().view({-1, H, 4 * K});
+    variable_list out{{}, {}, {}, {}, {}, {}, {}};
+    for (size_t side = 0; side < 2; ++side) {  // 0: from c, gates i and f; 1: from x, gates z and o
+      const Tensor grad_HNJ = grad_NHJJ.narrow(2, static_cast<int64_t>(side) * 2 * K, 2 * K).transpose(0, 1);
+      const Tensor& input = saved[side];
+      const Tensor grad_input = at::empty_like(input);
+      Tensor grad_input_HNK = as_blocks(grad_input, H);
+      at::bmm_out(grad_input_HNK, grad_HNJ, saved[2 + side]);
+      out[side] = grad_input.to(input_dtype);
+      const Tensor grad_weight_HJK = at::bmm(grad_HNJ.transpose(1, 2), as_blocks(input, H)).to(weight_dtype);
+      out[2 + 2 * side] = grad_weight_HJK.narrow(1, 0, K);
+      out[3 + 2 * side] = grad_weight_HJK.narrow(1, K, K);
+    }
+    return out;
+  }
+};
+
+}  // namespace
+
+std::array<Tensor, 3> qkv_projection(const Tensor& c_NF, const Tensor& x_NF, const BlockDiagonal& q, const BlockDiagonal& k,
+                                     const BlockDiagonal& v, at::ScalarType out_dtype) {
+  check_rank("qkv_projection: c_NF", c_NF, 2);
+  const int64_t N = c_NF.size(0), F = c_NF.size(1);
+  check_shape("qkv_projection: x_NF", x_NF, {N, F});
+  check_rank("qkv_projection: q weight", q.weight_GOI, 3);
+  const int64_t G = q.weight_GOI.size(0);
+  if (G < 1 || F % G != 0) throw ShapeError("qkv_projection: {} blocks do not divide {} features", G, F);
+  for (const BlockDiagonal* projection : {&q, &k, &v}) {
+    check_shape("qkv_projection: weight_GOI", projection->weight_GOI, {G, F / G, F / G});
+    if (projection->bias_F.defined() != q.bias_F.defined())
+      throw ShapeError("qkv_projection: some of q, k, v have a bias and some have none");
+    if (projection->bias_F.defined()) check_shape("qkv_projection: bias_F", projection->bias_F, {F});
+  }
+  const variable_list out = QkvFunction::apply(c_NF, x_NF, q.weight_GOI, k.weight_GOI, v.weight_GOI, as_optional(q.bias_F),
+                                               as_optional(k.bias_F), as_optional(v.bias_F), static_cast<int64_t>(out_dtype));
+  return {out[0], out[1], out[2]};
+}
+
+Tensor slstm_gate_projection(const Tensor& c_NF, const Tensor& x_NF, const Tensor& input_HKK, const Tensor& forget_HKK,
+                             const Tensor& cell_HKK, const Tensor& output_HKK, at::ScalarType dtype) {
+  check_rank("slstm_gate_projection: c_NF", c_NF, 2);
+  check_rank("slstm_gate_projection: weight", input_HKK, 3);
+  const int64_t N = c_NF.size(0), H = input_HKK.size(0), K = input_HKK.size(1);
+  check_shape("slstm_gate_projection: c_NF", c_NF, {N, H * K});
+  check_shape("slstm_gate_projection: x_NF", x_NF, {N, H * K});
+  for (const Tensor* weight : {&input_HKK, &forget_HKK, &cell_HKK, &output_HKK})
+    check_shape("slstm_gate_projection: weight", *weight, {H, K, K});
+  return GateFunction::apply(c_NF, x_NF, input_HKK, forget_HKK, cell_HKK, output_HKK, static_cast<int64_t>(dtype));
+}
+
+}  // namespace distil_xlstm::ops

@@ -1,0 +1,23 @@
+// Linear maps and point-wise gates of the xLSTM blocks (spec 1.6, 2.1) as single differentiable steps. Letters: N tokens, D, P widths.
+#pragma once
+
+#include <string_view>
+
+#include "ops/tensor.h"
+
+namespace distil_xlstm::ops {
+
+// x W^T + b for a weight whose rows are two maps of equal size: returns both outputs [N, P], each contiguous. Products run in `dtype`
+// (x and the weight are converted), gradients come back in the types of x, weight and bias. bias_Q may be undefined. Throws ShapeError.
+std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_QD, const Tensor& bias_Q, at::ScalarType dtype);
+
+// residual + x W^T + b: x in `dtype` for the product, the sum in the residual's type. bias_D may be undefined.
+Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype);
+
+// act(gate) * value; act is "gelu" (exact, erf), "relu", "relu^2", "sigmoid", "swish" or "selu". Throws ValueError for another.
+Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act);
+
+// (h + skip c) * SiLU(z), in the type of z: the end of an mLSTM layer. skip_P is one factor a feature.
+Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, const Tensor& z_NP);
+
+}  // namespace distil_xlstm::ops

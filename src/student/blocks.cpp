@@ -1,0 +1,152 @@
+#include "student/blocks.h"
+
+#include <array>
+
+#include "ops/blockdiag.h"
+#include "ops/causal_conv.h"
+#include "ops/gated.h"
+#include "ops/norm.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+// The sLSTM's gate pre-activations stay out of float16 (spec 8.1, point 10): its range is too small for the path into the exponentials.
+at::ScalarType gate_dtype(at::ScalarType compute) {
+  return compute == at::kHalf ? at::kFloat : compute;
+}
+
+// The mLSTM's cell output may be around 1e-5 (spec 8.1, point 2), where float16 is subnormal.
+at::ScalarType cell_dtype(at::ScalarType compute) {
+  return compute == at::kHalf ? at::kBFloat16 : compute;
+}
+
+// The weight that multiplies by one, where the configuration has no norm weight.
+Tensor norm_weight_or_zeros(const Tensor& weight, const Tensor& like, int64_t size) {
+  return weight.defined() ? weight : at::zeros({size}, like.options());
+}
+
+Tensor feed_forward(const SlstmWeights& w, const Tensor& x_ND, const BlockCall& call) {
+  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.ffn_norm);
+  const auto [gate_NP, value_NP] = ops::split_linear(u_ND, w.ffn_up, w.ffn_up_bias, call.compute_dtype);
+  const Tensor hidden_NP = ops::gated_activation(gate_NP, value_NP, call.config->ffn_act_fn);
+  return ops::residual_linear(x_ND, hidden_NP, w.ffn_down, w.ffn_down_bias, call.compute_dtype);
+}
+
+Tensor forward_kind(const SlstmWeights& w, const Tensor& x_BSD, const BlockCall& call, BlockState* state) {
+  const int64_t B = x_BSD.size(0), S = x_BSD.size(1), D = x_BSD.size(2);
+  const int64_t H = call.config->slstm_num_heads, K = D / H;
+  const Tensor u_BSD = ops::residual_layer_norm(x_BSD, w.norm);
+  Tensor c_BSD = u_BSD;
+  if (w.conv_weight.defined()) {
+    ops::CausalConvOutput conv =
+        ops::causal_conv_silu(u_BSD, w.conv_weight, w.conv_bias, state ? state->conv_tail_BJF : Tensor(), call.is_start_BS);
+    c_BSD = std::move(conv.y_BSF);
+    if (state) state->conv_tail_BJF = std::move(conv.state_BJF);
+  }
+  const Tensor wx_NHGK = ops::slstm_gate_projection(c_BSD.view({B * S, D}), u_BSD.view({B * S, D}), w.input_gate, w.forget_gate,
+                                                    w.cell_gate, w.output_gate, gate_dtype(call.compute_dtype));
+  ops::SlstmOutput cell =
+      ops::slstm_scan(wx_NHGK.view({B, S, H, 4, K}), w.recurrent, w.bias, state ? state->slstm : ops::SlstmState{}, call.is_start_BS);
+  if (state) state->slstm = std::move(cell.state);
+  const Tensor y_ND = ops::residual_layer_norm(cell.y_BSHK.reshape({B * S, D}), norm_weight_or_zeros(w.group_norm, x_BSD, D), H);
+  const Tensor sum_ND = x_BSD.view({B * S, D}) + y_ND;
+  const Tensor out_ND = w.ffn_norm.defined() ? feed_forward(w, sum_ND, call) : sum_ND;
+  return out_ND.view({B, S, D});
+}
+
+// Input and forget gates side by side [N, 2H]. Both see q, k and v of all heads; the product stays in the type of the residual stream
+// (spec 8.1, point 10).
+Tensor mlstm_gates(const MlstmWeights& w, const std::array<Tensor, 3>& qkv_NI, at::ScalarType dtype) {
+  const Tensor weight_J3I = at::cat({w.input_gate, w.forget_gate});
+  Tensor gates_NJ = at::cat({w.input_gate_bias, w.forget_gate_bias});
+  const int64_t I = qkv_NI[0].size(1);
+  for (int64_t part = 0; part < 3; ++part)
+    gates_NJ = at::addmm(gates_NJ, qkv_NI[static_cast<size_t>(part)].to(dtype), weight_J3I.narrow(1, part * I, I).t());
+  return gates_NJ;
+}
+
+Tensor run_mlstm_cell(const ops::MlstmInputs& inputs, const BlockCall& call, BlockState* state) {
+  const ops::MlstmState initial = state ? state->mlstm : ops::MlstmState{};
+  if (call.mlstm_form == ops::MlstmForm::parallel) {
+    if (state) throw ValueError("student: the parallel form of the mLSTM takes no state: use mlstm_form = chunkwise");
+    return ops::mlstm_parallel(inputs);
+  }
+  ops::MlstmOutput out;
+  if (call.mlstm_form == ops::MlstmForm::recurrent) {
+    if (inputs.v_BSHV.requires_grad())
+      throw ValueError("student: the recurrent form of the mLSTM has no gradient: use mlstm_form = chunkwise");
+    out = ops::mlstm_recurrent(inputs, initial);
+  } else {
+    out = ops::mlstm_chunkwise(inputs, call.config->chunk_size, initial);
+  }
+  if (state) state->mlstm = std::move(out.state);
+  return std::move(out.h_BSHV);
+}
+
+Tensor forward_kind(const MlstmWeights& w, const Tensor& x_BSD, const BlockCall& call, BlockState* state) {
+  const int64_t B = x_BSD.size(0), S = x_BSD.size(1), D = x_BSD.size(2), N = B * S;
+  const int64_t I = call.config->mlstm_inner_dim(), H = call.config->mlstm_num_heads, K = I / H;
+  const Tensor x_ND = x_BSD.view({N, D});
+  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.norm);
+  const auto [inner_NI, z_NI] = ops::split_linear(u_ND, w.up, w.up_bias, call.compute_dtype);
+  ops::CausalConvOutput conv = ops::causal_conv_silu(inner_NI.view({B, S, I}), w.conv_weight, w.conv_bias,
+                                                     state ? state->conv_tail_BJF : Tensor(), call.is_start_BS);
+  if (state) state->conv_tail_BJF = std::move(conv.state_BJF);
+  const Tensor c_NI = conv.y_BSF.view({N, I});
+  const auto [q_NI, k_NI, v_NI] =
+      ops::qkv_projection(c_NI, inner_NI, {w.q, w.q_bias}, {w.k, w.k_bias}, {w.v, w.v_bias}, cell_dtype(call.compute_dtype));
+  const Tensor gates_NJ = mlstm_gates(w, {q_NI, k_NI, v_NI}, x_BSD.scalar_type());
+  const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = q_NI.view({B, S, H, K}),
+                                        .k_BSHK = k_NI.view({B, S, H, K}),
+                                        .v_BSHV = v_NI.view({B, S, H, K}),
+                                        .igate_BSH = gates_NJ.narrow(1, 0, H).view({B, S, H}),
+                                        .fgate_BSH = gates_NJ.narrow(1, H, H).view({B, S, H}),
+                                        .is_start_BS = call.is_start_BS},
+                                       call, state);
+  const Tensor h_NI = ops::residual_layer_norm(h_BSHK.reshape({N, I}), w.out_norm, H);
+  const Tensor gated_NI = ops::skip_gate(h_NI, w.skip, c_NI, z_NI);
+  return ops::residual_linear(x_ND, gated_NI, w.down, w.down_bias, call.compute_dtype).view({B, S, D});
+}
+
+}  // namespace
+
+BlockWeights BlockWeights::transformed(const std::function<Tensor(const Tensor&)>& change) const {
+  BlockWeights copy = *this;
+  copy.for_each([&](const char*, Tensor& tensor) {
+    if (tensor.defined()) tensor = change(tensor);
+  });
+  return copy;
+}
+
+std::vector<Tensor> BlockWeights::tensors() const {
+  std::vector<Tensor> out;
+  BlockWeights handles = *this;
+  handles.for_each([&](const char*, Tensor& tensor) {
+    if (tensor.defined()) out.push_back(tensor);
+  });
+  return out;
+}
+
+Tensor forward_block(const BlockWeights& weights, const Tensor& x_BSD, const BlockCall& call, BlockState* state) {
+  return std::visit([&](const auto& kind) { return forward_kind(kind, x_BSD, call, state); }, weights.kind);
+}
+
+BlockState zero_block_state(const StudentConfig& config, int64_t block, int64_t batch, at::ScalarType compute_dtype,
+                            at::TensorOptions options) {
+  BlockState state;
+  const int64_t D = config.embedding_dim;
+  if (config.is_slstm(block)) {
+    const int64_t H = config.slstm_num_heads, K = D / H;
+    const int64_t kernel_size = config.slstm_conv1d_kernel_size;
+    if (kernel_size > 0) state.conv_tail_BJF = at::zeros({batch, kernel_size - 1, D}, options);
+    for (Tensor* tensor : {&state.slstm.hidden_BHK, &state.slstm.cell_BHK, &state.slstm.normalizer_BHK, &state.slstm.stabilizer_BHK})
+      *tensor = at::zeros({batch, H, K}, options);
+  } else {
+    const int64_t I = config.mlstm_inner_dim(), H = config.mlstm_num_heads, K = I / H;
+    state.conv_tail_BJF = at::zeros({batch, config.mlstm_conv1d_kernel_size - 1, I}, options.dtype(compute_dtype));
+    state.mlstm = {at::zeros({batch, H, K, K}, options), at::zeros({batch, H, K}, options), at::zeros({batch, H}, options)};
+  }
+  return state;
+}
+
+}  // namespace distil_xlstm::student
