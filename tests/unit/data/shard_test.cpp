@@ -40,7 +40,7 @@ std::vector<Piece> random_documents(Random& random, int64_t vocab_size, bool mas
 
 TEST(ShardWriter, KeepsEveryTokenBorderAndMaskBitForAnyShape) {
   Random random(11);
-  for (int round = 0; round < 80; ++round) {
+  for (int round = 0; round < 300; ++round) {
     const Folder folder;
     const int64_t vocab_size = random.below(2) == 0 ? 65536 : 65537;
     const auto context_length = static_cast<int64_t>(1 + random.below(9));
@@ -235,7 +235,7 @@ TEST(TokenShard, NeverTrustsALength) {
   Random random(3);
   const uint64_t extremes[] = {0, 1, 2, 0x7fffffff, 0x80000000, 0xffffffff, 1ULL << 48, 1ULL << 62, 1ULL << 63, ~0ULL};
   int accepted = 0;
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < 15000; ++round) {
     std::string bytes = good;
     for (uint64_t change = 0; change <= random.below(3); ++change) {
       const size_t size = random.below(2) == 0 ? 4 : 8;
