@@ -7,6 +7,8 @@ json parse_json(std::string_view text, std::string_view where) {
     return json::parse(text);
   } catch (const json::parse_error& error) {
     throw DataError("{}: not JSON at byte {}: {}", where, error.byte, error.what());
+  } catch (const json::exception& error) {  // a number that is too large
+    throw DataError("{}: not JSON: {}", where, error.what());
   }
 }
 

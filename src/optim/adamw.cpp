@@ -60,6 +60,8 @@ void AdamW::step(double learning_rate) {
                                     at::full({}, static_cast<double>(steps_), parameters[0].options().requires_grad(false)));
     at::_fused_adamw_(parameters, grads, exp_avg, exp_avg_sq, {}, steps, learning_rate, settings_.beta1, settings_.beta2,
                       group.weight_decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false);
+    // The fused operation leaves version counters alone, and the student's converted weights go by them.
+    for (const Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
   }
 }
 

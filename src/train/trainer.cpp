@@ -97,7 +97,7 @@ distill::StepContext Trainer::context() const {
 
 TrainStatus Trainer::run() {
   const SignalGuard guard;
-  if (!initial_ && in_.validation != nullptr && step_ == 0) validate();
+  if (in_.validation != nullptr && step_ == 0 && validated_step_ != 0) validate();
   while (step_ < length_.total_steps) {
     const double began = monotonic_seconds();
     const auto batches = next_batches();
@@ -122,10 +122,9 @@ TrainStatus Trainer::run() {
       if (step_ < length_.total_steps) return TrainStatus::stopped;
     }
   }
-  if (saved_step_ != step_) {  // the data ended before total_steps, since steps were skipped
-    if (in_.validation != nullptr) validate();
-    save();
-  }
+  // Only where the data ended before total_steps, since steps were skipped: otherwise the last step has done both.
+  if (in_.validation != nullptr && validated_step_ != step_) validate();
+  if (saved_step_ != step_) save();
   return TrainStatus::finished;
 }
 
@@ -295,6 +294,7 @@ void Trainer::validate() {
                std::exp(result.ce_loss), std::exp(result.teacher_nll), std::exp(result.ce_loss - result.teacher_nll),
                100.0 * result.agreement, result.mean_kl, format_count(static_cast<double>(result.target_tokens)));
   last_ = result;
+  validated_step_ = step_;
   if (step_ == 0) {
     initial_ = result;
   } else if (std::isfinite(result.ce_loss) && (!best_ || result.ce_loss < best_->ce_loss)) {
@@ -340,7 +340,8 @@ void Trainer::save() {
                      {"initial_validation", optional_json(initial_)},
                      {"last_validation", optional_json(last_)},
                      {"best_validation", optional_json(best_)},
-                     {"best_step", best_step_}};
+                     {"best_step", best_step_},
+                     {"validated_step", validated_step_}};
   const auto checkpoint = write_checkpoint(in_.run, step_, content);
   if (best_ && best_step_ == step_) point_to(in_.run, "best", checkpoint);
   prune_checkpoints(in_.run, in_.config.train.keep_checkpoints);
@@ -362,6 +363,7 @@ void Trainer::restore(const fs::path& checkpoint) {
   stage_ = require<int>(trainer, "stage", where);
   seconds_ = require<double>(trainer, "seconds", where);
   best_step_ = require<int64_t>(trainer, "best_step", where);
+  validated_step_ = require<int64_t>(trainer, "validated_step", where);
   initial_ = optional_result(trainer, "initial_validation", where);
   last_ = optional_result(trainer, "last_validation", where);
   best_ = optional_result(trainer, "best_validation", where);

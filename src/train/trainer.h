@@ -95,6 +95,7 @@ class Trainer {
   double seconds_ = 0.0;  // spent in steps
   std::optional<eval::ValidationResult> initial_, last_, best_;
   int64_t best_step_ = 0;
+  int64_t validated_step_ = -1;  // of last_
 
   std::vector<std::string> bad_parameters_;  // of the last skipped step
   int64_t saved_step_ = -1;                  // of the newest checkpoint of this process

@@ -76,7 +76,8 @@ inline config::RunConfig small_config() {
 
 // Everything a Trainer needs, over shards in `data`.
 struct SmallRun {
-  SmallRun(const config::RunConfig& settings, const fs::path& data, const fs::path& run, const std::string& resume_from = "", int64_t stop_after_steps = 0)
+  SmallRun(const config::RunConfig& settings, const fs::path& data, const fs::path& run, const std::string& resume_from = "",
+           int64_t stop_after_steps = 0)
       : config(settings) {
     fs::create_directories(run);
     auto& teacher = small_teacher();
@@ -92,10 +93,11 @@ struct SmallRun {
     validation = std::make_unique<data::Loader>(options);
     const auto shape = teacher::teacher_shape(io::open_model("stories260K").config);
     if (resume_from.empty()) {
-      student = student::Student::create(student::derive_student(config.student, shape, 12), teacher.embedding_weight(), teacher.head_weight(), config.seed,
-                                         at::kCPU);
+      student = student::Student::create(student::derive_student(config.student, shape, 12), teacher.embedding_weight(),
+                                         teacher.head_weight(), config.seed, at::kCPU);
     } else {
-      student = student::Student::load(io::open_model(resume_from), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
+      student =
+          student::Student::load(io::open_model(resume_from), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
     }
     trainer = std::make_unique<Trainer>(TrainerInputs{.config = config,
                                                       .teacher = teacher,

@@ -88,7 +88,8 @@ TEST_F(CheckpointTest, AFailedWriteLeavesTheLastOneAsItWas) {
   EXPECT_THROW(write_checkpoint(folder_, 2, bad), ValueError);
   EXPECT_EQ(checked_last_checkpoint(folder_), first);
   EXPECT_EQ(list_checkpoints(folder_).size(), 1u);
-  for (const auto& entry : fs::directory_iterator(folder_ / "checkpoints")) EXPECT_THAT(entry.path().string(), ::testing::Not(HasSubstr(".tmp-")));
+  for (const auto& entry : fs::directory_iterator(folder_ / "checkpoints"))
+    EXPECT_THAT(entry.path().string(), ::testing::Not(HasSubstr(".tmp-")));
 }
 
 TEST_F(CheckpointTest, PruningKeepsTheNewestTheBestAndTheLast) {

@@ -20,20 +20,12 @@ using ::testing::HasSubstr;
 constexpr const char* kChildVariable = "DISTIL_XLSTM_TEST_CHILD_RUN";
 
 std::vector<config::Override> settings_for(const fs::path& output, const fs::path& text) {
-  const std::vector<std::pair<std::string, std::string>> values = {{"teacher.model", "stories260K"},
-                                                                   {"output", output.string()},
-                                                                   {"data.train", text.string()},
-                                                                   {"data.context_length", "32"},
-                                                                   {"data.validation_fraction", "0.2"},
-                                                                   {"student.num_blocks", "2"},
-                                                                   {"student.num_heads", "4"},
-                                                                   {"train.micro_batch_size", "2"},
-                                                                   {"train.gradient_accumulation_steps", "2"},
-                                                                   {"train.device", "cpu"},
-                                                                   {"train.num_epochs", "2"},
-                                                                   {"train.save_every_steps", "5"},
-                                                                   {"eval.every_steps", "10"},
-                                                                   {"eval.max_tokens", "500"}};
+  const std::vector<std::pair<std::string, std::string>> values = {
+      {"teacher.model", "stories260K"}, {"output", output.string()},         {"data.train", text.string()},
+      {"data.context_length", "32"},    {"data.validation_fraction", "0.2"}, {"student.num_blocks", "2"},
+      {"student.num_heads", "4"},       {"train.micro_batch_size", "2"},     {"train.gradient_accumulation_steps", "2"},
+      {"train.device", "cpu"},          {"train.num_epochs", "2"},           {"train.save_every_steps", "5"},
+      {"eval.every_steps", "10"},       {"eval.max_tokens", "500"}};
   std::vector<config::Override> overrides;
   for (const auto& [key, value] : values) overrides.push_back({key, value, "--set"});
   return overrides;
@@ -47,10 +39,12 @@ class DistillRunTest : public RunTest {
  protected:
   void SetUp() override {
     RunTest::SetUp();
+    at::set_num_threads(2);  // as in the children: the same bits need the same number of threads
     text_ = folder_ / "stories.jsonl";
     std::ofstream lines(text_);
     std::mt19937 random(3);
-    const std::vector<std::string> words = {"Once", "upon", "a", "time", "there", "was", "little", "girl", "who", "liked", "to", "play", "with", "her", "dog", "."};
+    const std::vector<std::string> words = {"Once", "upon",  "a",  "time", "there", "was", "little", "girl",
+                                            "who",  "liked", "to", "play", "with",  "her", "dog",    "."};
     for (int i = 0; i < 60; ++i) {
       std::string text;
       for (int k = 0; k < 60; ++k) text += words[random() % words.size()] + " ";
@@ -81,14 +75,15 @@ class DistillRunTest : public RunTest {
 void expect_same_weights(const fs::path& a, const fs::path& b) {
   const auto first = checked_last_checkpoint(a), second = checked_last_checkpoint(b);
   EXPECT_EQ(first.filename(), second.filename());
-  for (const char* name : {"model.safetensors", "optimizer.safetensors"}) EXPECT_TRUE(read_file(first / name) == read_file(second / name)) << name;
+  for (const char* name : {"model.safetensors", "optimizer.safetensors"})
+    EXPECT_TRUE(read_file(first / name) == read_file(second / name)) << name;
 }
 
 TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
   const auto output = folder_ / "run";
   EXPECT_EQ(run(output), TrainStatus::finished);
-  for (const char* name : {"run.json", "settings.toml", "metrics.jsonl", "frozen.safetensors", "tokenizer.json", "tokenizer_config.json", "checkpoints/last",
-                           "checkpoints/best"}) {
+  for (const char* name : {"run.json", "settings.toml", "metrics.jsonl", "frozen.safetensors", "tokenizer.json", "tokenizer_config.json",
+                           "checkpoints/last", "checkpoints/best"}) {
     EXPECT_TRUE(fs::exists(output / name)) << name;
   }
   const auto description = read_json(output / "run.json");
@@ -109,8 +104,8 @@ TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
 
 TEST_F(DistillRunTest, StudentAndTeacherShareTheFrozenMatrices) {
   const auto shape = teacher::teacher_shape(io::open_model("stories260K").config);
-  const auto student = student::Student::create(student::derive_student(small_config().student, shape, 12), small_teacher().embedding_weight(),
-                                                small_teacher().head_weight(), 0, at::kCPU);
+  const auto student = student::Student::create(student::derive_student(small_config().student, shape, 12),
+                                                small_teacher().embedding_weight(), small_teacher().head_weight(), 0, at::kCPU);
   EXPECT_EQ(student->embedding_weight().const_data_ptr(), small_teacher().embedding_weight().const_data_ptr());
   EXPECT_EQ(student->head_weight().const_data_ptr(), small_teacher().head_weight().const_data_ptr());
   for (const auto& [name, parameter] : student->parameters()) {
@@ -134,6 +129,7 @@ TEST(DistillRunChild, DISABLED_Run) {
   const auto output = request["output"].get<std::string>();
   const bool resume = request["resume"];
   const auto config = resume ? saved_settings(output, {}) : load(settings_for(output, request["text"].get<std::string>()));
+  at::set_num_threads(2);
   int code = 0;
   try {
     run_distillation({.config = config, .resume = resume});
@@ -155,7 +151,8 @@ int killed_child(const fs::path& output, const fs::path& text, bool resume, size
   }
   int status = 0;
   for (int waited = 0; waited < 60'000; ++waited) {
-    const auto count = fs::exists(output / "metrics.jsonl") ? static_cast<size_t>(std::ranges::count(read_file(output / "metrics.jsonl"), '\n')) : 0;
+    const auto count =
+        fs::exists(output / "metrics.jsonl") ? static_cast<size_t>(std::ranges::count(read_file(output / "metrics.jsonl"), '\n')) : 0;
     if (count >= records) break;
     if (::waitpid(child, &status, WNOHANG) == child) return status;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -199,7 +196,8 @@ TEST_F(DistillRunTest, ARunIsNotOverwrittenByAccident) {
   EXPECT_EQ(run(folder_ / "run", false, 2), TrainStatus::stopped);
   EXPECT_THAT(error_of({}), HasSubstr("holds a run already: --resume goes on with it, --overwrite replaces it"));
   EXPECT_THAT(error_of({{"optimizer.learning_rate", "0.5", "--learning-rate"}, {"seed", "3", "--seed"}}, true),
-              ::testing::AllOf(HasSubstr("cannot be resumed with other settings"), HasSubstr("optimizer.learning_rate: was 0.0002, is 0.5"), HasSubstr("seed: was 0, is 3")));
+              ::testing::AllOf(HasSubstr("cannot be resumed with other settings"), HasSubstr("optimizer.learning_rate: was 0.0002, is 0.5"),
+                               HasSubstr("seed: was 0, is 3")));
   EXPECT_EQ(run(folder_ / "run", false, 2, true), TrainStatus::stopped);
   EXPECT_EQ(records_of(folder_ / "run", "train").size(), 2u);
   fs::create_directories(folder_ / "other");

@@ -41,7 +41,8 @@ TEST_F(MetricsTest, WritesBothFiles) {
   log.write("train", 3, {{"loss", 1.5}, {"alignment_loss", nullptr}, {"kd_loss", std::nan("")}, {"epoch", 2}});
   const auto records = read_metrics(folder_);
   ASSERT_EQ(records.size(), 1u);
-  EXPECT_EQ(records[0], (json{{"kind", "train"}, {"step", 3}, {"loss", 1.5}, {"alignment_loss", nullptr}, {"kd_loss", nullptr}, {"epoch", 2}}));
+  EXPECT_EQ(records[0],
+            (json{{"kind", "train"}, {"step", 3}, {"loss", 1.5}, {"alignment_loss", nullptr}, {"kd_loss", nullptr}, {"epoch", 2}}));
 
   const auto messages = messages_of(folder_ / log.position().events_name);
   ASSERT_EQ(messages.size(), 2u);

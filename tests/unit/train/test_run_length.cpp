@@ -30,7 +30,9 @@ TEST(RunLength, AShortLastAccumulationIsAStep) {
   EXPECT_TRUE(length.ends_with_epochs);
 }
 
-TEST(RunLength, NothingSaidMeansOneEpoch) { EXPECT_EQ(run_length(settings(0, 0, 0), 64, 10).total_steps, 2); }
+TEST(RunLength, NothingSaidMeansOneEpoch) {
+  EXPECT_EQ(run_length(settings(0, 0, 0), 64, 10).total_steps, 2);
+}
 
 // Counted step by step for many sizes: the run ends with the step that reaches max_tokens.
 TEST(RunLength, TokensAreCountedOverShortSteps) {

@@ -12,6 +12,7 @@ class TrainerTest : public RunTest {
  protected:
   void SetUp() override {
     RunTest::SetUp();
+    at::set_num_threads(1);  // products this small only wait for each other
     data_ = folder_ / "data";
     write_rows(data_, data::Split::train, 21, 1);  // 11 micro-batches of two rows, six steps of two: both ends are short
     write_rows(data_, data::Split::validation, 5, 2);
@@ -35,7 +36,8 @@ TEST_F(TrainerTest, TrainsAndLeavesEverythingThatARunHas) {
   const auto steps = records_of(folder_ / "run", "train");
   ASSERT_EQ(steps.size(), 12u);
   EXPECT_EQ(steps.back()["tokens"], 2 * 21 * 12);
-  EXPECT_EQ(steps[5]["target_tokens"].get<int64_t>() < steps[4]["target_tokens"].get<int64_t>(), true) << "the epoch's last step is one row";
+  EXPECT_EQ(steps[5]["target_tokens"].get<int64_t>() < steps[4]["target_tokens"].get<int64_t>(), true)
+      << "the epoch's last step is one row";
   const auto validations = records_of(folder_ / "run", "validation");
   ASSERT_EQ(validations.size(), 4u);  // 0, 4, 8, 12
   EXPECT_EQ(validations[0]["step"], 0);
@@ -99,8 +101,8 @@ TEST_F(TrainerTest, EveryPartIsMeasuredForEveryMethod) {
     EXPECT_EQ(run.trainer->run(), TrainStatus::finished) << method;
     bool has_alignment = false;
     for (const auto& record : records_of(run_directory, "train")) {
-      for (const char* key : {"loss", "ce_loss", "kd_loss", "kl_at_1", "teacher_nll", "agreement", "alpha", "temperature", "beta", "learning_rate", "grad_norm",
-                              "parameter_norm", "tokens_per_second"}) {
+      for (const char* key : {"loss", "ce_loss", "kd_loss", "kl_at_1", "teacher_nll", "agreement", "alpha", "temperature", "beta",
+                              "learning_rate", "grad_norm", "parameter_norm", "tokens_per_second"}) {
         EXPECT_TRUE(record[key].is_number()) << method << " " << key << " at step " << record["step"];
       }
       const bool is_due = (record["step"].get<int64_t>() - 1) % config.distill.alignment.every_steps == 0;
@@ -134,7 +136,8 @@ TEST_F(TrainerTest, TheGradientIsThatOfTheFormula) {
   config.optimizer.max_grad_norm = 0.0;
   SmallRun run(config, data_, folder_ / "run");
   const auto batches = batches_of(*run.train, 2);
-  const auto fresh = student::Student::create(run.student->config(), small_teacher().embedding_weight(), small_teacher().head_weight(), config.seed, at::kCPU);
+  const auto fresh = student::Student::create(run.student->config(), small_teacher().embedding_weight(), small_teacher().head_weight(),
+                                              config.seed, at::kCPU);
   ASSERT_EQ(max_difference(fresh->parameters(), run.student->parameters()), 0.0);
   const auto head_VD = small_teacher().head_weight();
   int64_t targets = 0, rows = 0;
@@ -213,9 +216,9 @@ TEST_F(TrainerTest, StopsAfterTooManySkippedStepsWithTheCheckpointIntact) {
 TEST_F(TrainerTest, Fp16BacksOffItsLossScaleAndNamesTheParameters) {
   auto config = small_config();
   config.train.precision = "fp16";
-  config.optimizer.initial_loss_scale = 1e30;
-  config.train.max_skipped_steps = 200;
-  config.train.num_epochs = 30;
+  config.optimizer.initial_loss_scale = 1e7;
+  config.train.max_skipped_steps = 30;
+  config.train.num_epochs = 3;
   config.eval.every_steps = 0;
   SmallRun run(config, data_, folder_ / "run");
   run.trainer->run();
@@ -226,7 +229,23 @@ TEST_F(TrainerTest, Fp16BacksOffItsLossScaleAndNamesTheParameters) {
   EXPECT_EQ(skipped[1]["step"], skipped[0]["step"]) << "k does not advance";
   const auto steps = records_of(folder_ / "run", "train");
   ASSERT_FALSE(steps.empty());
-  EXPECT_LT(steps[0]["loss_scale"].get<double>(), 1e30);
+  EXPECT_LT(steps[0]["loss_scale"].get<double>(), 1e7);
+  EXPECT_LT(run.trainer->step(), run.trainer->length().total_steps) << "the data ends although steps were skipped";
+  EXPECT_EQ(follow_pointer(folder_ / "run", "last")->filename(), fmt::format("step-{:08}", run.trainer->step()));
+}
+
+// The student keeps converted weights for inference: an optimizer step must make them stale.
+TEST_F(TrainerTest, ValidationInHalfPrecisionUsesTheNewWeights) {
+  auto config = small_config();
+  config.train.precision = "fp16";
+  config.optimizer.warmup_ratio = 0.0;
+  config.optimizer.initial_loss_scale = 1.0;
+  SmallRun run(config, data_, folder_ / "run");
+  const auto before = eval::validate(*run.student, small_teacher(), *run.validation, 0);
+  ASSERT_FALSE(run.trainer->train_step(batches_of(*run.train, 2)).is_skipped);
+  const auto after = eval::validate(*run.student, small_teacher(), *run.validation, 0);
+  EXPECT_NE(before.ce_loss, after.ce_loss);
+  EXPECT_EQ(before.teacher_nll, after.teacher_nll);
 }
 
 TEST_F(TrainerTest, SchedulesAdvanceByStepsAndDecayOnceAnEpoch) {
@@ -291,7 +310,7 @@ const std::vector<ResumeCase>& resume_cases() {
       {"delta-code", [](auto& c) { c.distill.alpha.schedule = c.distill.temperature.schedule = "delta-code"; }},
       {"annealing-kd", [](auto& c) { c.distill.method = "annealing-kd"; }},
       {"teacher-annealing", [](auto& c) { c.distill.method = "teacher-annealing"; }},
-      {"fp16", [](auto& c) { c.train.precision = "fp16", c.optimizer.initial_loss_scale = 1e9, c.train.max_skipped_steps = 50; }},
+      {"fp16", [](auto& c) { c.train.precision = "fp16", c.optimizer.initial_loss_scale = 3e5, c.train.max_skipped_steps = 50; }},
       {"ratio, checkpointing, vanilla layout",
        [](auto& c) { c.distill.alignment.kind = "ratio", c.train.checkpointing = "blocks", c.student.slstm_layout = "vanilla"; }},
   };
