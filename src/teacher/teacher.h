@@ -23,7 +23,7 @@ struct TeacherForwardOptions {
 
 struct TeacherOutput {
   Tensor last_hidden_BSD;               // after the final norm
-  Tensor hidden_mean_BSD;               // when collect_mean
+  Tensor hidden_mean_BSD;               // when collect_mean; float32 whatever the model's dtype, as are the group means
   std::vector<Tensor> group_means_BSD;  // one a group
   std::vector<Tensor> hidden_BSD;       // when collect_all: one a layer
 };
@@ -31,6 +31,7 @@ struct TeacherOutput {
 class Teacher : public nn::LanguageModel {
  public:
   // No gradients anywhere. attention_mask-free: padding is on the right; is_start_BS cuts attention between documents.
+  // It may lie on the CPU whatever the model's device: its values are then looked at without waiting for the device.
   [[nodiscard]] virtual TeacherOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const TeacherForwardOptions& options) = 0;
   [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;  // [V, D]; the same storage as head_weight() when tied
   [[nodiscard]] virtual bool has_tied_head() const = 0;
