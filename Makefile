@@ -2,11 +2,13 @@
 BUILD ?= build/release
 JOBS  ?= $(shell nproc)
 
-.PHONY: demo demo-smollm2 test test-oracles test-gpu build cuda format check-format lint layout clean
+.PHONY: demo demo-smollm2 test test-oracles build cuda format check-format lint layout clean
 
+# With a GPU (or CUDA=1) the CUDA library is built beside the program; the program itself is the same.
 build:
-	@env=$$(tools/setup) && { [ -f $(BUILD)/build.ninja ] || cmake --preset release -DDISTIL_XLSTM_ENV_DIR=$$env > /dev/null; } \
-	  && cmake -DDISTIL_XLSTM_ENV_DIR=$$env $(BUILD) > /dev/null && ninja -C $(BUILD) -j $(JOBS)
+	@env=$$(tools/setup) && case $$env in */full-*) cuda=ON ;; *) cuda=OFF ;; esac \
+	  && cmake --preset release -DDISTIL_XLSTM_ENV_DIR=$$env -DDISTIL_XLSTM_CUDA=$$cuda > build.log 2>&1 || { cat build.log; exit 1; } \
+	  && rm -f build.log && ninja -C $(BUILD) -j $(JOBS)
 
 demo: build
 	@tools/demo $(BUILD)/distil-xlstm
@@ -21,9 +23,10 @@ test: build
 test-oracles: build
 	@env=$$(CUDA=1 tools/setup) && DISTIL_XLSTM_BUILD=$(BUILD) $$env/bin/python tools/run_oracles
 
+# The CUDA library alone, for one architecture: all CUDA code compiles, GPU or not.
 cuda:
-	@env=$$(CUDA=1 tools/setup) && { [ -f build/cuda/build.ninja ] || cmake --preset cuda -DDISTIL_XLSTM_ENV_DIR=$$env > /dev/null; } \
-	  && ninja -C build/cuda -j $(JOBS)
+	@env=$$(CUDA=1 tools/setup) && cmake --preset cuda -DDISTIL_XLSTM_ENV_DIR=$$env > /dev/null \
+	  && ninja -C build/cuda -j $(JOBS) distil_xlstm_cuda
 
 format:
 	@env=$$(CUDA=1 tools/setup) && git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $$env/bin/clang-format -i
