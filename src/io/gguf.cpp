@@ -1,5 +1,6 @@
 #include "io/gguf.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -87,7 +88,7 @@ template <typename Stored, typename Value>
 std::vector<Value> read_numbers(Cursor& cursor, uint64_t count) {
   cursor.expect_items(count, sizeof(Stored));
   std::vector<Value> values(count);
-  for (Value& value : values) value = static_cast<Value>(cursor.number<Stored>());
+  for (Value& value : values) value = static_cast<Value>(cursor.number<Stored>());  // NOLINT(bugprone-signed-char-misuse): int8 is a number
   return values;
 }
 
@@ -242,6 +243,7 @@ GgufFile::GgufFile(const fs::path& path) : file_(path) {
   if (alignment < 8 || alignment % 8 != 0 || alignment > (1 << 20))
     throw DataError("{}: general.alignment is {}, which is no alignment", name, alignment);
   std::vector<Entry> entries;
+  entries.reserve(std::min<uint64_t>(counts.tensors, 4096));  // the number is not to be trusted yet
   for (uint64_t i = 0; i < counts.tensors; ++i) entries.push_back(read_entry(cursor));
 
   // Offsets are known in advance: each tensor follows the one before it.

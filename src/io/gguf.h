@@ -39,9 +39,9 @@ class GgufFile {
     throw_wrong_type(key);
   }
   template <typename T>
-  [[nodiscard]] T get_or(std::string_view key, T fallback) const {
+  [[nodiscard]] T get_or(std::string_view key, const T& fallback) const {
     const T* value = get<T>(key);
-    return value == nullptr ? std::move(fallback) : *value;
+    return value == nullptr ? fallback : *value;
   }
   template <typename T>
   [[nodiscard]] const T& require(std::string_view key) const {

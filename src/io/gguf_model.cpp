@@ -38,9 +38,7 @@ class Metadata {
   [[nodiscard]] int64_t size_or(std::string_view name, int64_t fallback) const { return has(name) ? size(name) : fallback; }
   [[nodiscard]] double number(std::string_view name) const { return file_.require<double>(key(name)); }
   [[nodiscard]] double number_or(std::string_view name, double fallback) const { return file_.get_or(key(name), fallback); }
-  [[nodiscard]] std::string text_or(std::string_view name, std::string fallback) const {
-    return file_.get_or(key(name), std::move(fallback));
-  }
+  [[nodiscard]] std::string text_or(std::string_view name, const std::string& fallback) const { return file_.get_or(key(name), fallback); }
   [[nodiscard]] std::string where() const { return file_.path().string(); }
 
   // A key of the architecture that is not in use below and says something other than "off" would change the result.

@@ -209,8 +209,12 @@ Built build_byte_level(const GgufFile& file, const Vocabulary& vocabulary) {
   return {std::move(tokenizer), added};
 }
 
+bool begins_character(char c) {
+  return (static_cast<uint8_t>(c) & 0xc0U) != 0x80U;
+}  // not inside of a UTF-8 sequence
+
 size_t count_characters(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+  return static_cast<size_t>(std::count_if(text.begin(), text.end(), begins_character));
 }
 
 // SentencePiece joins the neighbours whose union has the best score. As ranked pairs: every way to cut a piece into two pieces,
@@ -232,7 +236,7 @@ Json merges_from_scores(const GgufFile& file, const Vocabulary& vocabulary) {
     const std::string_view piece = vocabulary.pieces[id];
     for (size_t cut = 1; cut < piece.size(); ++cut) {
       const std::string_view left = piece.substr(0, cut), right = piece.substr(cut);
-      if ((right.front() & 0xc0) == 0x80 || !vocabulary.ids.contains(left) || !vocabulary.ids.contains(right)) continue;
+      if (!begins_character(right.front()) || !vocabulary.ids.contains(left) || !vocabulary.ids.contains(right)) continue;
       merges.push_back({left, right, scores[id], count_characters(left)});
     }
   }

@@ -54,7 +54,7 @@ std::optional<fs::path> follow_pointer(const fs::path& pointer) {
   if (!fs::is_regular_file(pointer)) return std::nullopt;
   std::string name = read_file(pointer);
   while (!name.empty() && (name.back() == '\n' || name.back() == '\r' || name.back() == ' ')) name.pop_back();
-  const fs::path target = pointer.parent_path() / name;
+  fs::path target = pointer.parent_path() / name;
   if (name.empty() || name.front() == '.' || fs::path(name).filename() != fs::path(name) || !fs::is_directory(target)) {
     throw DataError("{}: it names '{}', which is no checkpoint beside it", pointer.string(), name);
   }

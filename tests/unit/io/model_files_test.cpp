@@ -31,6 +31,7 @@ class ScopedVariable {
 
 void write_floats(const fs::path& path, const std::map<std::string, std::vector<float>>& tensors) {
   std::vector<TensorView> views;
+  views.reserve(tensors.size());
   for (const auto& [name, values] : tensors) {
     views.push_back({name, DType::f32, {static_cast<int64_t>(values.size())}, std::as_bytes(std::span(values))});
   }
