@@ -140,8 +140,8 @@ void print_memory(const Plan& p, const Options& options) {
   fmt::print("Memory     teacher {}, compute {}, {} rows of {} tokens a micro-batch\n", ops::precision_name(p.teacher_dtype),
              ops::precision_name(p.compute_dtype), p.config.train.micro_batch_size, p.config.data.context_length);
   for (const auto& item : items)
-    fmt::print("  {:<28} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
-  fmt::print("  {:<28} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
+    fmt::print("  {:<30} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
+  fmt::print("  {:<30} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
   if (!options.memory.empty()) {
     const auto advice =
         train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), parse_bytes(options.memory));
