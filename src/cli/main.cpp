@@ -1,4 +1,5 @@
 // distil-xlstm: one program, one subcommand a task.
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
 #include <iostream>
