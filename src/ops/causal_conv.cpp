@@ -16,17 +16,21 @@ struct Arguments {
   Tensor x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS;
 };
 
+bool uses_kernels(const Tensor& x, int64_t taps) {
+  return has_cuda_kernels(x) && taps <= cuda_backend().max_taps;
+}
+
 Arguments prepared(const Tensor& x, const Tensor& weight_F1K, const Tensor& bias, const Tensor& initial, const Tensor& is_start) {
-  const at::ScalarType type = compute_type(x);
-  return {x.to(type).contiguous(), weight_F1K.squeeze(1).to(type).contiguous(), bias.to(type).contiguous(),
-          or_zeros(initial, {x.size(0), weight_F1K.size(2) - 1, x.size(2)}, x.options().dtype(type)),
+  const at::ScalarType type = compute_type(x), io_type = uses_kernels(x, weight_F1K.size(2)) ? activation_type(x) : type;
+  return {x.to(io_type).contiguous(), weight_F1K.squeeze(1).to(type).contiguous(), bias.to(type).contiguous(),
+          or_zeros(initial, {x.size(0), weight_F1K.size(2) - 1, x.size(2)}, x.options().dtype(io_type)),
           is_start.defined() ? is_start.to(x.device(), at::kByte).contiguous() : Tensor()};
 }
 
 CausalConvOutput run_forward(const Arguments& a) {
-  const auto run = a.x_BSF.is_cpu()                                          ? causal_conv_forward_cpu
-                   : a.x_BSF.is_cuda() && cuda_backend().causal_conv_forward ? cuda_backend().causal_conv_forward
-                                                                             : causal_conv_forward_aten;
+  const auto run = a.x_BSF.is_cpu()                             ? causal_conv_forward_cpu
+                   : uses_kernels(a.x_BSF, a.weight_FK.size(1)) ? cuda_backend().causal_conv_forward
+                                                                : causal_conv_forward_aten;
   return run(a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF, a.is_start_BS);
 }
 
@@ -44,9 +48,9 @@ struct CausalConvFunction : torch::autograd::Function<CausalConvFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
     const Tensor &x = s[0], &initial = s[3];
-    const auto run = x.is_cpu()                                           ? causal_conv_backward_cpu
-                     : x.is_cuda() && cuda_backend().causal_conv_backward ? cuda_backend().causal_conv_backward
-                                                                          : causal_conv_backward_aten;
+    const auto run = x.is_cpu()                      ? causal_conv_backward_cpu
+                     : uses_kernels(x, s[1].size(1)) ? cuda_backend().causal_conv_backward
+                                                     : causal_conv_backward_aten;
     const CausalConvBackward g =
         run(or_zeros(grads[0], x.sizes(), x.options()), or_zeros(grads[1], initial.sizes(), x.options()), x, s[1], s[2], initial, s[4]);
     const auto types = ctx->saved_data["types"].toIntVector();

@@ -1,10 +1,20 @@
 #include "ops/cuda_backend.h"
 
+#include "ops/internal.h"
+
 namespace distil_xlstm::ops {
 
 CudaBackend& cuda_backend() {
   static CudaBackend table;
   return table;
+}
+
+bool has_cuda_kernels(const Tensor& x) {
+  return x.is_cuda() && cuda_backend().slstm_forward != nullptr && x.scalar_type() != at::kDouble;
+}
+
+at::ScalarType activation_type(const Tensor& x) {
+  return has_cuda_kernels(x) ? x.scalar_type() : compute_type(x);
 }
 
 }  // namespace distil_xlstm::ops

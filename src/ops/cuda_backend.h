@@ -8,6 +8,7 @@
 
 namespace distil_xlstm::ops {
 
+// These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32.
 struct CudaBackend {
   decltype(&slstm_forward_aten) slstm_forward = nullptr;
   decltype(&slstm_backward_aten) slstm_backward = nullptr;
@@ -15,10 +16,16 @@ struct CudaBackend {
   decltype(&causal_conv_backward_aten) causal_conv_backward = nullptr;
   decltype(&layer_norm_forward_aten) layer_norm_forward = nullptr;
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
+  int64_t max_head_width = 0, max_taps = 0;
 };
 
 // The one table of the process.
 CudaBackend& cuda_backend();
+
+// Whether the kernels serve this activation.
+bool has_cuda_kernels(const Tensor& x);
+// The type to hand an activation over in: its own where the kernels convert, else the type to compute in.
+at::ScalarType activation_type(const Tensor& x);
 
 // What the library exports under the name kCudaRegisterSymbol: fills the table it is given.
 using CudaRegister = void (*)(CudaBackend*);

@@ -27,7 +27,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 Tensor grouped(const Tensor& x, const Tensor& weight, int64_t num_groups) {
-  return x.to(compute_type(x)).contiguous().view({-1, num_groups, weight.size(0) / num_groups});
+  return x.to(activation_type(x)).contiguous().view({-1, num_groups, weight.size(0) / num_groups});
 }
 
 Tensor grouped_weight(const Tensor& x, const Tensor& weight, int64_t num_groups) {
@@ -35,9 +35,9 @@ Tensor grouped_weight(const Tensor& x, const Tensor& weight, int64_t num_groups)
 }
 
 LayerNormForward run_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
-  const auto run = x_NGK.is_cpu()                                         ? layer_norm_forward_cpu
-                   : x_NGK.is_cuda() && cuda_backend().layer_norm_forward ? cuda_backend().layer_norm_forward
-                                                                          : layer_norm_forward_aten;
+  const auto run = x_NGK.is_cpu()            ? layer_norm_forward_cpu
+                   : has_cuda_kernels(x_NGK) ? cuda_backend().layer_norm_forward
+                                             : layer_norm_forward_aten;
   return run(x_NGK, weight_GK, eps);
 }
 
@@ -57,9 +57,9 @@ struct ResidualLayerNormFunction : torch::autograd::Function<ResidualLayerNormFu
     const int64_t num_groups = ctx->saved_data["num_groups"].toInt();
     const Tensor x_NGK = grouped(x, weight, num_groups), weight_GK = grouped_weight(x, weight, num_groups);
     const Tensor grad_NGK = grouped(grads[0], weight, num_groups).to(x_NGK.scalar_type());
-    const auto run = x.is_cpu()                                          ? layer_norm_backward_cpu
-                     : x.is_cuda() && cuda_backend().layer_norm_backward ? cuda_backend().layer_norm_backward
-                                                                         : layer_norm_backward_aten;
+    const auto run = x.is_cpu()            ? layer_norm_backward_cpu
+                     : has_cuda_kernels(x) ? cuda_backend().layer_norm_backward
+                                           : layer_norm_backward_aten;
     const LayerNormBackward out = run(grad_NGK, x_NGK, weight_GK, s[2], s[3]);
     return {out.grad_x_NGK.view(x.sizes()).to(x.scalar_type()), out.grad_weight_GK.view(weight.sizes()).to(weight.scalar_type()), Tensor(),
             Tensor()};

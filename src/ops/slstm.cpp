@@ -12,25 +12,26 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-SlstmForward run_forward(const Tensor& wx, const Tensor& r, const Tensor& bias, const SlstmState& initial, const Tensor& is_start,
-                         bool save) {
-  if (wx.is_cpu()) return slstm_forward_cpu(wx, r, bias, initial, is_start, save);
-  if (wx.is_cuda() && cuda_backend().slstm_forward) return cuda_backend().slstm_forward(wx, r, bias, initial, is_start, save);
-  return slstm_forward_aten(wx, r, bias, initial, is_start, save);
+// Whether CUDA kernels serve activations like this one; K is their last dimension.
+bool uses_kernels(const Tensor& x) {
+  return has_cuda_kernels(x) && x.size(-1) <= cuda_backend().max_head_width;
 }
 
-SlstmBackward run_backward(const Tensor& grad_y, const SlstmState& grad_state, const Tensor& y, const Tensor& saved, const Tensor& r,
-                           const SlstmState& initial, const Tensor& is_start) {
-  if (y.is_cpu()) return slstm_backward_cpu(grad_y, grad_state, y, saved, r, initial, is_start);
-  if (y.is_cuda() && cuda_backend().slstm_backward)
-    return cuda_backend().slstm_backward(grad_y, grad_state, y, saved, r, initial, is_start);
-  return slstm_backward_aten(grad_y, grad_state, y, saved, r, initial, is_start);
+at::ScalarType io_type(const Tensor& x) {
+  return uses_kernels(x) ? activation_type(x) : compute_type(x);
+}
+
+SlstmForward run_forward(const Tensor& wx, const Tensor& r, const Tensor& bias, const SlstmState& initial, const Tensor& is_start,
+                         bool save) {
+  const auto run = wx.is_cpu() ? slstm_forward_cpu : uses_kernels(wx) ? cuda_backend().slstm_forward : slstm_forward_aten;
+  const at::ScalarType type = compute_type(wx);
+  return run(wx.to(io_type(wx)).contiguous(), r.to(type).contiguous(), bias.to(type).contiguous(), initial, is_start, save);
 }
 
 // dR[h,e,g,d] = sum over tokens of y_{t-1}[h,e] dp_g[h,d], as one product per head; y_{t-1} is 0 where a document starts.
 Tensor recurrent_gradient(const Tensor& y_BSHK, const Tensor& grad_wx_BSHGK, const Tensor& initial_hidden_BHK, const Tensor& is_start_BS) {
   const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
-  Tensor before_BSHK = at::cat({initial_hidden_BHK.unsqueeze(1), y_BSHK.narrow(1, 0, S - 1)}, 1);
+  Tensor before_BSHK = at::cat({initial_hidden_BHK.unsqueeze(1).to(y_BSHK.scalar_type()), y_BSHK.narrow(1, 0, S - 1)}, 1);
   if (is_start_BS.defined()) before_BSHK.masked_fill_(is_start_BS.to(at::kBool).view({B, S, 1, 1}), 0);
   const Tensor before_HKN = before_BSHK.view({B * S, H, K}).permute({1, 2, 0});
   const Tensor grad_HNJ = grad_wx_BSHGK.view({B * S, H, 4 * K}).transpose(0, 1);
@@ -47,12 +48,10 @@ struct SlstmFunction : torch::autograd::Function<SlstmFunction> {
     const std::vector<int64_t> state_shape{wx.size(0), wx.size(2), wx.size(4)};
     const SlstmState initial{or_zeros(hidden, state_shape, options), or_zeros(cell, state_shape, options),
                              or_zeros(normalizer, state_shape, options), or_zeros(stabilizer, state_shape, options)};
-    const Tensor r_computed = r.to(type).contiguous();
-    const SlstmForward out =
-        run_forward(wx.to(type).contiguous(), r_computed, bias.to(type).contiguous(), initial, is_start, /*save=*/true);
+    const SlstmForward out = run_forward(wx, r, bias, initial, is_start, /*save=*/true);
     const Tensor y_out = out.y_BSHK.to(wx.scalar_type());
     ctx->save_for_backward(
-        {out.y_BSHK, out.saved_BSHXK, r_computed, initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK, is_start});
+        {out.y_BSHK, out.saved_BSHXK, r.to(type).contiguous(), initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK, is_start});
     ctx->saved_data["types"] = std::vector<int64_t>{int64_t(wx.scalar_type()), int64_t(r.scalar_type()), int64_t(bias.scalar_type())};
     ctx->mark_non_differentiable({out.state.stabilizer_BHK});
     return {y_out, out.state.hidden_BHK, out.state.cell_BHK, out.state.normalizer_BHK, out.state.stabilizer_BHK};
@@ -66,15 +65,15 @@ struct SlstmFunction : torch::autograd::Function<SlstmFunction> {
     const SlstmState initial{saved[3], saved[4], saved[5], {}};
     const Tensor& is_start = saved[6];
     const Tensor grad_y = or_zeros(grads[0], y.sizes(), y.options());
+    const auto wide = initial.hidden_BHK.options();
     const at::IntArrayRef state_shape = initial.hidden_BHK.sizes();
-    const SlstmState grad_state{or_zeros(grads[1], state_shape, y.options()),
-                                or_zeros(grads[2], state_shape, y.options()),
-                                or_zeros(grads[3], state_shape, y.options()),
-                                {}};
-    const SlstmBackward out = run_backward(grad_y, grad_state, y, saved[1], r, initial, is_start);
+    const SlstmState grad_state{
+        or_zeros(grads[1], state_shape, wide), or_zeros(grads[2], state_shape, wide), or_zeros(grads[3], state_shape, wide), {}};
+    const auto run = y.is_cpu() ? slstm_backward_cpu : uses_kernels(y) ? cuda_backend().slstm_backward : slstm_backward_aten;
+    const SlstmBackward out = run(grad_y, grad_state, y, saved[1], r, initial, is_start);
     Tensor grad_r, grad_bias;
     if (ctx->needs_input_grad(1)) grad_r = as(recurrent_gradient(y, out.grad_wx_BSHGK, initial.hidden_BHK, is_start), 1);
-    if (ctx->needs_input_grad(2)) grad_bias = as(out.grad_wx_BSHGK.sum(at::IntArrayRef{0, 1}), 2);
+    if (ctx->needs_input_grad(2)) grad_bias = as(out.grad_wx_BSHGK.sum(at::IntArrayRef{0, 1}, false, wide.dtype().toScalarType()), 2);
     return {as(out.grad_wx_BSHGK, 0),        grad_r,   grad_bias, out.grad_initial.hidden_BHK, out.grad_initial.cell_BHK,
             out.grad_initial.normalizer_BHK, Tensor(), Tensor()};
   }
@@ -99,8 +98,7 @@ SlstmOutput slstm_scan(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tenso
                        const Tensor& is_start_BS) {
   check_inputs(wx_BSHGK, r_HKGK, bias_HGK, initial, is_start_BS);
   const Tensor is_start = is_start_BS.defined() ? is_start_BS.to(wx_BSHGK.device(), at::kByte).contiguous() : Tensor();
-  const at::ScalarType type = compute_type(wx_BSHGK);
-  const auto options = wx_BSHGK.options().dtype(type);
+  const auto options = wx_BSHGK.options().dtype(compute_type(wx_BSHGK));
   const std::vector<int64_t> shape{wx_BSHGK.size(0), wx_BSHGK.size(2), wx_BSHGK.size(4)};
   const SlstmState start{or_zeros(initial.hidden_BHK, shape, options), or_zeros(initial.cell_BHK, shape, options),
                          or_zeros(initial.normalizer_BHK, shape, options), or_zeros(initial.stabilizer_BHK, shape, options)};
@@ -110,8 +108,7 @@ SlstmOutput slstm_scan(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tenso
     return {out[0], {out[1], out[2], out[3], out[4]}};
   }
   at::NoGradGuard no_grad;
-  const SlstmForward out =
-      run_forward(wx_BSHGK.to(type).contiguous(), r_HKGK.to(type).contiguous(), bias_HGK.to(type).contiguous(), start, is_start, false);
+  const SlstmForward out = run_forward(wx_BSHGK, r_HKGK, bias_HGK, start, is_start, /*save=*/false);
   return {out.y_BSHK.to(wx_BSHGK.scalar_type()), out.state};
 }
 

@@ -29,7 +29,8 @@ struct SlstmBackward {
   SlstmState grad_initial;  // without the stabilizer
 };
 
-// Everything contiguous and in the type to compute in; `initial` defined throughout; is_start_BS uint8 or undefined.
+// Everything contiguous and in the type to compute in (CUDA kernels also take wx, y and their gradients in half precision); `initial`
+// defined throughout; is_start_BS uint8 or undefined.
 SlstmForward slstm_forward_cpu(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tensor& bias_HGK, const SlstmState& initial,
                                const Tensor& is_start_BS, bool save);
 SlstmForward slstm_forward_aten(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tensor& bias_HGK, const SlstmState& initial,

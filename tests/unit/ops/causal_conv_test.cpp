@@ -34,18 +34,20 @@ class CausalConvTest : public OpTest {};
 
 TEST_F(CausalConvTest, MatchesTheReference) {
   for (const Case& c : kCases) {
-    const Data d(c);
-    Tensor state = d.initial.defined() ? d.initial.clone() : at::zeros({c.B, c.K - 1, c.F}, at::kDouble),
-           y = at::empty({c.B, c.S, c.F}, at::kDouble);
-    kernels::reference::causal_conv_silu({c.B, c.S, c.F, c.K}, d.x.data_ptr<double>(), d.weight.data_ptr<double>(),
-                                         d.bias.data_ptr<double>(), d.is_start.defined() ? d.is_start.data_ptr<uint8_t>() : nullptr,
-                                         state.data_ptr<double>(), y.data_ptr<double>());
-    for (const at::Device& device : devices()) {
-      for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      Data d(c);
+      for (Tensor* x : {&d.x, &d.weight, &d.bias, &d.initial}) {
+        if (x->defined()) *x = x->to(type).to(at::kDouble);  // both see the rounded input
+      }
+      Tensor state = d.initial.defined() ? d.initial.clone() : at::zeros({c.B, c.K - 1, c.F}, at::kDouble),
+             y = at::empty({c.B, c.S, c.F}, at::kDouble);
+      kernels::reference::causal_conv_silu({c.B, c.S, c.F, c.K}, d.x.data_ptr<double>(), d.weight.data_ptr<double>(),
+                                           d.bias.data_ptr<double>(), d.is_start.defined() ? d.is_start.data_ptr<uint8_t>() : nullptr,
+                                           state.data_ptr<double>(), y.data_ptr<double>());
+      for (const at::Device& device : devices()) {
         SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
         const auto as = [&](const Tensor& x) { return x.defined() ? x.to(device, type) : x; };
-        const CausalConvOutput out =
-            causal_conv_silu(as(d.x), as(d.weight), as(d.bias), as(d.initial), d.is_start.defined() ? d.is_start.to(device) : d.is_start);
+        const CausalConvOutput out = causal_conv_silu(as(d.x), as(d.weight), as(d.bias), as(d.initial), d.is_start);
         EXPECT_EQ(out.y_BSF.scalar_type(), type);
         EXPECT_LT(relative_error(out.y_BSF, y), tolerance(type));
         EXPECT_LT(relative_error(out.state_BJF, state), tolerance(type));

@@ -1,0 +1,31 @@
+// Depthwise causal convolution with SiLU on CUDA (spec 1.1). Letters: B batch, S sequence, F features, K taps, J = K - 1.
+#pragma once
+
+#include "kernels/cuda/types.h"
+
+namespace distil_xlstm::kernels::cuda {
+
+inline constexpr int kConvMaxTaps = 16;
+inline constexpr int kConvChunk = 64;  // tokens per partial sum of the weight's gradient: P = B * ceil(S / kConvChunk) partial sums
+
+struct CausalConv {
+  Type type;  // of x, y, initial, state and their gradients
+  int B, S, F, K;
+  const void* x_BSF;
+  const float *weight_FK, *bias_F;
+  const void* initial_BJF;
+  const uint8_t* is_start_BS;  // or null
+  void *y_BSF, *state_BJF;
+};
+cudaError_t causal_conv_forward(const CausalConv& x, cudaStream_t stream);
+
+struct CausalConvBackward {
+  CausalConv forward;  // y, state unused
+  const void *grad_y_BSF, *grad_state_BJF;
+  float* grad_pre_BSF;  // workspace: gradient before SiLU
+  void *grad_x_BSF, *grad_initial_BJF;
+  float *grad_weight_PKF, *grad_bias_PF;
+};
+cudaError_t causal_conv_backward(const CausalConvBackward& x, cudaStream_t stream);
+
+}  // namespace distil_xlstm::kernels::cuda

@@ -1,0 +1,273 @@
+#include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/slstm_scan.h"
+
+namespace distil_xlstm::kernels::cuda {
+namespace {
+
+// Rows of `hidden` in shared memory are padded to 4 floats and read four at a time.
+__host__ __device__ inline int padded(int K) {
+  return (K + 3) / 4 * 4;
+}
+
+__device__ inline float log_sigmoid(float x) {
+  return fminf(x, 0.0f) - log1pf(expf(-fabsf(x)));
+}
+
+// acc[b] += sum over k < count of matrix[k * step] * vectors[b * stride + k]; vectors 16-byte aligned and 0 from count to its padding.
+template <typename T, int ROWS>
+__device__ inline void accumulate(float (&acc)[ROWS], const T* matrix, int step, const float* vectors, int stride, int count) {
+  int k = 0;
+#pragma unroll 4
+  for (; k + 4 <= count; k += 4) {
+    const float w0 = to_float(matrix[(k + 0) * step]), w1 = to_float(matrix[(k + 1) * step]);
+    const float w2 = to_float(matrix[(k + 2) * step]), w3 = to_float(matrix[(k + 3) * step]);
+#pragma unroll
+    for (int b = 0; b < ROWS; ++b) {
+      const float4 v = *reinterpret_cast<const float4*>(vectors + b * stride + k);
+      acc[b] += w0 * v.x + w1 * v.y + w2 * v.z + w3 * v.w;
+    }
+  }
+  for (; k < count; ++k) {
+    const float w = to_float(matrix[k * step]);
+#pragma unroll
+    for (int b = 0; b < ROWS; ++b) acc[b] += w * vectors[b * stride + k];
+  }
+}
+
+// Shared memory: hidden [ROWS][padded K], pre [ROWS][4 K], and R [K][4 K] when it fits. One thread has one unit of one row, so that its
+// states stay in registers; the product is spread over all threads by output column.
+template <typename T, int ROWS, bool kMatrixInShared>
+__global__ void __launch_bounds__(1024) forward_kernel(SlstmForward x) {
+  extern __shared__ float4 shared[];
+  const int K = x.K, Kp = padded(K), columns = 4 * K;
+  float* hidden = reinterpret_cast<float*>(shared);
+  float* pre = hidden + ROWS * Kp;
+  const int h = blockIdx.x, first = blockIdx.y * ROWS;
+  const T* r = static_cast<const T*>(x.r_HKGK) + int64_t(h) * K * columns;
+  if (kMatrixInShared) {
+    T* copy = reinterpret_cast<T*>(pre + ROWS * columns);
+    for (int i = threadIdx.x; i < K * columns; i += blockDim.x) copy[i] = r[i];
+    r = copy;
+  }
+  const int row = threadIdx.x / K, d = threadIdx.x % K, b = first + row;
+  const bool has_unit = row < ROWS && b < x.B;
+  const int64_t state = (int64_t(b) * x.H + h) * K + d;
+  for (int i = threadIdx.x; i < ROWS * Kp; i += blockDim.x) hidden[i] = 0.0f;
+  __syncthreads();
+  float c = 0, n = 0, m = 0, y = 0, bias[4] = {};
+  if (has_unit) {
+    c = x.cell_BHK[state];
+    n = x.normalizer_BHK[state];
+    m = x.stabilizer_BHK[state];
+    y = x.initial_hidden_BHK[state];
+    const bool starts = x.is_start_BS && x.is_start_BS[int64_t(b) * x.S];
+    hidden[row * Kp + d] = starts ? 0.0f : y;
+    for (int g = 0; g < 4; ++g) bias[g] = x.bias_HGK[(h * 4 + g) * K + d];
+  }
+  const T* wx = static_cast<const T*>(x.wx_BSHGK);
+  T* out = static_cast<T*>(x.y_BSHK);
+  for (int t = 0; t < x.S; ++t) {
+    const int64_t token = (int64_t(b) * x.S + t) * x.H + h;
+    float p[4] = {};
+    bool starts_next = false;
+    if (has_unit) {  // asked for before the product, used after it
+      for (int g = 0; g < 4; ++g) p[g] = to_float(wx[(token * 4 + g) * K + d]);
+      if (x.is_start_BS) {
+        if (x.is_start_BS[int64_t(b) * x.S + t]) c = n = m = 0.0f;
+        starts_next = t + 1 < x.S && x.is_start_BS[int64_t(b) * x.S + t + 1];
+      }
+    }
+    __syncthreads();
+    for (int j = threadIdx.x; j < columns; j += blockDim.x) {
+      float acc[ROWS] = {};
+      accumulate<T, ROWS>(acc, r + j, columns, hidden, Kp, K);
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i) pre[i * columns + j] = acc[i];
+    }
+    __syncthreads();
+    if (!has_unit) continue;
+    for (int g = 0; g < 4; ++g) p[g] += bias[g] + pre[row * columns + g * K + d];
+    const float carried = log_sigmoid(p[1]) + m;
+    m = n == 0.0f ? p[0] : fmaxf(p[0], carried);
+    const float input = expf(fminf(p[0] - m, 0.0f)), forget = expf(fminf(carried - m, 0.0f)), z = tanhf(p[2]), o = sigmoid(p[3]);
+    c = forget * c + input * z;
+    n = forget * n + input;
+    y = o * c / n;
+    hidden[row * Kp + d] = starts_next ? 0.0f : y;
+    out[token * K + d] = from_float<T>(y);
+    if (x.saved_BSHXK) {
+      const float values[kSlstmSaved] = {input, forget, z, o, sigmoid(-p[1]), c, n};
+      for (int i = 0; i < kSlstmSaved; ++i) x.saved_BSHXK[(token * kSlstmSaved + i) * K + d] = values[i];
+    }
+  }
+  if (has_unit) {
+    x.hidden_BHK[state] = y;
+    x.cell_BHK[state] = c;
+    x.normalizer_BHK[state] = n;
+    x.stabilizer_BHK[state] = m;
+  }
+}
+
+// One token of one unit as backward needs it.
+struct Saved {
+  float values[kSlstmSaved], c_before, n_before, y, grad_y;
+};
+
+template <typename T>
+__device__ inline Saved load_saved(const SlstmBackward& x, int b, int h, int d, int t, bool starts) {
+  const int64_t token = (int64_t(b) * x.S + t) * x.H + h, state = (int64_t(b) * x.H + h) * x.K + d;
+  const int64_t before = ((token - x.H) * kSlstmSaved + 5) * x.K + d;
+  Saved s;
+  for (int i = 0; i < kSlstmSaved; ++i) s.values[i] = x.saved_BSHXK[(token * kSlstmSaved + i) * x.K + d];
+  s.c_before = starts ? 0.0f : t == 0 ? x.initial_cell_BHK[state] : x.saved_BSHXK[before];
+  s.n_before = starts ? 0.0f : t == 0 ? x.initial_normalizer_BHK[state] : x.saved_BSHXK[before + x.K];
+  s.y = to_float(static_cast<const T*>(x.y_BSHK)[token * x.K + d]);
+  s.grad_y = to_float(static_cast<const T*>(x.grad_y_BSHK)[token * x.K + d]);
+  return s;
+}
+
+// Shared memory: dp [ROWS][4 K], partial sums of dy [parts][ROWS][K], and R transposed [4 K][K] when it fits. Thread (part, e) of the
+// product sums over a range of j = (gate, unit).
+template <typename T, int ROWS, bool kMatrixInShared>
+__global__ void __launch_bounds__(1024) backward_kernel(SlstmBackward x, int parts) {
+  extern __shared__ float4 shared[];
+  const int K = x.K, columns = 4 * K;
+  float* dp = reinterpret_cast<float*>(shared);
+  float* partial = dp + ROWS * columns;
+  const int h = blockIdx.x, first = blockIdx.y * ROWS;
+  const T* r = static_cast<const T*>(x.r_transposed_HGKK) + int64_t(h) * K * columns;
+  if (kMatrixInShared) {
+    T* copy = reinterpret_cast<T*>(partial + padded(parts * ROWS * K));
+    for (int i = threadIdx.x; i < K * columns; i += blockDim.x) copy[i] = r[i];
+    r = copy;
+  }
+  const int row = threadIdx.x / K, d = threadIdx.x % K, b = first + row;
+  const bool has_unit = row < ROWS && b < x.B;
+  const int64_t state = (int64_t(b) * x.H + h) * K + d;
+  const auto starts_at = [&](int t) { return x.is_start_BS && x.is_start_BS[int64_t(b) * x.S + t]; };
+  for (int i = threadIdx.x; i < ROWS * columns; i += blockDim.x) dp[i] = 0.0f;
+  float dy = 0, dc = 0, dn = 0;
+  bool starts = false;
+  Saved s{};
+  if (has_unit) {
+    dy = x.grad_hidden_BHK[state];
+    dc = x.grad_cell_BHK[state];
+    dn = x.grad_normalizer_BHK[state];
+    starts = starts_at(x.S - 1);
+    s = load_saved<T>(x, b, h, d, x.S - 1, starts);
+  }
+  const int part = threadIdx.x / K, range = padded((columns + parts - 1) / parts);
+  const int j_begin = part * range, j_count = min(range, columns - j_begin);
+  T* grad = static_cast<T*>(x.grad_wx_BSHGK);
+  __syncthreads();
+  for (int t = x.S - 1; t >= 0; --t) {
+    if (has_unit) {
+      const int64_t token = (int64_t(b) * x.S + t) * x.H + h;
+      const float input = s.values[0], forget = s.values[1], z = s.values[2], o = s.values[3];
+      const float total = s.grad_y + dy, u = total / s.values[6];
+      dc += u * o;
+      dn -= u * s.y;
+      const float values[4] = {input * (z * dc + dn), forget * (s.c_before * dc + s.n_before * dn) * s.values[4],
+                               input * (1.0f - z * z) * dc, (1.0f - o) * s.y * total};
+      for (int g = 0; g < 4; ++g) {
+        dp[row * columns + g * K + d] = values[g];
+        grad[(token * 4 + g) * K + d] = from_float<T>(values[g]);
+      }
+      dc = starts ? 0.0f : dc * forget;
+      dn = starts ? 0.0f : dn * forget;
+    }
+    const bool started = starts;
+    if (has_unit && t > 0) {  // asked for before the product, used after it
+      starts = starts_at(t - 1);
+      s = load_saved<T>(x, b, h, d, t - 1, starts);
+    }
+    __syncthreads();
+    if (part < parts && j_count > 0) {
+      float acc[ROWS] = {};
+      accumulate<T, ROWS>(acc, r + int64_t(j_begin) * K + d, K, dp + j_begin, columns, j_count);
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i) partial[(part * ROWS + i) * K + d] = acc[i];
+    }
+    __syncthreads();
+    if (has_unit) {
+      dy = 0.0f;
+      for (int i = 0; i * range < columns && !started; ++i) dy += partial[(i * ROWS + row) * K + d];
+    }
+  }
+  if (has_unit) {
+    x.grad_hidden_BHK[state] = dy;
+    x.grad_cell_BHK[state] = dc;
+    x.grad_normalizer_BHK[state] = dn;
+  }
+}
+
+struct Device {
+  int processors = 0, shared_bytes = 0;
+};
+
+cudaError_t query(Device& device) {
+  int id = 0;
+  cudaError_t error = cudaGetDevice(&id);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, id);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+  return error;
+}
+
+// Rows per block: one, so that all processors work; four once there are blocks enough, since R is then read once for all of them.
+bool takes_four_rows(int B, int H, int K, int processors) { return H * B > 2 * processors && 4 * K <= 1024; }
+
+// One thread per column of the product; at least one per unit of each row.
+int choose_threads(int K) {
+  return 4 * K >= 1024 ? 1024 : (4 * K + 31) / 32 * 32;
+}
+
+template <typename Kernel, typename... Args>
+cudaError_t launch(Kernel kernel, dim3 grid, int threads, size_t bytes, cudaStream_t stream, const Args&... args) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  if (error != cudaSuccess) return error;
+  kernel<<<grid, threads, bytes, stream>>>(args...);
+  return cudaGetLastError();
+}
+
+template <typename T, int ROWS>
+cudaError_t launch_forward(const SlstmForward& x, const Device& device, cudaStream_t stream) {
+  const dim3 grid(x.H, (x.B + ROWS - 1) / ROWS);
+  const int threads = choose_threads(x.K);
+  const size_t bytes = sizeof(float) * (ROWS * padded(x.K) + ROWS * 4 * x.K), with_matrix = bytes + sizeof(T) * 4 * x.K * x.K;
+  if (with_matrix <= size_t(device.shared_bytes)) return launch(forward_kernel<T, ROWS, true>, grid, threads, with_matrix, stream, x);
+  return launch(forward_kernel<T, ROWS, false>, grid, threads, bytes, stream, x);
+}
+
+template <typename T, int ROWS>
+cudaError_t launch_backward(const SlstmBackward& x, const Device& device, cudaStream_t stream) {
+  const dim3 grid(x.H, (x.B + ROWS - 1) / ROWS);
+  const int threads = choose_threads(x.K), parts = threads / x.K < 4 ? threads / x.K : 4;
+  const size_t bytes = sizeof(float) * (ROWS * 4 * x.K + padded(parts * ROWS * x.K)), with_matrix = bytes + sizeof(T) * 4 * x.K * x.K;
+  if (with_matrix <= size_t(device.shared_bytes))
+    return launch(backward_kernel<T, ROWS, true>, grid, threads, with_matrix, stream, x, parts);
+  return launch(backward_kernel<T, ROWS, false>, grid, threads, bytes, stream, x, parts);
+}
+
+}  // namespace
+
+cudaError_t slstm_forward(const SlstmForward& x, cudaStream_t stream) {
+  Device device;
+  if (const cudaError_t error = query(device); error != cudaSuccess) return error;
+  if (x.K > kSlstmMaxHeadWidth) return cudaErrorInvalidValue;
+  return with_type(x.type, [&](auto zero) {
+    using T = decltype(zero);
+    return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_forward<T, 4>(x, device, stream) : launch_forward<T, 1>(x, device, stream);
+  });
+}
+
+cudaError_t slstm_backward(const SlstmBackward& x, cudaStream_t stream) {
+  Device device;
+  if (const cudaError_t error = query(device); error != cudaSuccess) return error;
+  if (x.K > kSlstmMaxHeadWidth) return cudaErrorInvalidValue;
+  return with_type(x.type, [&](auto zero) {
+    using T = decltype(zero);
+    return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_backward<T, 4>(x, device, stream) : launch_backward<T, 1>(x, device, stream);
+  });
+}
+
+}  // namespace distil_xlstm::kernels::cuda

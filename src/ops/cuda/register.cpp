@@ -1,0 +1,192 @@
+// Glue between CUDA tensors and the kernels of kernels/cuda. Uses nothing of the program that opens this library but headers.
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "base/error.h"
+#include "kernels/cuda/causal_conv.h"
+#include "kernels/cuda/layer_norm.h"
+#include "kernels/cuda/slstm_scan.h"
+#include "ops/cuda_backend.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+namespace gpu = kernels::cuda;
+
+gpu::Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kBFloat16:
+      return gpu::Type::bfloat16;
+    case at::kHalf:
+      return gpu::Type::float16;
+    default:
+      return gpu::Type::float32;
+  }
+}
+
+void check(cudaError_t error, const char* what, const Tensor& x) {
+  if (error == cudaSuccess) return;
+  throw DeviceError("{} [{}]: {}: a smaller micro_batch_size or context_length may help", what, fmt::join(x.sizes(), ", "),
+                    cudaGetErrorString(error));
+}
+
+float* floats(const Tensor& x) {
+  return x.defined() ? x.mutable_data_ptr<float>() : nullptr;
+}
+void* pointer(const Tensor& x) {
+  return x.defined() ? x.mutable_data_ptr() : nullptr;
+}
+const uint8_t* starts(const Tensor& is_start_BS) {
+  return is_start_BS.defined() ? is_start_BS.const_data_ptr<uint8_t>() : nullptr;
+}
+
+SlstmForward slstm_forward(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tensor& bias_HGK, const SlstmState& initial,
+                           const Tensor& is_start_BS, bool save) {
+  const int64_t B = wx_BSHGK.size(0), S = wx_BSHGK.size(1), H = wx_BSHGK.size(2), K = wx_BSHGK.size(4);
+  const c10::cuda::CUDAGuard guard(wx_BSHGK.device());
+  const auto options = wx_BSHGK.options();
+  SlstmForward out{
+      at::empty({B, S, H, K}, options),
+      {at::empty_like(initial.hidden_BHK), initial.cell_BHK.clone(), initial.normalizer_BHK.clone(), initial.stabilizer_BHK.clone()},
+      save ? at::empty({B, S, H, kNumSaved, K}, options.dtype(at::kFloat)) : Tensor()};
+  const Tensor r = r_HKGK.to(wx_BSHGK.scalar_type());
+  const gpu::SlstmForward args{type_of(wx_BSHGK),
+                               int(B),
+                               int(S),
+                               int(H),
+                               int(K),
+                               pointer(wx_BSHGK),
+                               pointer(r),
+                               floats(bias_HGK),
+                               starts(is_start_BS),
+                               floats(initial.hidden_BHK),
+                               floats(out.state.hidden_BHK),
+                               floats(out.state.cell_BHK),
+                               floats(out.state.normalizer_BHK),
+                               floats(out.state.stabilizer_BHK),
+                               pointer(out.y_BSHK),
+                               floats(out.saved_BSHXK)};
+  check(gpu::slstm_forward(args, c10::cuda::getCurrentCUDAStream()), "slstm_scan forward, wx_BSHGK", wx_BSHGK);
+  return out;
+}
+
+SlstmBackward slstm_backward(const Tensor& grad_y_BSHK, const SlstmState& grad_state, const Tensor& y_BSHK, const Tensor& saved_BSHXK,
+                             const Tensor& r_HKGK, const SlstmState& initial, const Tensor& is_start_BS) {
+  const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
+  const c10::cuda::CUDAGuard guard(y_BSHK.device());
+  SlstmBackward out{at::empty({B, S, H, 4, K}, y_BSHK.options()),
+                    {grad_state.hidden_BHK.clone(), grad_state.cell_BHK.clone(), grad_state.normalizer_BHK.clone(), {}}};
+  const Tensor transposed = r_HKGK.to(y_BSHK.scalar_type()).permute({0, 2, 3, 1}).contiguous();
+  const gpu::SlstmBackward args{type_of(y_BSHK),
+                                int(B),
+                                int(S),
+                                int(H),
+                                int(K),
+                                pointer(grad_y_BSHK),
+                                pointer(y_BSHK),
+                                floats(saved_BSHXK),
+                                pointer(transposed),
+                                floats(initial.cell_BHK),
+                                floats(initial.normalizer_BHK),
+                                starts(is_start_BS),
+                                floats(out.grad_initial.hidden_BHK),
+                                floats(out.grad_initial.cell_BHK),
+                                floats(out.grad_initial.normalizer_BHK),
+                                pointer(out.grad_wx_BSHGK)};
+  check(gpu::slstm_backward(args, c10::cuda::getCurrentCUDAStream()), "slstm_scan backward, y_BSHK", y_BSHK);
+  return out;
+}
+
+gpu::CausalConv conv_arguments(const Tensor& x, const Tensor& weight_FK, const Tensor& bias, const Tensor& initial,
+                               const Tensor& is_start) {
+  return {type_of(x),
+          int(x.size(0)),
+          int(x.size(1)),
+          int(x.size(2)),
+          int(weight_FK.size(1)),
+          pointer(x),
+          floats(weight_FK),
+          floats(bias),
+          pointer(initial),
+          starts(is_start),
+          nullptr,
+          nullptr};
+}
+
+CausalConvOutput causal_conv_forward(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
+                                     const Tensor& is_start_BS) {
+  const c10::cuda::CUDAGuard guard(x_BSF.device());
+  CausalConvOutput out{at::empty_like(x_BSF), at::empty_like(initial_BJF)};
+  gpu::CausalConv args = conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS);
+  args.y_BSF = pointer(out.y_BSF);
+  args.state_BJF = pointer(out.state_BJF);
+  check(gpu::causal_conv_forward(args, c10::cuda::getCurrentCUDAStream()), "causal_conv_silu forward, x_BSF", x_BSF);
+  return out;
+}
+
+CausalConvBackward causal_conv_backward(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& x_BSF,
+                                        const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
+                                        const Tensor& is_start_BS) {
+  const c10::cuda::CUDAGuard guard(x_BSF.device());
+  const int64_t B = x_BSF.size(0), S = x_BSF.size(1), F = x_BSF.size(2), K = weight_FK.size(1);
+  const int64_t partial_sums = B * ((S + gpu::kConvChunk - 1) / gpu::kConvChunk);
+  const auto wide = x_BSF.options().dtype(at::kFloat);
+  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF), grad_pre = at::empty({B, S, F}, wide);
+  const Tensor grad_weight_PKF = at::empty({partial_sums, K, F}, wide), grad_bias_PF = at::empty({partial_sums, F}, wide);
+  const gpu::CausalConvBackward args{conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS),
+                                     pointer(grad_y_BSF),
+                                     pointer(grad_state_BJF),
+                                     floats(grad_pre),
+                                     pointer(grad_x),
+                                     pointer(grad_initial),
+                                     floats(grad_weight_PKF),
+                                     floats(grad_bias_PF)};
+  check(gpu::causal_conv_backward(args, c10::cuda::getCurrentCUDAStream()), "causal_conv_silu backward, x_BSF", x_BSF);
+  return {grad_x, grad_weight_PKF.sum(0).t(), grad_bias_PF.sum(0), grad_initial};
+}
+
+gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK) {
+  return {type_of(x_NGK), x_NGK.size(0), int(x_NGK.size(1)), int(x_NGK.size(2)), 0.0f, pointer(x_NGK), floats(weight_GK)};
+}
+
+LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+  const c10::cuda::CUDAGuard guard(x_NGK.device());
+  const auto wide = x_NGK.options().dtype(at::kFloat);
+  LayerNormForward out{at::empty_like(x_NGK), at::empty({x_NGK.size(0), x_NGK.size(1)}, wide),
+                       at::empty({x_NGK.size(0), x_NGK.size(1)}, wide)};
+  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK);
+  args.eps = float(eps);
+  args.y_NGK = pointer(out.y_NGK);
+  args.mean_NG = floats(out.mean_NG);
+  args.rstd_NG = floats(out.rstd_NG);
+  check(gpu::layer_norm_forward(args, c10::cuda::getCurrentCUDAStream()), "residual_layer_norm forward, x_NGK", x_NGK);
+  return out;
+}
+
+LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
+                                      const Tensor& rstd_NG) {
+  const c10::cuda::CUDAGuard guard(x_NGK.device());
+  const int64_t partial_sums = (x_NGK.size(0) + gpu::kNormBlockRows - 1) / gpu::kNormBlockRows;
+  const Tensor grad_x = at::empty_like(x_NGK),
+               grad_weight = at::empty({partial_sums, x_NGK.size(1), x_NGK.size(2)}, x_NGK.options().dtype(at::kFloat));
+  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK);
+  args.mean_NG = floats(mean_NG);
+  args.rstd_NG = floats(rstd_NG);
+  args.grad_y_NGK = pointer(grad_y_NGK);
+  args.grad_x_NGK = pointer(grad_x);
+  args.grad_weight_PGK = floats(grad_weight);
+  check(gpu::layer_norm_backward(args, c10::cuda::getCurrentCUDAStream()), "residual_layer_norm backward, x_NGK", x_NGK);
+  return {grad_x, grad_weight.sum(0)};
+}
+
+}  // namespace
+}  // namespace distil_xlstm::ops
+
+// The program finds this by name (kCudaRegisterSymbol).
+extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table) {
+  using namespace distil_xlstm::ops;
+  namespace gpu = distil_xlstm::kernels::cuda;
+  *table = {slstm_forward,      slstm_backward,      causal_conv_forward,     causal_conv_backward,
+            layer_norm_forward, layer_norm_backward, gpu::kSlstmMaxHeadWidth, gpu::kConvMaxTaps};
+}
