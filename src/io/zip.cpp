@@ -63,7 +63,7 @@ uint64_t find_end_record(const Archive& archive) {
   const uint64_t last = archive.size() - kEndSize;
   const uint64_t first = last > kMaxComment ? last - kMaxComment : 0;
   for (uint64_t at = last;; --at) {
-    if (archive.number(at, 4) == kEndSignature) return at;
+    if (archive.number(at, 4) == kEndSignature && at + kEndSize + archive.number(at + 20, 2) == archive.size()) return at;
     if (at == first) archive.fail("its directory is missing");
   }
 }
