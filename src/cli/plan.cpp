@@ -1,5 +1,7 @@
 // distil-xlstm plan: what a run will need and do, before anything is downloaded or trained.
-#include <iostream>
+#include <array>
+#include <cmath>
+#include <cstdlib>
 #include <memory>
 
 #include "base/error.h"
@@ -32,15 +34,12 @@ json teacher_config(const std::string& model) {
 }
 
 int64_t parse_bytes(const std::string& text) {
-  const double scale = text.ends_with("GiB")   ? 1024.0 * 1024 * 1024
-                       : text.ends_with("MiB") ? 1024.0 * 1024
-                       : text.ends_with("GB")  ? 1e9
-                                               : 0.0;
-  try {
-    size_t used = 0;
-    const double number = std::stod(text, &used);
-    if (scale > 0 && number > 0) return static_cast<int64_t>(number * scale);
-  } catch (const std::exception&) {
+  const std::array<std::pair<std::string_view, double>, 4> units = {
+      {{"GiB", 1024.0 * 1024 * 1024}, {"MiB", 1024.0 * 1024}, {"GB", 1e9}, {"MB", 1e6}}};
+  char* end = nullptr;
+  const double number = std::strtod(text.c_str(), &end);
+  for (const auto& [unit, size] : units) {
+    if (number > 0 && std::isfinite(number) && end == unit) return static_cast<int64_t>(number * size);
   }
   throw ValueError("--memory {}: must be a size such as 24GiB, 80GB or 512MiB", text);
 }

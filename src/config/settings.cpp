@@ -128,7 +128,6 @@ class TableBuilder {
   // One of `names`, or an integer >= 1.
   template <typename Member>
   void name_or_count(const std::string& key, Member member, const Names& names, const std::string& help) {
-    Names shown = names;
     const std::string allowed = join({quoted_list(names), "an integer >= 1"}, ", or ");
     add(
         key, "", allowed, help, false,
@@ -184,7 +183,7 @@ json sources_to_json(const RunConfig& config) {
 }
 
 std::string read_sources(RunConfig& config, const json& value) {
-  const auto allowed = must_be("a list of { path = \"...\", weight = 1.0 } with weights > 0");
+  auto allowed = must_be("a list of { path = \"...\", weight = 1.0 } with weights > 0");
   if (!value.is_array()) return allowed;
   std::vector<DataSource> sources;
   for (const auto& item : value) {
@@ -202,7 +201,7 @@ std::string read_sources(RunConfig& config, const json& value) {
     if (source.path.empty()) return allowed;
     sources.push_back(source);
   }
-  config.data.sources = sources;
+  config.data.sources = std::move(sources);
   return "";
 }
 
@@ -214,7 +213,7 @@ std::string read_betas(RunConfig& config, const json& value) {
     if (read_number(beta, value[i], {.low = 0, .high = 1, .high_open = true}, "").empty()) betas.push_back(beta);
   }
   if (betas.size() != 2) return must_be("two numbers >= 0 and < 1");
-  config.optimizer.betas = betas;
+  config.optimizer.betas = std::move(betas);
   return "";
 }
 

@@ -20,12 +20,8 @@ struct Entry {
   int layer = 0;
 };
 
-// What is wrong, kept in the order of the file: the parser gives keys sorted by name.
-struct Problem {
-  int64_t line = 0;
-  std::string text;
-};
-using Problems = std::vector<Problem>;
+// What is wrong, by line: the parser gives keys sorted by name.
+using Problems = std::multimap<int64_t, std::string>;
 
 // Line of "run.toml:14"; what has none (the command line, rules between keys) comes last.
 int64_t line_of(const std::string& where) {
@@ -36,7 +32,7 @@ int64_t line_of(const std::string& where) {
 }
 
 void report(Problems& problems, const std::string& where, const std::string& text) {
-  problems.push_back({line_of(where), where + ": " + text});
+  problems.emplace(line_of(where), fmt::format("{}: {}", where, text));
 }
 
 std::optional<json> to_json_value(const toml::node& node) {
@@ -95,7 +91,7 @@ void collect(const std::string& path, const json& value, const std::string& wher
     entries.push_back({path + ".start", value, where, layer});
     entries.push_back({path + ".final", value, where, layer});
   } else if (value.is_object() && is_prefix_of_a_key(path)) {
-    for (const auto& [name, part] : value.items()) collect(path + "." + name, part, where, layer, entries, problems);
+    for (const auto& [name, part] : value.items()) collect(fmt::format("{}.{}", path, name), part, where, layer, entries, problems);
   } else if (is_schedule(path)) {
     report(problems, where,
            fmt::format("{} = {}: must be a number, or {{ schedule, start, final, decay, decay_mode }}", path, toml_value(value)));
@@ -139,6 +135,7 @@ json parse_text_value(const std::string& text) {
       if (auto value = to_json_value(*table.get("value"))) return *value;
     }
   } catch (const toml::parse_error&) {
+    return text;
   }
   return text;
 }
@@ -151,8 +148,8 @@ bool is_length(const std::string& key) {
 
 // Settings that exclude each other: a later layer's choice drops an earlier layer's; within one layer both is a problem.
 void drop_replaced(const Entry& entry, std::vector<Entry>& entries) {
-  const bool says_something =
-      !(entry.value.is_number() && entry.value == 0) && !(entry.value.is_string() && entry.value == "") && !entry.value.empty();
+  const bool says_something = !(entry.value.is_number() && entry.value == 0) &&
+                              !(entry.value.is_string() && entry.value.get_ref<const std::string&>().empty()) && !entry.value.empty();
   if (!says_something) return;
   std::erase_if(entries, [&](const Entry& other) {
     if (other.layer >= entry.layer) return false;
@@ -203,9 +200,8 @@ LoadedConfig apply(std::vector<Entry> entries, Problems problems) {
   }
   check_together(loaded, problems);
   if (problems.empty()) return loaded;
-  std::stable_sort(problems.begin(), problems.end(), [](const Problem& a, const Problem& b) { return a.line < b.line; });
   std::vector<std::string> lines;
-  for (auto& problem : problems) lines.push_back(std::move(problem.text));
+  for (const auto& [line, text] : problems) lines.push_back(text);
   throw ConfigError("{}", join(lines, "\n"));
 }
 
@@ -248,7 +244,7 @@ LoadedConfig load_layers(const toml::table& table, const std::string& name, std:
 Override parse_override(const std::string& text) {
   const auto equals = text.find('=');
   if (equals == std::string::npos || equals == 0) throw ConfigError("--set {}: must be key=value, such as train.max_steps=100", text);
-  const auto trim = [](std::string part) {
+  const auto trim = [](const std::string& part) {
     const auto first = part.find_first_not_of(" \t");
     if (first == std::string::npos) return std::string();
     return part.substr(first, part.find_last_not_of(" \t") - first + 1);

@@ -65,7 +65,7 @@ void MetricsLog::write(const std::string& kind, int64_t step, const json& values
   for (const auto& [key, value] : values.items()) {
     const bool is_finite = !value.is_number_float() || std::isfinite(value.get<double>());
     record[key] = is_finite ? value : json(nullptr);
-    if (value.is_number() && is_finite) scalars.emplace_back(kind + "/" + key, value.get<double>());
+    if (value.is_number() && is_finite) scalars.emplace_back(fmt::format("{}/{}", kind, key), value.get<double>());
   }
   lines_ << record.dump() << '\n';
   lines_.flush();

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "ops/device.h"
 #include "train/checkpoint.h"
 
 namespace distil_xlstm::train {
@@ -269,6 +270,7 @@ void Trainer::log_step(const StepResult& r, double seconds) {
                    {"grad_norm", r.grad_norm},
                    {"parameter_norm", norm_of(in_.student.parameters())},
                    {"loss_scale", r.loss_scale},
+                   {"peak_memory_bytes", ops::peak_memory_bytes(in_.student.device())},
                    {"target_tokens", r.num_targets},
                    {"tokens_per_second", tokens_per_second_},
                    {"seconds", seconds_}});
