@@ -126,7 +126,7 @@ IndexSettings index_settings_from_environment() {
       if (!urls.empty()) break;
     }
   }
-  if (!urls.empty()) index.urls = urls;
+  if (!urls.empty()) index.urls = std::move(urls);
   index.urls.insert(index.urls.end(), extra.begin(), extra.end());
   return index;
 }
