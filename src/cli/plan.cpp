@@ -132,7 +132,7 @@ void print_models(const Plan& p) {
              format_parameters(static_cast<double>(counts.as_paper)), share(counts.trainable, counts.as_paper));
 }
 
-void print_memory(const Plan& p, const Options& options) {
+void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) {
   const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_dtype)),
              compute_bytes = static_cast<int64_t>(c10::elementSize(p.compute_dtype));
   const auto items = train::estimate_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu());
@@ -141,13 +141,12 @@ void print_memory(const Plan& p, const Options& options) {
   for (const auto& item : items)
     fmt::print("  {:<30} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
   fmt::print("  {:<30} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
-  if (!options.memory.empty()) {
-    const auto advice =
-        train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), parse_bytes(options.memory));
+  if (limit_bytes > 0) {
+    const auto advice = train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), limit_bytes);
     if (advice.empty())
-      fmt::print("  fits into {}\n", options.memory);
+      fmt::print("  fits into {}\n", limit);
     else
-      fmt::print("  does not fit into {}. Any of these does it:\n    {}\n", options.memory, join(advice, "\n    "));
+      fmt::print("  does not fit into {}. Any of these does it:\n    {}\n", limit, join(advice, "\n    "));
   }
   fmt::print("\n");
 }
@@ -182,6 +181,7 @@ void print_time(const Plan& p, const Options& options, const std::vector<std::pa
 }
 
 void plan(const Options& options) {
+  const int64_t limit_bytes = options.memory.empty() ? 0 : parse_bytes(options.memory);
   Plan p;
   p.config = options.run.load().run;
   p.teacher = teacher::teacher_shape(teacher_config(p.config.teacher.model));
@@ -195,7 +195,7 @@ void plan(const Options& options) {
     p.rows = std::max<int64_t>(parse_count(options.tokens.empty() ? "512M" : options.tokens, "--tokens") / p.config.data.context_length, 1);
 
   print_models(p);
-  print_memory(p, options);
+  print_memory(p, options.memory, limit_bytes);
   const auto lengths = readings(p);
   const int64_t rows = p.config.train.micro_batch_size * p.config.train.gradient_accumulation_steps;
   fmt::print("Steps      {} tokens each ({} rows of {})\n", rows * p.config.data.context_length, rows, p.config.data.context_length);
