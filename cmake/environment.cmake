@@ -42,7 +42,7 @@ if(DISTIL_XLSTM_CUDA)
     endif()
   endif()
   enable_language(CUDA)
-  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 does not know how to ask nvcc 13 for C++20
   dx_torch_target(torch::c10_cuda libc10_cuda.so)
   dx_torch_target(torch::cuda libtorch_cuda.so)
   find_path(DX_CUDART_INCLUDE cuda_runtime_api.h HINTS ${cu}/include ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} /usr/local/cuda/include REQUIRED)
