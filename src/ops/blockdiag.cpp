@@ -1,11 +1,10 @@
 #include "ops/blockdiag.h"
 
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <array>
 
-#include "kernels/cpu/blockdiag4.h"
+#include "ops/blocks_cpu.h"
 #include "ops/internal.h"
 
 namespace distil_xlstm::ops {
@@ -14,46 +13,24 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kRowsPerSum = 512;  // rows that one float32 sum of a weight gradient runs over
-
 // [N, G * width] as [G, N, width].
 Tensor as_blocks(const Tensor& x_NF, int64_t num_blocks) {
   return x_NF.unflatten(1, {num_blocks, -1}).transpose(0, 1);
 }
 
-bool uses_loop(const Tensor& x, const Tensor& weight_GOI) {
-  return x.is_cpu() && x.scalar_type() == at::kFloat && weight_GOI.size(1) == 4 && weight_GOI.size(2) == 4;
-}
-
-void run_blockdiag4(const Tensor& x_NF, const Tensor& unfolded_4F, const Tensor& bias_F, const Tensor& out_NF, bool accumulate) {
-  const float* x = x_NF.const_data_ptr<float>();
-  const float* w = unfolded_4F.const_data_ptr<float>();
-  const float* bias = bias_F.defined() ? bias_F.const_data_ptr<float>() : nullptr;
-  float* out = out_NF.data_ptr<float>();
-  const int64_t x_stride = x_NF.stride(0), out_stride = out_NF.stride(0), features = x_NF.size(1);
-  at::parallel_for(0, x_NF.size(0), 256, [&](int64_t begin, int64_t end) {
-    kernels::blockdiag4(x + begin * x_stride, x_stride, w, bias, out + begin * out_stride, out_stride, end - begin, features, accumulate);
-  });
-}
-
-// out_NF = x W^T (+ bias).
-void blockdiag_forward(const Tensor& x_NF, const Tensor& weight_GOI, const Tensor& bias_F, Tensor out_NF) {
-  if (uses_loop(x_NF, weight_GOI)) {
-    run_blockdiag4(x_NF, weight_GOI.permute({2, 0, 1}).contiguous().view({4, -1}), bias_F, out_NF, false);
-    return;
-  }
+// x W^T (+ bias).
+Tensor blockdiag_forward(const Tensor& x_NF, const Tensor& weight_GOI, const Tensor& bias_F) {
+  if (has_blockdiag4_cpu(x_NF, weight_GOI)) return blockdiag4_cpu(x_NF, weight_GOI, bias_F);
   const int64_t num_blocks = weight_GOI.size(0);
+  const Tensor out_NF = at::empty(x_NF.sizes(), x_NF.options());
   Tensor out_GNO = as_blocks(out_NF, num_blocks);
   at::bmm_out(out_GNO, as_blocks(x_NF, num_blocks), weight_GOI.transpose(1, 2));
-  if (bias_F.defined()) out_NF.add_(bias_F);
+  return bias_F.defined() ? out_NF.add_(bias_F) : out_NF;
 }
 
 // grad_x_NF (+)= dy W.
-void blockdiag_backward_input(const Tensor& grad_NF, const Tensor& weight_GOI, Tensor grad_x_NF, bool accumulate) {
-  if (uses_loop(grad_NF, weight_GOI)) {
-    run_blockdiag4(grad_NF, weight_GOI.permute({1, 0, 2}).contiguous().view({4, -1}), {}, grad_x_NF, accumulate);
-    return;
-  }
+void blockdiag_backward_input(const Tensor& grad_NF, const Tensor& weight_GOI, const Tensor& grad_x_NF, bool accumulate) {
+  if (has_blockdiag4_cpu(grad_NF, weight_GOI)) return blockdiag4_input_cpu(grad_NF, weight_GOI, grad_x_NF, accumulate);
   const int64_t num_blocks = weight_GOI.size(0);
   Tensor grad_x_GNI = as_blocks(grad_x_NF, num_blocks);
   const Tensor grad_GNO = as_blocks(grad_NF, num_blocks);
@@ -66,19 +43,8 @@ void blockdiag_backward_input(const Tensor& grad_NF, const Tensor& weight_GOI, T
 
 Tensor blockdiag_backward_weight(const Tensor& grad_NF, const Tensor& x_NF, const Tensor& weight_GOI) {
   const int64_t num_blocks = weight_GOI.size(0);
-  if (!uses_loop(grad_NF, weight_GOI)) return at::bmm(as_blocks(grad_NF, num_blocks).transpose(1, 2), as_blocks(x_NF, num_blocks));
-  const int64_t rows = x_NF.size(0), features = x_NF.size(1);
-  const Tensor unfolded_4F = at::zeros({4, features}, x_NF.options());
-  const float* grad = grad_NF.const_data_ptr<float>();
-  const float* x = x_NF.const_data_ptr<float>();
-  float* out = unfolded_4F.data_ptr<float>();
-  at::parallel_for(0, (features + 15) / 16, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = 0; n < rows; n += kRowsPerSum) {
-      kernels::blockdiag4_weight_grad(grad + n * grad_NF.stride(0), grad_NF.stride(0), x + n * x_NF.stride(0), x_NF.stride(0), out,
-                                      std::min(kRowsPerSum, rows - n), features, 16 * begin, std::min(16 * end, features));
-    }
-  });
-  return unfolded_4F.view({4, num_blocks, 4}).permute({1, 2, 0});
+  if (has_blockdiag4_cpu(grad_NF, weight_GOI)) return blockdiag4_weight_cpu(grad_NF, x_NF, num_blocks);
+  return at::bmm(as_blocks(grad_NF, num_blocks).transpose(1, 2), as_blocks(x_NF, num_blocks));
 }
 
 // Rows may be slices of longer ones, but a row itself is contiguous.
@@ -96,8 +62,7 @@ struct QkvFunction : torch::autograd::Function<QkvFunction> {
     const std::array<const std::optional<Tensor>*, 3> biases{&bq, &bk, &bv};
     variable_list out;
     for (size_t i = 0; i < 3; ++i) {
-      const Tensor y = at::empty(c.sizes(), c.options());
-      blockdiag_forward(i == 2 ? x : c, weights[i], *biases[i] ? (**biases[i]).to(c.scalar_type()) : Tensor(), y);
+      const Tensor y = blockdiag_forward(i == 2 ? x : c, weights[i], *biases[i] ? (**biases[i]).to(c.scalar_type()) : Tensor());
       out.push_back(y.to(static_cast<at::ScalarType>(out_dtype)));
     }
     ctx->save_for_backward({c, x, weights[0], weights[1], weights[2]});
@@ -125,6 +90,25 @@ struct QkvFunction : torch::autograd::Function<QkvFunction> {
   }
 };
 
+// wx_NHC[:, :, offset : offset + J] = x W^T per head.
+void project(const Tensor& x_NF, const Tensor& w_HJK, const Tensor& wx_NHC, int64_t offset) {
+  const int64_t J = w_HJK.size(1);
+  if (has_headwise_cpu(x_NF, w_HJK.size(2), J)) return headwise_cpu(x_NF, w_HJK, wx_NHC, offset);
+  Tensor wx_HNJ = wx_NHC.narrow(2, offset, J).transpose(0, 1);
+  at::bmm_out(wx_HNJ, as_blocks(x_NF, w_HJK.size(0)), w_HJK.transpose(1, 2));
+}
+
+// Gradients of x and of the weight.
+std::pair<Tensor, Tensor> project_backward(const Tensor& grad_NHC, int64_t offset, const Tensor& x_NF, const Tensor& w_HJK) {
+  const int64_t H = w_HJK.size(0), J = w_HJK.size(1);
+  if (has_headwise_cpu(x_NF, w_HJK.size(2), J)) return headwise_backward_cpu(grad_NHC, offset, x_NF, w_HJK);
+  const Tensor grad_HNJ = grad_NHC.narrow(2, offset, J).transpose(0, 1);
+  const Tensor grad_x_NF = at::empty_like(x_NF);
+  Tensor grad_x_HNK = as_blocks(grad_x_NF, H);
+  at::bmm_out(grad_x_HNK, grad_HNJ, w_HJK);
+  return {grad_x_NF, at::bmm(grad_HNJ.transpose(1, 2), as_blocks(x_NF, H))};
+}
+
 // Per head: [N, 2K] = input_NK [W_first; W_second]^T, written where it belongs in wx [N, H, 4, K].
 struct GateFunction : torch::autograd::Function<GateFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& c_in, const Tensor& x_in, const Tensor& wi, const Tensor& wf, const Tensor& wz,
@@ -136,10 +120,8 @@ struct GateFunction : torch::autograd::Function<GateFunction> {
     const Tensor from_c_HJK = at::cat({wi, wf}, 1).to(dtype);  // J = 2K outputs
     const Tensor from_x_HJK = at::cat({wz, wo}, 1).to(dtype);
     const Tensor wx = at::empty({N, H, 4 * K}, c.options());
-    Tensor wx_c_HNJ = wx.narrow(2, 0, 2 * K).transpose(0, 1);
-    Tensor wx_x_HNJ = wx.narrow(2, 2 * K, 2 * K).transpose(0, 1);
-    at::bmm_out(wx_c_HNJ, as_blocks(c, H), from_c_HJK.transpose(1, 2));
-    at::bmm_out(wx_x_HNJ, as_blocks(x, H), from_x_HJK.transpose(1, 2));
+    project(c, from_c_HJK, wx, 0);
+    project(x, from_x_HJK, wx, 2 * K);
     ctx->save_for_backward({c, x, from_c_HJK, from_x_HJK});
     ctx->saved_data["input_dtype"] = static_cast<int64_t>(c_in.scalar_type());
     ctx->saved_data["weight_dtype"] = static_cast<int64_t>(wi.scalar_type());
@@ -151,18 +133,14 @@ struct GateFunction : torch::autograd::Function<GateFunction> {
     const auto input_dtype = static_cast<at::ScalarType>(ctx->saved_data["input_dtype"].toInt());
     const auto weight_dtype = static_cast<at::ScalarType>(ctx->saved_data["weight_dtype"].toInt());
     const int64_t H = saved[2].size(0), K = saved[2].size(2);
-    const Tensor grad_NHJJ = grads[0].to(saved[0].scalar_type()).contiguous().view({-1, H, 4 * K});
+    const Tensor grad_NHC = grads[0].to(saved[0].scalar_type()).contiguous().view({-1, H, 4 * K});
     variable_list out{{}, {}, {}, {}, {}, {}, {}};
     for (size_t side = 0; side < 2; ++side) {  // 0: from c, gates i and f; 1: from x, gates z and o
-      const Tensor grad_HNJ = grad_NHJJ.narrow(2, static_cast<int64_t>(side) * 2 * K, 2 * K).transpose(0, 1);
-      const Tensor& input = saved[side];
-      const Tensor grad_input = at::empty_like(input);
-      Tensor grad_input_HNK = as_blocks(grad_input, H);
-      at::bmm_out(grad_input_HNK, grad_HNJ, saved[2 + side]);
+      const auto [grad_input, grad_weight_HJK] =
+          project_backward(grad_NHC, static_cast<int64_t>(side) * 2 * K, saved[side], saved[2 + side]);
       out[side] = grad_input.to(input_dtype);
-      const Tensor grad_weight_HJK = at::bmm(grad_HNJ.transpose(1, 2), as_blocks(input, H)).to(weight_dtype);
-      out[2 + 2 * side] = grad_weight_HJK.narrow(1, 0, K);
-      out[3 + 2 * side] = grad_weight_HJK.narrow(1, K, K);
+      out[2 + 2 * side] = grad_weight_HJK.narrow(1, 0, K).to(weight_dtype);
+      out[3 + 2 * side] = grad_weight_HJK.narrow(1, K, K).to(weight_dtype);
     }
     return out;
   }

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "ops/blocks_cpu.h"
 #include "ops/internal.h"
 
 namespace distil_xlstm::ops {
@@ -104,13 +105,19 @@ struct GatedActivationFunction : torch::autograd::Function<GatedActivationFuncti
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& value, int64_t act) {
     ctx->save_for_backward({gate, value});
     ctx->saved_data["act"] = act;
-    return activate(static_cast<Activation>(act), gate).mul_(value);
+    const auto activation = static_cast<Activation>(act);
+    if (activation == Activation::gelu && has_gelu_gate_cpu(gate, value)) return gelu_gate_cpu(gate, value);
+    return activate(activation, gate).mul_(value);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &gate = saved[0], &value = saved[1];
     const auto act = static_cast<Activation>(ctx->saved_data["act"].toInt());
+    if (act == Activation::gelu && has_gelu_gate_cpu(gate, value)) {
+      const auto [grad_gate, grad_value] = gelu_gate_backward_cpu(grads[0], gate, value);
+      return {grad_gate, grad_value, {}};
+    }
     return {activation_backward(act, grads[0] * value, gate), activate(act, gate).mul_(grads[0]), {}};
   }
 };
@@ -119,6 +126,7 @@ struct SkipGateFunction : torch::autograd::Function<SkipGateFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& h, const Tensor& skip, const Tensor& c, const Tensor& z) {
     ctx->save_for_backward({h, skip, c, z});
     const at::ScalarType type = working_type(h, c, z);
+    if (has_skip_gate_cpu(h, c, z)) return skip_gate_cpu(h, skip.to(type).contiguous(), c, z);
     const Tensor sum = at::addcmul(h.to(type), c.to(type), skip.to(type));
     return sum.mul_(at::silu(z)).to(z.scalar_type());
   }
@@ -126,6 +134,10 @@ struct SkipGateFunction : torch::autograd::Function<SkipGateFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const at::ScalarType type = working_type(saved[0], saved[2], saved[3]);
+    if (has_skip_gate_cpu(saved[0], saved[2], saved[3])) {
+      const SkipGateGradients out = skip_gate_backward_cpu(grads[0], saved[0], saved[1].to(type).contiguous(), saved[2], saved[3]);
+      return {out.h_NF, out.skip_F.to(saved[1].scalar_type()), out.c_NF, out.z_NF};
+    }
     const Tensor h = saved[0].to(type), skip = saved[1].to(type), c = saved[2].to(type), z = saved[3].to(type);
     const Tensor grad = grads[0].to(type);
     const Tensor grad_sum = grad * at::silu(z);

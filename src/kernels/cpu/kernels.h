@@ -79,6 +79,43 @@ struct LayerNormArgs {
   T *grad_x_NGK, *grad_weight_PGK;
 };
 
+// y[n, h, j] = sum_k x[n, h, k] w[h, k, j]; rows of y are y_row apart and heads y_head, so that several maps can fill one array. J is a
+// multiple of the table's `lanes`. Tasks are blocks of `block_rows` rows; weight gradients get one partial sum per block.
+template <typename T>
+struct HeadwiseArgs {
+  int64_t N, H, K, J, block_rows, y_row, y_head;
+  const T *x_NHK, *w_HKJ;
+  T* y;  // in backward its gradient, read
+  T *grad_x_NHK, *grad_w_PHKJ;
+};
+
+// Blocks of four inputs and four outputs: y[n, f] (+)= bias[f] + sum_b w[b, f] x[n, 4 (f / 4) + b]; F is a multiple of 4. Tasks are rows.
+template <typename T>
+struct Blockdiag4Args {
+  int64_t F, x_row;  // rows of x are x_row apart
+  bool accumulate;   // to y, without bias
+  const T *x_NF, *w_4F, *bias_F;
+  T* y_NF;
+};
+
+// grad_w[b, f] = sum_n grad[n, f] x[n, 4 (f / 4) + b]. Tasks are blocks of `block_rows` rows, with one partial sum each.
+template <typename T>
+struct Blockdiag4WeightArgs {
+  int64_t N, F, block_rows, grad_row, x_row;
+  const T *grad_NF, *x_NF;
+  T* grad_w_P4F;
+};
+
+// y = (h + skip c) SiLU(z). Tasks are blocks of `block_rows` rows; skip's gradient gets one partial sum per block.
+template <typename T>
+struct SkipGateArgs {
+  int64_t N, F, block_rows;
+  const T *h_NF, *skip_F, *c_NF, *z_NF;
+  T* y_NF;
+  const T* grad_y_NF;
+  T *grad_h_NF, *grad_skip_PF, *grad_c_NF, *grad_z_NF;
+};
+
 template <typename T>
 struct CpuKernels {
   int64_t (*slstm_workspace)(int64_t K, int64_t tile_rows);
@@ -95,6 +132,17 @@ struct CpuKernels {
   void (*layer_norm_forward)(const LayerNormArgs<T>&, int64_t begin, int64_t end);
   void (*layer_norm_backward)(const LayerNormArgs<T>&, int64_t begin, int64_t end);
   void (*rms_norm)(int64_t width, double eps, const T* x, const T* weight, T* y, int64_t begin_row, int64_t end_row);
+  int64_t lanes;  // elements of a vector
+  void (*headwise_forward)(const HeadwiseArgs<T>&, int64_t begin, int64_t end);
+  int64_t (*headwise_workspace)(const HeadwiseArgs<T>&);
+  void (*headwise_backward)(const HeadwiseArgs<T>&, int64_t begin, int64_t end, T* workspace);
+  void (*skip_gate_forward)(const SkipGateArgs<T>&, int64_t begin, int64_t end);
+  void (*skip_gate_backward)(const SkipGateArgs<T>&, int64_t begin, int64_t end);
+  // float32 only: null in the table of doubles.
+  void (*blockdiag4)(const Blockdiag4Args<T>&, int64_t begin, int64_t end);
+  void (*blockdiag4_weight)(const Blockdiag4WeightArgs<T>&, int64_t begin, int64_t end);
+  void (*gelu_gate_forward)(const T* gate, const T* value, T* y, int64_t n);  // gelu(gate) value, gelu with the normal distribution itself
+  void (*gelu_gate_backward)(const T* grad_y, const T* gate, const T* value, T* grad_gate, T* grad_value, int64_t n);
   // Point-wise functions, for tests of their accuracy.
   void (*exp)(const T* x, T* y, int64_t n);
   void (*tanh)(const T* x, T* y, int64_t n);
