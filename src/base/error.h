@@ -20,12 +20,11 @@ class Error : public std::runtime_error {
 };
 
 // Each takes a fmt format string: throw DataError("{}:{}: not JSON", path, line).
-#define DISTIL_XLSTM_ERROR_TYPE(Name, code)                                      \
-  class Name : public Error {                                                    \
-   public:                                                                       \
-    template <typename... Args>                                                  \
-    explicit Name(fmt::format_string<Args...> format, Args&&... args)            \
-        : Error(fmt::format(format, std::forward<Args>(args)...), code) {}       \
+#define DISTIL_XLSTM_ERROR_TYPE(Name, code)                                                                                              \
+  class Name : public Error {                                                                                                            \
+   public:                                                                                                                               \
+    template <typename... Args>                                                                                                          \
+    explicit Name(fmt::format_string<Args...> format, Args&&... args) : Error(fmt::format(format, std::forward<Args>(args)...), code) {} \
   }
 
 DISTIL_XLSTM_ERROR_TYPE(ConfigError, 2);  // a setting or an option

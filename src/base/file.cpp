@@ -20,7 +20,9 @@
 namespace distil_xlstm {
 namespace {
 
-std::string errno_text() { return std::error_code(errno, std::generic_category()).message(); }
+std::string errno_text() {
+  return std::error_code(errno, std::generic_category()).message();
+}
 
 // Closes on scope exit.
 struct FileDescriptor {
@@ -72,7 +74,7 @@ std::vector<fs::path> glob_paths(const std::string& pattern) {
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
   const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.fd < 0) throw IoError("{}: cannot open: {}", path.string(), errno_text());
-  struct stat info {};
+  struct stat info{};
   if (::fstat(file.fd, &info) != 0) throw IoError("{}: cannot read its size: {}", path.string(), errno_text());
   if (!S_ISREG(info.st_mode)) throw IoError("{}: not a regular file", path.string());
   size_ = static_cast<size_t>(info.st_size);

@@ -23,7 +23,7 @@ uint16_t float_to_half(float value) {
   const uint32_t magnitude = bits & 0x7FFFFFFFU;
   if (magnitude > 0x7F800000U) return static_cast<uint16_t>(sign | 0x7E00U);   // NaN
   if (magnitude >= 0x477FF000U) return static_cast<uint16_t>(sign | 0x7C00U);  // rounds beyond 65504
-  if (magnitude < 0x38800000U) {                                              // below 2^-14: subnormal
+  if (magnitude < 0x38800000U) {                                               // below 2^-14: subnormal
     const float scaled = std::bit_cast<float>(magnitude) * 0x1.0p24F;
     return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(scaled)));
   }

@@ -8,7 +8,9 @@ namespace distil_xlstm {
 
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
-inline float bfloat16_to_float(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+inline float bfloat16_to_float(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 uint16_t float_to_bfloat16(float value);
 
 }  // namespace distil_xlstm

@@ -10,7 +10,9 @@
 
 namespace distil_xlstm {
 
-uint64_t xxh3_64(std::span<const std::byte> bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
+uint64_t xxh3_64(std::span<const std::byte> bytes) {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
 
 std::string xxh3_128_hex(std::string_view bytes) {
   const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
@@ -26,8 +28,12 @@ struct Xxh3Stream::State {
 };
 Xxh3Stream::Xxh3Stream() : state_(std::make_unique<State>()) {}
 Xxh3Stream::~Xxh3Stream() = default;
-void Xxh3Stream::update(std::span<const std::byte> bytes) { XXH3_64bits_update(state_->xxh, bytes.data(), bytes.size()); }
-uint64_t Xxh3Stream::digest() const { return XXH3_64bits_digest(state_->xxh); }
+void Xxh3Stream::update(std::span<const std::byte> bytes) {
+  XXH3_64bits_update(state_->xxh, bytes.data(), bytes.size());
+}
+uint64_t Xxh3Stream::digest() const {
+  return XXH3_64bits_digest(state_->xxh);
+}
 
 struct Digest::State {
   EVP_MD_CTX* context = EVP_MD_CTX_new();
@@ -43,7 +49,9 @@ struct Digest::State {
 };
 Digest::Digest(Algorithm algorithm) : state_(std::make_unique<State>(algorithm == Algorithm::sha1 ? EVP_sha1() : EVP_sha256())) {}
 Digest::~Digest() = default;
-void Digest::update(std::span<const std::byte> bytes) { EVP_DigestUpdate(state_->context, bytes.data(), bytes.size()); }
+void Digest::update(std::span<const std::byte> bytes) {
+  EVP_DigestUpdate(state_->context, bytes.data(), bytes.size());
+}
 std::string Digest::hex_digest() {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned int size = 0;

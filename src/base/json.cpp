@@ -12,8 +12,12 @@ json parse_json(std::string_view text, std::string_view where) {
   }
 }
 
-json read_json(const fs::path& path) { return parse_json(read_file(path), path.string()); }
+json read_json(const fs::path& path) {
+  return parse_json(read_file(path), path.string());
+}
 
-void write_json(const fs::path& path, const json& value) { write_file_atomic(path, value.dump(2, ' ', false, json::error_handler_t::replace) + "\n"); }
+void write_json(const fs::path& path, const json& value) {
+  write_file_atomic(path, value.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
+}
 
 }  // namespace distil_xlstm

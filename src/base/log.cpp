@@ -44,6 +44,8 @@ void ProgressLine::finish(const std::string& text) {
   open_ = false;
 }
 
-double monotonic_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double monotonic_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace distil_xlstm

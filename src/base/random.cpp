@@ -22,9 +22,13 @@ constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
 Random::Random(uint64_t seed, uint64_t stream, uint64_t position)
     : key_(mix(seed + kGolden) ^ mix(mix(stream * 2 + 1) + kGolden)), position_(position) {}
 
-uint64_t Random::next() { return mix(key_ + (++position_) * kGolden); }
+uint64_t Random::next() {
+  return mix(key_ + (++position_) * kGolden);
+}
 
-double Random::uniform() { return static_cast<double>(next() >> 11U) * 0x1.0p-53; }
+double Random::uniform() {
+  return static_cast<double>(next() >> 11U) * 0x1.0p-53;
+}
 
 double Random::normal() {
   const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform()));

@@ -10,10 +10,10 @@ namespace distil_xlstm {
 class Random {
  public:
   explicit Random(uint64_t seed, uint64_t stream = 0, uint64_t position = 0);
-  uint64_t next();                    // 64 random bits
-  double uniform();                   // [0, 1)
-  double normal();                    // mean 0, standard deviation 1 (Box-Muller, two draws each)
-  uint64_t below(uint64_t bound);     // [0, bound), without bias
+  uint64_t next();                 // 64 random bits
+  double uniform();                // [0, 1)
+  double normal();                 // mean 0, standard deviation 1 (Box-Muller, two draws each)
+  uint64_t below(uint64_t bound);  // [0, bound), without bias
   [[nodiscard]] uint64_t position() const { return position_; }
 
  private:

@@ -25,7 +25,7 @@ void on_signal(int signal) {
 SignalGuard::SignalGuard() {
   if (g_guards++ > 0) return;
   g_signal = 0;
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = on_signal;
   sigemptyset(&action.sa_mask);
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &g_previous[i]);
@@ -36,7 +36,9 @@ SignalGuard::~SignalGuard() {
   for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &g_previous[i], nullptr);
 }
 
-int received_signal() { return g_signal; }
+int received_signal() {
+  return g_signal;
+}
 
 void throw_if_interrupted() {
   if (g_signal != 0) throw Interrupted(g_signal, fmt::format("stopped by {}", g_signal == SIGINT ? "SIGINT" : "SIGTERM"));

@@ -9,10 +9,10 @@
 
 namespace distil_xlstm {
 
-std::string format_count(double count);                 // 1234567 -> "1.23 M"
-std::string format_bytes(double size_bytes);            // 1610612736 -> "1.5 GiB"
-std::string format_duration(double seconds);            // 3725 -> "1 h 02 min"
-std::string format_parameters(double count);            // 551107656 -> "551.1 M"
+std::string format_count(double count);       // 1234567 -> "1.23 M"
+std::string format_bytes(double size_bytes);  // 1610612736 -> "1.5 GiB"
+std::string format_duration(double seconds);  // 3725 -> "1 h 02 min"
+std::string format_parameters(double count);  // 551107656 -> "551.1 M"
 std::string to_lower(std::string_view text);
 
 // "512M", "1.5k", "2G", "4096": decimal powers (k, M, G or B, T). Throws ValueError that names `what`.

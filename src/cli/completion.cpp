@@ -41,7 +41,8 @@ void print_fish(const CLI::App& app) {
     return "'" + escaped + "'";
   };
   for (const CLI::App* command : commands_of(app)) {
-    std::cout << "complete -c distil-xlstm -n __fish_use_subcommand -f -a " << command->get_name() << " -d " << quoted(command->get_description()) << "\n";
+    std::cout << "complete -c distil-xlstm -n __fish_use_subcommand -f -a " << command->get_name() << " -d "
+              << quoted(command->get_description()) << "\n";
     for (const CLI::Option* option : command->get_options()) {
       for (const auto& name : option->get_lnames()) {
         std::cout << "complete -c distil-xlstm -n '__fish_seen_subcommand_from " << command->get_name() << "' -l " << name << " -d "

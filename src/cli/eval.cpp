@@ -90,7 +90,8 @@ void run(const Options& options) {
   const SignalGuard guard;
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens > 0 && !options.stream) throw ConfigError("--max-tokens: only with --stream; documents are always evaluated whole");
-  if (options.document_end != "none" && !options.stream) throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
+  if (options.document_end != "none" && !options.stream)
+    throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
   const LoadedModel student = load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = student.require_tokenizer();
   std::optional<LoadedModel> teacher;
@@ -110,8 +111,8 @@ void run(const Options& options) {
   results["stream"] = options.stream;
   results["carry_state"] = options.perplexity.carry_state;
   results["files"] = json::object();
-  fmt::print("{:<44} {:>10} {:>10} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}\n", "text", "targets", "nats/token", "ppl", "bits/byte", "teacher", "ratio",
-             "top-1", "KL");
+  fmt::print("{:<44} {:>10} {:>10} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}\n", "text", "targets", "nats/token", "ppl", "bits/byte", "teacher",
+             "ratio", "top-1", "KL");
   eval::PerplexityResult total;
   const auto paths = expand_paths(options.texts);
   std::optional<eval::Unigram> unigram;
@@ -121,9 +122,12 @@ void run(const Options& options) {
     if (options.stream) documents = join_stream(std::move(documents), options.perplexity.context_length, max_tokens);
     ProgressLine progress;
     const auto result = eval::perplexity(*student.model, second, documents, options.perplexity, [&](int64_t done, int64_t all) {
-      if (progress.due()) progress.update(fmt::format("{}: {} of {} tokens", path.filename().string(), format_count(static_cast<double>(done)), format_count(static_cast<double>(all))));
+      if (progress.due())
+        progress.update(fmt::format("{}: {} of {} tokens", path.filename().string(), format_count(static_cast<double>(done)),
+                                    format_count(static_cast<double>(all))));
     });
-    progress.finish(fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
+    progress.finish(
+        fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
     results["files"][path.string()] = result.to_json(second != nullptr);
     if (unigram) {
       const double nats = unigram->nats(documents) / static_cast<double>(result.target_tokens);
@@ -154,12 +158,14 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--text", options->texts, "Files, directories or globs: a .txt file is one document, a JSONL row is one")->required();
   command->add_option("--text-key", options->text_key, "Key of the text in JSONL and Parquet rows")->capture_default_str();
   command->add_option("--context-length", options->perplexity.context_length, "Targets a window")->capture_default_str();
-  command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")->capture_default_str();
+  command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
+      ->capture_default_str();
   command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time")->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
   command->add_flag("--stream", options->stream, "Join the documents of a file, cut into whole windows, drop the remainder");
   command->add_option("--max-tokens", options->max_tokens, "With --stream: targets at most (32k, 1M); 0 = all")->capture_default_str();
-  command->add_option("--document-end", options->document_end, "With --stream: none, eos or a token put after each document")->capture_default_str();
+  command->add_option("--document-end", options->document_end, "With --stream: none, eos or a token put after each document")
+      ->capture_default_str();
   command->add_flag("--normalize-newlines", options->normalize_newlines, "Make one of every run of newlines");
   command->add_flag("--strip", options->strip, "Strip white space around each document");
   command->add_option("--unigram-from", options->unigram_from, "Training shards: also report the perplexity of their token frequencies");

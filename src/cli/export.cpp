@@ -34,7 +34,8 @@ std::vector<io::TensorView> to_views(const NamedTensors& tensors, at::ScalarType
 
 void run(const Options& options) {
   const io::ModelFiles files = io::open_model(options.model);
-  if (files.kind != io::ModelKind::student) throw ConfigError("{}: is a {}, only students are exported", options.model, files.config.value("model_type", "transformer"));
+  if (files.kind != io::ModelKind::student)
+    throw ConfigError("{}: is a {}, only students are exported", options.model, files.config.value("model_type", "transformer"));
   const fs::path target = options.output;
   if (fs::exists(target) && !options.overwrite) throw ConfigError("{}: exists: give --overwrite to replace it", target.string());
   const auto layout = options.layout == "cuda" ? student::SlstmLayout::cuda : student::SlstmLayout::vanilla;
@@ -53,19 +54,24 @@ void run(const Options& options) {
   });
   int64_t size_bytes = 0;
   for (const auto& view : views) size_bytes += static_cast<int64_t>(view.bytes.size());
-  fmt::print("{}: {} tensors, {}; open it with: python {}/load_student.py\n", target.string(), views.size(), format_bytes(static_cast<double>(size_bytes)), target.string());
+  fmt::print("{}: {} tensors, {}; open it with: python {}/load_student.py\n", target.string(), views.size(),
+             format_bytes(static_cast<double>(size_bytes)), target.string());
 }
 
 }  // namespace
 
 void add_export_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("export", "Write a student as a directory that stands alone and that the Python package xlstm opens");
+  CLI::App* command =
+      app.add_subcommand("export", "Write a student as a directory that stands alone and that the Python package xlstm opens");
   command->add_option("--model,-m", options->model, "Run or checkpoint")->required();
   command->add_option("--output,-o", options->output, "Directory to make")->required();
   command->add_option("--layout", options->layout, "How sLSTM weights are stored: as the package's cuda or vanilla backend has them")
-      ->check(CLI::IsMember({"cuda", "vanilla"}))->capture_default_str();
-  command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")->check(CLI::IsMember({"fp32", "bf16", "fp16"}))->capture_default_str();
+      ->check(CLI::IsMember({"cuda", "vanilla"}))
+      ->capture_default_str();
+  command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
+      ->capture_default_str();
   command->add_flag("--overwrite", options->overwrite, "Replace an existing directory");
   command->callback([options] { run(*options); });
 }

@@ -40,8 +40,12 @@ void print_statistics(const generate::GenerateResult& result) {
 }
 
 json to_json(const generate::GenerateResult& result) {
-  return {{"text", result.text}, {"tokens", result.tokens}, {"finish_reason", result.finish_reason}, {"prompt_tokens", result.prompt_tokens},
-          {"prompt_seconds", result.prompt_seconds}, {"decode_seconds", result.decode_seconds},
+  return {{"text", result.text},
+          {"tokens", result.tokens},
+          {"finish_reason", result.finish_reason},
+          {"prompt_tokens", result.prompt_tokens},
+          {"prompt_seconds", result.prompt_seconds},
+          {"decode_seconds", result.decode_seconds},
           {"tokens_per_second", static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9)},
           {"state_bytes", result.state_bytes}};
 }
@@ -106,7 +110,8 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--model,-m", options->model, "Run, checkpoint, Hugging Face directory, GGUF file or built-in name")->required();
   auto* prompt = command->add_option("--prompt,-p", options->prompt, "Text to continue (\\n and \\t are understood)");
   command->add_option("--prompt-file", options->prompt_file, "File with the text to continue")->check(CLI::ExistingFile)->excludes(prompt);
-  command->add_flag("--chat", options->chat, "Converse through the model's chat template: turns from standard input, or --prompt as the only one");
+  command->add_flag("--chat", options->chat,
+                    "Converse through the model's chat template: turns from standard input, or --prompt as the only one");
   command->add_option("--system", options->system, "System message of a conversation");
   command->add_option("--max-new-tokens,-n", generate.max_new_tokens, "Tokens to write at most")->capture_default_str();
   command->add_option("--temperature", sampling.temperature, "0 = greedy")->capture_default_str();
@@ -119,7 +124,8 @@ void add_generate_command(CLI::App& app) {
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-text token");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->capture_default_str();
-  command->add_option("--json", options->json_path, "Write text, tokens and timings to this file (- = standard output, instead of the text)");
+  command->add_option("--json", options->json_path,
+                      "Write text, tokens and timings to this file (- = standard output, instead of the text)");
   command->add_flag("--quiet,-q", options->quiet, "No statistics");
   command->callback([options] {
     generate::check(options->generate.sampling);

@@ -28,7 +28,11 @@ json tensors_json(const Tensors& tensors) {
     size_bytes += static_cast<int64_t>(tensor.bytes.size());
     ++by_dtype[std::string(io::traits(tensor.dtype).name)];
   }
-  return {{"num_tensors", list.size()}, {"num_parameters", parameters}, {"size_bytes", size_bytes}, {"dtypes", by_dtype}, {"tensors", std::move(list)}};
+  return {{"num_tensors", list.size()},
+          {"num_parameters", parameters},
+          {"size_bytes", size_bytes},
+          {"dtypes", by_dtype},
+          {"tensors", std::move(list)}};
 }
 
 json describe_safetensors(const fs::path& path) {
@@ -42,7 +46,8 @@ json to_json(const io::GgufValue& value) {
   return std::visit(
       [](const auto& held) -> json {
         using Held = std::decay_t<decltype(held)>;
-        if constexpr (std::is_same_v<Held, std::vector<int64_t>> || std::is_same_v<Held, std::vector<double>> || std::is_same_v<Held, std::vector<std::string>>) {
+        if constexpr (std::is_same_v<Held, std::vector<int64_t>> || std::is_same_v<Held, std::vector<double>> ||
+                      std::is_same_v<Held, std::vector<std::string>>) {
           if (held.size() > 16) return fmt::format("[{} values]", held.size());
         }
         return held;
@@ -62,11 +67,20 @@ json describe_gguf(const fs::path& path) {
 json describe_shard(const fs::path& path) {
   const data::TokenShard shard(path);
   const auto& header = shard.header();
-  return {{"kind", "token shard"}, {"split", data::split_name(shard.split())}, {"context_length", shard.context_length()},
-          {"num_rows", shard.num_rows()}, {"num_tokens", header.num_tokens}, {"num_documents", header.num_borders},
-          {"vocab_size", header.vocab_size}, {"tokenizer_fingerprint", shard.fingerprint()}, {"bos_id", header.bos_id},
-          {"document_end_id", header.document_end_id}, {"is_synthetic", shard.is_synthetic()}, {"has_loss_mask", shard.has_loss_mask()},
-          {"checksums", "good"}, {"metadata", shard.metadata()}};
+  return {{"kind", "token shard"},
+          {"split", data::split_name(shard.split())},
+          {"context_length", shard.context_length()},
+          {"num_rows", shard.num_rows()},
+          {"num_tokens", header.num_tokens},
+          {"num_documents", header.num_borders},
+          {"vocab_size", header.vocab_size},
+          {"tokenizer_fingerprint", shard.fingerprint()},
+          {"bos_id", header.bos_id},
+          {"document_end_id", header.document_end_id},
+          {"is_synthetic", shard.is_synthetic()},
+          {"has_loss_mask", shard.has_loss_mask()},
+          {"checksums", "good"},
+          {"metadata", shard.metadata()}};
 }
 
 json describe_model(const std::string& name) {
@@ -122,7 +136,8 @@ void add_inspect_command(CLI::App& app) {
     bool is_json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("inspect", "Show what is in a checkpoint, a run, a model, a safetensors or GGUF file, a token shard");
+  CLI::App* command =
+      app.add_subcommand("inspect", "Show what is in a checkpoint, a run, a model, a safetensors or GGUF file, a token shard");
   command->add_option("PATH", options->path, "File, directory or built-in name")->required();
   command->add_flag("--json", options->is_json, "As JSON");
   command->callback([options] {

@@ -14,7 +14,8 @@ struct Options {
 void run(Options options) {
   const auto runs = report::read_runs(options.runs);
   if (options.output.empty()) options.output = (fs::path(options.runs.front()) / "report.html").string();
-  if (options.title.empty()) options.title = runs.size() == 1 ? "distil-xlstm: " + runs.front().name : "distil-xlstm: " + std::to_string(runs.size()) + " runs";
+  if (options.title.empty())
+    options.title = runs.size() == 1 ? "distil-xlstm: " + runs.front().name : "distil-xlstm: " + std::to_string(runs.size()) + " runs";
   write_file_atomic(options.output, report::html_page(runs, options.title));
   fmt::print("{}\n", options.output);
   if (!options.png.empty()) {

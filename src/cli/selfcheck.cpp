@@ -30,11 +30,13 @@ double relative(const Tensor& out, const Tensor& reference) {
   return ((out.detach().to(at::kCPU, at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-30)).item<double>();
 }
 
-Tensor random(at::IntArrayRef shape, at::Device device, double scale = 1.0) { return at::randn(shape, at::kDouble).mul_(scale).to(device); }
+Tensor random(at::IntArrayRef shape, at::Device device, double scale = 1.0) {
+  return at::randn(shape, at::kDouble).mul_(scale).to(device);
+}
 
 ops::MlstmInputs mlstm_inputs(at::Device device, int64_t length) {
-  return {random({2, length, 3, 16}, device), random({2, length, 3, 16}, device), random({2, length, 3, 8}, device),
-          random({2, length, 3}, device), random({2, length, 3}, device, 2.0), {}};
+  return {random({2, length, 3, 16}, device), random({2, length, 3, 16}, device),  random({2, length, 3, 8}, device),
+          random({2, length, 3}, device),     random({2, length, 3}, device, 2.0), {}};
 }
 
 ops::MlstmInputs slice(const ops::MlstmInputs& inputs, int64_t begin, int64_t end) {
@@ -46,7 +48,8 @@ double mlstm_forms(at::Device device) {
   const auto inputs = mlstm_inputs(device, 77);
   const Tensor recurrent = ops::mlstm_recurrent(inputs).h_BSHV;
   double worst = 0;
-  for (const int64_t chunk_size : {1, 16, 50, 128}) worst = std::max(worst, relative(ops::mlstm_chunkwise(inputs, chunk_size).h_BSHV, recurrent));
+  for (const int64_t chunk_size : {1, 16, 50, 128})
+    worst = std::max(worst, relative(ops::mlstm_chunkwise(inputs, chunk_size).h_BSHV, recurrent));
   return worst;
 }
 
@@ -60,7 +63,9 @@ double mlstm_split(at::Device device) {
 
 // Directional derivative against central differences in float64. The mLSTM's normaliser has a kink (max of two terms), and a draw
 // that lies on it says nothing: the best of three draws counts, which a wrong gradient fails all the same.
-double best_of_three(const std::function<double()>& draw) { return std::min({draw(), draw(), draw()}); }
+double best_of_three(const std::function<double()>& draw) {
+  return std::min({draw(), draw(), draw()});
+}
 
 // Relative.
 double gradient_error(const std::function<Tensor(const Tensor&)>& loss, const Tensor& at_point) {
@@ -106,7 +111,8 @@ double slstm_reset(at::Device device) {
   starts[0][0] = 1;
   starts[0][13] = 1;
   const Tensor reset = ops::slstm_scan(wx, r, bias, {}, starts.to(device)).y_BSHK;
-  const Tensor apart = at::cat({ops::slstm_scan(wx.slice(1, 0, 13), r, bias).y_BSHK, ops::slstm_scan(wx.slice(1, 13, 30), r, bias).y_BSHK}, 1);
+  const Tensor apart =
+      at::cat({ops::slstm_scan(wx.slice(1, 0, 13), r, bias).y_BSHK, ops::slstm_scan(wx.slice(1, 13, 30), r, bias).y_BSHK}, 1);
   return relative(reset, apart);
 }
 
@@ -124,8 +130,12 @@ struct LossCase {
 };
 
 LossCase loss_case(at::Device device) {
-  LossCase c{random({2, 19, 16}, device), random({33, 16}, device, 0.5), random({2, 19, 12}, device), random({33, 12}, device, 0.5),
-             at::randint(33, {2, 19}, at::kLong).to(device), at::ones({2, 19}, at::kByte).to(device)};
+  LossCase c{random({2, 19, 16}, device),
+             random({33, 16}, device, 0.5),
+             random({2, 19, 12}, device),
+             random({33, 12}, device, 0.5),
+             at::randint(33, {2, 19}, at::kLong).to(device),
+             at::ones({2, 19}, at::kByte).to(device)};
   c.mask.slice(1, 11, 15).zero_();
   return c;
 }
@@ -254,7 +264,8 @@ void run(const std::string& device_name) {
     fmt::print("{}  {:<58} error {:.1e}, at most {:.0e}\n", is_good ? "ok  " : "FAIL", check.name, error, check.bound);
   }
   fmt::print("{} in {}\n", failures == 0 ? "all good" : fmt::format("{} FAILED", failures), format_duration(monotonic_seconds() - begin));
-  if (failures > 0) throw DeviceError("selfcheck: {} checks failed on {}: do not trust results of this machine; please report it", failures, device.str());
+  if (failures > 0)
+    throw DeviceError("selfcheck: {} checks failed on {}: do not trust results of this machine; please report it", failures, device.str());
 }
 
 }  // namespace

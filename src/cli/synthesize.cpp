@@ -31,10 +31,17 @@ std::optional<int32_t> end_id(const std::string& name, const Tokenizer& tokenize
 // What must be equal for an interrupted run to go on.
 json identity(const Options& options, const Tokenizer& tokenizer) {
   const auto& sampling = options.synthesize.sampling;
-  return {{"model", options.model}, {"tokenizer", tokenizer.fingerprint()}, {"prompt", options.prompt},
-          {"context_length", options.context_length}, {"document_end", options.document_end},
-          {"max_document_tokens", options.synthesize.max_document_tokens}, {"temperature", sampling.temperature},
-          {"top_k", sampling.top_k}, {"top_p", sampling.top_p}, {"min_p", sampling.min_p}, {"seed", sampling.seed},
+  return {{"model", options.model},
+          {"tokenizer", tokenizer.fingerprint()},
+          {"prompt", options.prompt},
+          {"context_length", options.context_length},
+          {"document_end", options.document_end},
+          {"max_document_tokens", options.synthesize.max_document_tokens},
+          {"temperature", sampling.temperature},
+          {"top_k", sampling.top_k},
+          {"top_p", sampling.top_p},
+          {"min_p", sampling.min_p},
+          {"seed", sampling.seed},
           {"split", options.is_validation ? "validation" : "train"}};
 }
 
@@ -71,7 +78,8 @@ void run(Options options) {
   if (fs::exists(journal) && !options.overwrite) {
     const std::string bytes = read_file(journal);
     state = json::from_cbor(bytes, true, false);
-    if (state.is_discarded() || !state.contains("settings")) throw DataError("{}: broken: give --overwrite to begin again", journal.string());
+    if (state.is_discarded() || !state.contains("settings"))
+      throw DataError("{}: broken: give --overwrite to begin again", journal.string());
     if (state["settings"] != settings) {
       throw ConfigError("{} holds text of other settings ({}): choose another --output, or give --overwrite", folder.string(),
                         state["settings"].dump());
@@ -94,7 +102,8 @@ void run(Options options) {
     spdlog::info("going on after {} documents, {} tokens", next_document, writer.num_tokens());
   }
   const auto save = [&](bool is_complete) {
-    json now = {{"settings", settings}, {"next_document", next_document}, {"num_tokens", writer.num_tokens()}, {"is_complete", is_complete}};
+    json now = {
+        {"settings", settings}, {"next_document", next_document}, {"num_tokens", writer.num_tokens()}, {"is_complete", is_complete}};
     if (!is_complete) now["writer"] = writer.save();
     const auto bytes = json::to_cbor(now);
     write_file_atomic(journal, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});

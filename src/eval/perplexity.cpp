@@ -78,7 +78,8 @@ PerplexityResult perplexity(nn::LanguageModel& model, nn::LanguageModel* teacher
   if (stride < 1 || stride > options.context_length) {
     throw ValueError("stride = {}: must be in 1..context_length ({}), or targets would be left out", stride, options.context_length);
   }
-  if (options.carry_state && stride != options.context_length) throw ValueError("carry_state: needs stride = context_length, got stride = {}", stride);
+  if (options.carry_state && stride != options.context_length)
+    throw ValueError("carry_state: needs stride = context_length, got stride = {}", stride);
   if (options.batch_size < 1) throw ValueError("batch_size = {}: must be at least 1", options.batch_size);
   check_vocabulary(model, documents);
   if (teacher != nullptr && teacher->vocab_size() != model.vocab_size()) {
@@ -119,8 +120,9 @@ PerplexityResult perplexity(nn::LanguageModel& model, nn::LanguageModel* teacher
       hidden = model.forward_hidden(batch.tokens_BS);
       if (teacher != nullptr) teacher_hidden = teacher->forward_hidden(batch.tokens_BS);
     }
-    const auto losses = ops::head_losses(hidden, model.head_weight(), teacher_hidden, teacher != nullptr ? teacher->head_weight() : Tensor(),
-                                         batch.targets_BS, batch.mask_BS, loss_options, 1.0);
+    const auto losses =
+        ops::head_losses(hidden, model.head_weight(), teacher_hidden, teacher != nullptr ? teacher->head_weight() : Tensor(),
+                         batch.targets_BS, batch.mask_BS, loss_options, 1.0);
     add_sums(result, losses.sums, teacher != nullptr);
     for (const auto& window : group) done += window.end + 1 - window.first_scored;
     if (progress) progress(done, result.target_tokens);

@@ -14,21 +14,21 @@ namespace distil_xlstm::eval {
 
 struct PerplexityOptions {
   int64_t context_length = 512;  // targets a window
-  int64_t stride = 0;            // 0: context_length. Smaller: windows overlap, each target is scored with at least context - stride tokens before it
-  int64_t batch_size = 8;        // windows at a time
-  bool carry_state = false;      // the state goes on from window to window inside a document (reported apart)
+  int64_t stride = 0;  // 0: context_length. Smaller: windows overlap, each target is scored with at least context - stride tokens before it
+  int64_t batch_size = 8;    // windows at a time
+  bool carry_state = false;  // the state goes on from window to window inside a document (reported apart)
 };
 
 // A document as ids, BOS first where the tokenizer adds it.
 struct EvalDocument {
   std::vector<int32_t> tokens;
-  int64_t size_bytes = 0;        // of its text
+  int64_t size_bytes = 0;  // of its text
 };
 
 struct PerplexityResult {
   int64_t target_tokens = 0;
   int64_t size_bytes = 0;
-  double nats = 0.0;             // sums over targets
+  double nats = 0.0;  // sums over targets
   double teacher_nats = 0.0, kl = 0.0;
   int64_t agreements = 0;
   double seconds = 0.0;
@@ -47,8 +47,8 @@ struct EvalWindow {
 // The windows of a document of `num_tokens` tokens; together they score targets 1..num_tokens-1 once each.
 std::vector<EvalWindow> eval_windows(size_t document, int64_t num_tokens, int64_t context_length, int64_t stride);
 
-// `teacher` may be null. `progress` gets scored targets so far and all of them. Sums run in float64. Throws ValueError for options that make
-// no sense and when no document has a target.
+// `teacher` may be null. `progress` gets scored targets so far and all of them. Sums run in float64. Throws ValueError for options that
+// make no sense and when no document has a target.
 PerplexityResult perplexity(nn::LanguageModel& model, nn::LanguageModel* teacher, const std::vector<EvalDocument>& documents,
                             const PerplexityOptions& options, const std::function<void(int64_t, int64_t)>& progress = {});
 

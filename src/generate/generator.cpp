@@ -62,8 +62,9 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
   if (options.max_new_tokens < 1) throw ValueError("max_new_tokens = {}: must be at least 1", options.max_new_tokens);
   for (const int32_t id : prompt) {
     if (id < 0 || id >= model.vocab_size()) {
-      throw ValueError("generate: token {} of the prompt lies outside the model's vocabulary of {}: tokenizer and model do not belong together", id,
-                       model.vocab_size());
+      throw ValueError(
+          "generate: token {} of the prompt lies outside the model's vocabulary of {}: tokenizer and model do not belong together", id,
+          model.vocab_size());
     }
   }
   const at::NoGradGuard no_grad;

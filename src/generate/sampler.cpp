@@ -35,7 +35,9 @@ void check(const SamplingOptions& options) {
   }
 }
 
-Sampler::Sampler(const SamplingOptions& options, uint64_t stream) : options_(options), random_(options.seed, stream) { check(options); }
+Sampler::Sampler(const SamplingOptions& options, uint64_t stream) : options_(options), random_(options.seed, stream) {
+  check(options);
+}
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> context) {
   if (options_.repetition_penalty != 1.0) {
@@ -60,10 +62,10 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   }
   const bool needs_order = options_.top_k > 0 || options_.top_p < 1;
   if (needs_order) {
-    std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) {
-      return a.first > b.first || (a.first == b.first && a.second < b.second);
-    });
-    if (options_.top_k > 0 && candidates_.size() > static_cast<size_t>(options_.top_k)) candidates_.resize(static_cast<size_t>(options_.top_k));
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); });
+    if (options_.top_k > 0 && candidates_.size() > static_cast<size_t>(options_.top_k))
+      candidates_.resize(static_cast<size_t>(options_.top_k));
   }
   double total = 0;
   for (const auto& [weight, id] : candidates_) total += weight;

@@ -26,7 +26,8 @@ void check(const SamplingOptions& options);
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options, uint64_t stream = 0);
-  // `logits`: one float a token of the vocabulary; `context`: tokens so far (for the repetition penalty). Throws ValueError when no logit is finite.
+  // `logits`: one float a token of the vocabulary; `context`: tokens so far (for the repetition penalty). Throws ValueError when no logit
+  // is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> context);
 
  private:

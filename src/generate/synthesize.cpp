@@ -26,7 +26,8 @@ std::vector<std::vector<int32_t>> synthesize_batch(nn::LanguageModel& model, con
 
   auto state = model.new_state(options.batch_size, options.max_document_tokens);
   const std::vector<int64_t> wide(options.prompt.begin(), options.prompt.end());
-  Tensor hidden = model.forward_step(at::tensor(wide, at::kLong).unsqueeze(0).expand({options.batch_size, prompt_size}).contiguous().to(model.device()), *state);
+  Tensor hidden = model.forward_step(
+      at::tensor(wide, at::kLong).unsqueeze(0).expand({options.batch_size, prompt_size}).contiguous().to(model.device()), *state);
   Tensor next = at::empty({options.batch_size, 1}, at::kLong);
   for (int64_t length = prompt_size; length < options.max_document_tokens; ++length) {
     throw_if_interrupted();
@@ -48,7 +49,8 @@ std::vector<std::vector<int32_t>> synthesize_batch(nn::LanguageModel& model, con
         chosen[row] = id;
       }
     });
-    if (std::all_of(is_done.begin(), is_done.end(), [](uint8_t done) { return done != 0; }) || length + 1 == options.max_document_tokens) break;
+    if (std::all_of(is_done.begin(), is_done.end(), [](uint8_t done) { return done != 0; }) || length + 1 == options.max_document_tokens)
+      break;
     hidden = model.forward_step(next.to(model.device()), *state);
   }
   return documents;

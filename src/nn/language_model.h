@@ -38,7 +38,7 @@ class LanguageModel {
   [[nodiscard]] virtual int64_t vocab_size() const = 0;
   [[nodiscard]] virtual int64_t hidden_size() const = 0;
   [[nodiscard]] virtual at::Device device() const = 0;
-  [[nodiscard]] virtual std::string description() const = 0;    // "Llama, 5 layers, 260.0 k parameters"
+  [[nodiscard]] virtual std::string description() const = 0;  // "Llama, 5 layers, 260.0 k parameters"
 };
 
 }  // namespace distil_xlstm::nn

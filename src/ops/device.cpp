@@ -83,7 +83,9 @@ bool has_bf16(at::Device device) {
   return major >= 8;
 }
 
-c10::DeviceIndex index_of(at::Device device) { return device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0); }
+c10::DeviceIndex index_of(at::Device device) {
+  return device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0);
+}
 
 }  // namespace
 
@@ -126,11 +128,16 @@ at::ScalarType parse_precision(std::string_view name, at::Device device) {
 
 std::string precision_name(at::ScalarType dtype) {
   switch (dtype) {
-    case at::kFloat: return "fp32";
-    case at::kBFloat16: return "bf16";
-    case at::kHalf: return "fp16";
-    case at::kDouble: return "fp64";
-    default: return at::toString(dtype);
+    case at::kFloat:
+      return "fp32";
+    case at::kBFloat16:
+      return "bf16";
+    case at::kHalf:
+      return "fp16";
+    case at::kDouble:
+      return "fp64";
+    default:
+      return at::toString(dtype);
   }
 }
 

@@ -18,7 +18,8 @@ struct CudaReport {
 // The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out.
 const CudaReport& load_cuda();
 
-// "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, or DeviceError when CUDA is asked for and missing (with the reason).
+// "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, or DeviceError when CUDA is asked for and missing (with the
+// reason).
 at::Device parse_device(std::string_view name);
 
 // "auto", "fp32", "bf16", "fp16", and "fp64" for tests. "auto": bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.

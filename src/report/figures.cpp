@@ -26,7 +26,8 @@ Figure figure(const std::vector<RunMetrics>& runs, const char* title, const char
       const Series& series = found->second;
       std::string name = runs.size() > 1 || *quantity.name == '\0' ? runs[index].name : "";
       if (*quantity.name != '\0') name += (name.empty() ? "" : " ") + std::string(quantity.name);
-      result.curves.push_back({name, axis == Axis::step ? series.step : series.tokens, series.y, static_cast<int>(index), quantity.is_dashed});
+      result.curves.push_back(
+          {name, axis == Axis::step ? series.step : series.tokens, series.y, static_cast<int>(index), quantity.is_dashed});
     }
   }
   return result;
@@ -41,7 +42,9 @@ std::vector<Figure> make_figures(const std::vector<RunMetrics>& runs) {
     candidate.is_log = is_log;
     if (!candidate.curves.empty()) figures.push_back(std::move(candidate));
   };
-  add(figure(runs, "Validation perplexity", "perplexity", true, Axis::tokens, {{"student_perplexity", "student"}, {"teacher_perplexity", "teacher", true}}), false, true);
+  add(figure(runs, "Validation perplexity", "perplexity", true, Axis::tokens,
+             {{"student_perplexity", "student"}, {"teacher_perplexity", "teacher", true}}),
+      false, true);
   add(figure(runs, "Total loss", "nats", false, Axis::step, {{"loss", ""}}), true);
   add(figure(runs, "Cross-entropy", "nats a token", false, Axis::step, {{"ce_loss", "student"}, {"teacher_nll", "teacher", true}}), true);
   add(figure(runs, "Distillation loss (with T squared)", "nats a token", false, Axis::step, {{"kd_loss", ""}}), true);

@@ -11,14 +11,14 @@ namespace distil_xlstm::report {
 struct Curve {
   std::string name;
   std::vector<double> x, y;
-  int run = 0;              // which run's colour
-  bool is_dashed = false;   // the teacher's
+  int run = 0;             // which run's colour
+  bool is_dashed = false;  // the teacher's
 };
 
 struct Figure {
   std::string title, x_label, y_label;
   std::vector<Curve> curves;
-  bool is_smoothed = false; // noisy: drawn as a moving mean over the raw points
+  bool is_smoothed = false;  // noisy: drawn as a moving mean over the raw points
   bool is_log = false;
 };
 

@@ -39,7 +39,8 @@ void write_png(const fs::path& path, const std::vector<Figure>& figures) {
     for (const auto& curve : figure.curves) {
       const double* line = nullptr;
       if (figure.is_smoothed) line = smooth.emplace_back(smoothed(curve.y)).data();
-      list.push_back({curve.name.c_str(), curve.x.data(), curve.y.data(), line, static_cast<int>(curve.y.size()), curve.run, curve.is_dashed ? 1 : 0});
+      list.push_back(
+          {curve.name.c_str(), curve.x.data(), curve.y.data(), line, static_cast<int>(curve.y.size()), curve.run, curve.is_dashed ? 1 : 0});
     }
     plots.push_back({figure.title.c_str(), figure.x_label.c_str(), figure.y_label.c_str(), list.data(), static_cast<int>(list.size()),
                      figure.is_log ? 1 : 0});

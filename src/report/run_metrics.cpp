@@ -60,9 +60,9 @@ std::vector<RunMetrics> read_runs(const std::vector<std::string>& paths) {
     const fs::path path = run.path.has_filename() ? run.path : run.path.parent_path();
     run.name = path.filename().string();
     const bool is_shared = std::count_if(runs.begin(), runs.end(), [&](const RunMetrics& other) {
-      const fs::path name = other.path.has_filename() ? other.path : other.path.parent_path();
-      return name.filename() == path.filename();
-    }) > 1;
+                             const fs::path name = other.path.has_filename() ? other.path : other.path.parent_path();
+                             return name.filename() == path.filename();
+                           }) > 1;
     if (is_shared) run.name = path.string();
   }
   return runs;

@@ -16,16 +16,16 @@ struct Series {
 };
 
 struct RunMetrics {
-  std::string name;                           // the run directory's name, made unique by its parents where runs share it
+  std::string name;  // the run directory's name, made unique by its parents where runs share it
   fs::path path;
-  json description;                           // run.json
-  std::map<std::string, Series> train;        // "ce_loss", "grad_norm", ...
-  std::map<std::string, Series> validation;   // "student_perplexity", "teacher_perplexity", ...
-  int64_t num_skipped = 0;                    // steps that were not taken
+  json description;                          // run.json
+  std::map<std::string, Series> train;       // "ce_loss", "grad_norm", ...
+  std::map<std::string, Series> validation;  // "student_perplexity", "teacher_perplexity", ...
+  int64_t num_skipped = 0;                   // steps that were not taken
 };
 
-// Reads run directories. A last line that was cut by an interruption is passed over. Throws IoError for a path that is no run, DataError that
-// names file and line for a broken record.
+// Reads run directories. A last line that was cut by an interruption is passed over. Throws IoError for a path that is no run, DataError
+// that names file and line for a broken record.
 std::vector<RunMetrics> read_runs(const std::vector<std::string>& paths);
 
 }  // namespace distil_xlstm::report

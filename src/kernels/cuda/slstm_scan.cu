@@ -214,7 +214,9 @@ cudaError_t query(Device& device) {
 }
 
 // Rows per block: one, so that all processors work; four once there are blocks enough, since R is then read once for all of them.
-bool takes_four_rows(int B, int H, int K, int processors) { return H * B > 2 * processors && 4 * K <= 1024; }
+bool takes_four_rows(int B, int H, int K, int processors) {
+  return H * B > 2 * processors && 4 * K <= 1024;
+}
 
 // One thread per column of the product; at least one per unit of each row.
 int choose_threads(int K) {
@@ -256,7 +258,8 @@ cudaError_t slstm_forward(const SlstmForward& x, cudaStream_t stream) {
   if (x.K > kSlstmMaxHeadWidth) return cudaErrorInvalidValue;
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
-    return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_forward<T, 4>(x, device, stream) : launch_forward<T, 1>(x, device, stream);
+    return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_forward<T, 4>(x, device, stream)
+                                                             : launch_forward<T, 1>(x, device, stream);
   });
 }
 
@@ -266,7 +269,8 @@ cudaError_t slstm_backward(const SlstmBackward& x, cudaStream_t stream) {
   if (x.K > kSlstmMaxHeadWidth) return cudaErrorInvalidValue;
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
-    return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_backward<T, 4>(x, device, stream) : launch_backward<T, 1>(x, device, stream);
+    return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_backward<T, 4>(x, device, stream)
+                                                             : launch_backward<T, 1>(x, device, stream);
   });
 }
 

@@ -18,8 +18,14 @@ constexpr int kColumns = 3;
 struct Color {
   double red, green, blue;
 };
-constexpr std::array<Color, 8> kPalette = {{{.09, .41, .78}, {.82, .29, .36}, {.16, .62, .29}, {.61, .36, .90},
-                                            {.88, .56, .04}, {.04, .58, .59}, {.55, .39, .27}, {.42, .46, .49}}};
+constexpr std::array<Color, 8> kPalette = {{{.09, .41, .78},
+                                            {.82, .29, .36},
+                                            {.16, .62, .29},
+                                            {.61, .36, .90},
+                                            {.88, .56, .04},
+                                            {.04, .58, .59},
+                                            {.55, .39, .27},
+                                            {.42, .46, .49}}};
 
 // Round steps of 1, 2 or 5 times a power of ten: about `count` of them over [low, high].
 std::vector<double> ticks(double low, double high, int count) {

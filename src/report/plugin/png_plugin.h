@@ -9,7 +9,7 @@ struct PlotCurve {
   const double* y;       // NaN: a gap
   const double* smooth;  // null: y is drawn as it is
   int count;
-  int color;             // index into the palette
+  int color;  // index into the palette
   int is_dashed;
 };
 

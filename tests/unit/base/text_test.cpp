@@ -43,11 +43,14 @@ TEST(Text, SuggestsTheNearestName) {
 TEST(Text, FindsInvalidUtf8) {
   EXPECT_EQ(valid_utf8_prefix("plain"), 5U);
   EXPECT_EQ(valid_utf8_prefix("\xC3\xA9\xF0\x9F\x98\x80"), 6U);
-  EXPECT_EQ(valid_utf8_prefix("a\xC3"), 1U);                  // cut
-  EXPECT_EQ(valid_utf8_prefix("\xC0\xAF"), 0U);               // overlong
-  EXPECT_EQ(valid_utf8_prefix("\xED\xA0\x80"), 0U);           // surrogate
-  EXPECT_EQ(valid_utf8_prefix("\xF4\x90\x80\x80"), 0U);       // beyond U+10FFFF
-  EXPECT_EQ(replace_invalid_utf8("a\xFF" "b"), "a\xEF\xBF\xBD" "b");
+  EXPECT_EQ(valid_utf8_prefix("a\xC3"), 1U);             // cut
+  EXPECT_EQ(valid_utf8_prefix("\xC0\xAF"), 0U);          // overlong
+  EXPECT_EQ(valid_utf8_prefix("\xED\xA0\x80"), 0U);      // surrogate
+  EXPECT_EQ(valid_utf8_prefix("\xF4\x90\x80\x80"), 0U);  // beyond U+10FFFF
+  EXPECT_EQ(replace_invalid_utf8("a\xFF"
+                                 "b"),
+            "a\xEF\xBF\xBD"
+            "b");
   EXPECT_EQ(replace_invalid_utf8("\xE2\x82"), "\xEF\xBF\xBD");
 }
 

@@ -43,7 +43,8 @@ TEST(EvalWindows, ScoreEveryTargetOnce) {
           for (int64_t target = window.first_scored; target <= window.end; ++target) ++scored[static_cast<size_t>(target)];
         }
         EXPECT_EQ(scored[0], 0);
-        for (int64_t at = 1; at < num_tokens; ++at) EXPECT_EQ(scored[static_cast<size_t>(at)], 1) << num_tokens << " " << context << " " << stride;
+        for (int64_t at = 1; at < num_tokens; ++at)
+          EXPECT_EQ(scored[static_cast<size_t>(at)], 1) << num_tokens << " " << context << " " << stride;
       }
     }
   }
@@ -70,7 +71,8 @@ TEST(Perplexity, EqualsTheFormulaForEveryWindowing) {
     for (const int64_t stride : {int64_t{0}, std::max<int64_t>(context / 2, 1)}) {
       for (const bool carry : {false, true}) {
         if (carry && stride != 0 && stride != context) continue;
-        const auto result = perplexity(model, nullptr, documents, {.context_length = context, .stride = stride, .batch_size = 3, .carry_state = carry});
+        const auto result =
+            perplexity(model, nullptr, documents, {.context_length = context, .stride = stride, .batch_size = 3, .carry_state = carry});
         EXPECT_EQ(result.target_tokens, 36 + 1 + 19);
         EXPECT_NEAR(result.nats, expected, 1e-4) << context << " " << stride;
       }
@@ -105,7 +107,8 @@ TEST(Perplexity, ComparesTwoModelsOnTheSameTokens) {
   const json figures = result.to_json(true);
   EXPECT_NEAR(figures["perplexity"].get<double>(), std::exp(result.nats / 49), 1e-9);
   EXPECT_NEAR(figures["bits_per_byte"].get<double>(), result.nats / std::log(2.0) / 150, 1e-9);
-  EXPECT_NEAR(figures["perplexity_ratio"].get<double>(), figures["perplexity"].get<double>() / figures["teacher_perplexity"].get<double>(), 1e-9);
+  EXPECT_NEAR(figures["perplexity_ratio"].get<double>(), figures["perplexity"].get<double>() / figures["teacher_perplexity"].get<double>(),
+              1e-9);
   EXPECT_FALSE(result.to_json(false).contains("mean_kl"));
 }
 

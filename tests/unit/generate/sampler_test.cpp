@@ -45,7 +45,7 @@ TEST(Sampler, TopKTopPAndMinP) {
   EXPECT_EQ(shares({.temperature = 1.0, .top_p = 0.65}).size(), 2U);  // 0.4 + 0.3 reach it
   EXPECT_EQ(shares({.temperature = 1.0, .top_p = 0.75}).size(), 3U);
   EXPECT_EQ(shares({.temperature = 1.0, .top_p = 0.01}).size(), 1U);
-  EXPECT_EQ(shares({.temperature = 1.0, .min_p = 0.6}).size(), 2U);   // at least 0.24
+  EXPECT_EQ(shares({.temperature = 1.0, .min_p = 0.6}).size(), 2U);  // at least 0.24
 }
 
 TEST(Sampler, RepetitionPenaltyActsOnBothSigns) {
