@@ -43,7 +43,7 @@ std::vector<Figure> make_figures(const std::vector<RunMetrics>& runs) {
     if (!candidate.curves.empty()) figures.push_back(std::move(candidate));
   };
   add(figure(runs, "Validation perplexity", "perplexity", true, Axis::tokens,
-             {{"student_perplexity", "student"}, {"teacher_perplexity", "teacher", true}}),
+             {{"perplexity", "student"}, {"teacher_perplexity", "teacher", true}}),
       false, true);
   add(figure(runs, "Total loss", "nats", false, Axis::step, {{"loss", ""}}), true);
   add(figure(runs, "Cross-entropy", "nats a token", false, Axis::step, {{"ce_loss", "student"}, {"teacher_nll", "teacher", true}}), true);

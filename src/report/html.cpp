@@ -90,7 +90,7 @@ std::string results_table(const std::vector<RunMetrics>& runs) {
     rows += "<tr>";
     for (const std::string& cell :
          {run.name, setting(run.description, "/settings/teacher/model"), setting(run.description, "/settings/distill/method"),
-          format_count(tokens), best(run.validation, "student_perplexity", 3), last(run.validation, "teacher_perplexity", 3),
+          format_count(tokens), best(run.validation, "perplexity", 3), last(run.validation, "teacher_perplexity", 3),
           best(run.validation, "perplexity_ratio", 4), last(run.validation, "agreement", 4), last(run.train, "tokens_per_second", 0),
           std::to_string(run.num_skipped)}) {
       rows += "<td>" + escaped(cell) + "</td>";
