@@ -19,9 +19,9 @@ demo-smollm2: build
 test: build
 	@tools/run_tests $(BUILD)
 
-# Live comparisons with transformers, xlstm, tokenizers, tensorboard: needs the whole environment.
+# Live comparisons with transformers, xlstm, tokenizers, tensorboard: needs the whole environment. ORACLES="test_teacher ..." picks some.
 test-oracles: build
-	@env=$$(CUDA=1 tools/setup) && DISTIL_XLSTM_BUILD=$(BUILD) $$env/bin/python tools/run_oracles
+	@env=$$(CUDA=1 tools/setup) && DISTIL_XLSTM_BUILD=$(BUILD) $$env/bin/python tools/run_oracles $(ORACLES)
 
 # The CUDA library alone, for one architecture: all CUDA code compiles, GPU or not.
 cuda:
