@@ -28,7 +28,7 @@ class Section {
 
   // A key for which this program computes the same only with one value.
   template <typename T>
-  void require_value(const std::string& key, T only) {
+  void require_value(const std::string& key, const T& only) {
     const T value = take<T>(key, only);
     if (value != only) throw ConfigError("{}: {} = {} is not supported: only {} is", where_, key, json(value).dump(), json(only).dump());
   }

@@ -218,8 +218,8 @@ void check_parameter_dtype(at::ScalarType dtype) {
 
 }  // namespace
 
-std::unique_ptr<Student> Student::create(const StudentConfig& config, Tensor embedding_VD, Tensor head_VD, uint64_t seed, at::Device device,
-                                         at::ScalarType parameter_dtype) {
+std::unique_ptr<Student> Student::create(const StudentConfig& config, const Tensor& embedding_VD, Tensor head_VD, uint64_t seed,
+                                         at::Device device, at::ScalarType parameter_dtype) {
   config.check();
   check_parameter_dtype(parameter_dtype);
   if (config.tie_weights && !head_VD.defined()) head_VD = embedding_VD;

@@ -34,8 +34,8 @@ class StudentState;  // a DecodeState: per block, cell states and convolution ta
 class Student : public nn::LanguageModel {
  public:
   // Fresh parameters by the package's init rules from `seed`; embedding and head are the given storage, never copied.
-  static std::unique_ptr<Student> create(const StudentConfig& config, Tensor embedding_VD, Tensor head_VD, uint64_t seed, at::Device device,
-                                         at::ScalarType parameter_dtype = at::kFloat);
+  static std::unique_ptr<Student> create(const StudentConfig& config, const Tensor& embedding_VD, Tensor head_VD, uint64_t seed,
+                                         at::Device device, at::ScalarType parameter_dtype = at::kFloat);
   // From a checkpoint or an export (either sLSTM layout). With `embedding`/`head` defined, those are used instead of the stored ones.
   static std::unique_ptr<Student> load(const io::ModelFiles& files, at::Device device, at::ScalarType parameter_dtype = at::kFloat,
                                        Tensor embedding_VD = {}, Tensor head_VD = {});

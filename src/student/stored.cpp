@@ -1,7 +1,8 @@
 #include "student/stored.h"
 
 #include <algorithm>
-#include <bit>
+#include <array>
+#include <cstring>
 #include <set>
 
 #include "base/error.h"
@@ -37,13 +38,11 @@ Tensor read_stored(const std::shared_ptr<io::WeightSource>& source, const std::s
   const std::optional<at::ScalarType> type = plain_type(view.dtype);
   if (type && source->is_plain(name)) {
     auto* data = const_cast<std::byte*>(view.bytes.data());  // never written: parameters are copies, embedding and head are frozen
-    const Tensor mapped = at::from_blob(data, view.shape, [source](void*) {}, at::TensorOptions().dtype(*type));
-    const bool is_aligned = reinterpret_cast<uintptr_t>(data) % c10::elementSize(*type) == 0;
-    return is_aligned ? mapped
-                      : at::from_blob(data, {view.num_elements() * int64_t(c10::elementSize(*type))}, at::kByte)
-                            .clone()
-                            .view(*type)
-                            .view(view.shape);
+    if (reinterpret_cast<uintptr_t>(data) % c10::elementSize(*type) == 0)
+      return at::from_blob(data, view.shape, [source](void*) {}, at::TensorOptions().dtype(*type));
+    const Tensor copy = at::empty(view.shape, *type);
+    std::memcpy(copy.mutable_data_ptr(), data, view.bytes.size());
+    return copy;
   }
   Tensor values = at::empty(view.shape, at::kFloat);
   source->read_float(name, 0, view.num_elements(), values.data_ptr<float>());

@@ -112,6 +112,31 @@ TEST_F(StoredTest, GivenFrozenMatricesReplaceStoredOnes) {
   EXPECT_EQ(loaded->head_weight().data_ptr(), head.data_ptr());
 }
 
+// A file may put a tensor at any byte.
+class OddlyPlacedWeights final : public MemoryWeights {
+ public:
+  using MemoryWeights::MemoryWeights;
+  [[nodiscard]] io::TensorView view(std::string_view name) const override {
+    io::TensorView view = MemoryWeights::view(name);
+    std::vector<std::byte>& bytes = moved_[std::string(name)];
+    bytes.resize(view.bytes.size() + 1);
+    std::copy(view.bytes.begin(), view.bytes.end(), bytes.begin() + 1);
+    view.bytes = {bytes.data() + 1, view.bytes.size()};
+    return view;
+  }
+
+ private:
+  mutable std::map<std::string, std::vector<std::byte>> moved_;
+};
+
+TEST_F(StoredTest, UnalignedTensors) {
+  const auto student = small_student(small_config(), at::kCPU);
+  const auto weights = std::make_shared<OddlyPlacedWeights>(student->stored_tensors(SlstmLayout::cuda, true));
+  const auto loaded = Student::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kDouble);
+  const Tensor tokens = random_tokens(student->config(), 2, 5);
+  EXPECT_TRUE(at::equal(loaded->forward_hidden(tokens), student->forward_hidden(tokens)));
+}
+
 TEST_F(StoredTest, WrongTensorsAreNamed) {
   const auto student = small_student(small_config(), at::kCPU, at::kFloat);
   const json config = student->config().to_json();

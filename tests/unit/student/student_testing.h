@@ -16,7 +16,7 @@ using testing::devices;
 using testing::relative_error;
 using testing::tolerance;
 
-class MemoryWeights final : public io::WeightSource {
+class MemoryWeights : public io::WeightSource {
  public:
   explicit MemoryWeights(const NamedTensors& tensors) {
     for (const auto& [name, tensor] : tensors) tensors_[name] = tensor.detach().to(at::kCPU).contiguous();
