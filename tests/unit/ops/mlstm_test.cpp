@@ -181,8 +181,12 @@ TEST_F(MlstmTest, GradientsMatchDifferences) {
        {Case{2, 1, 1, 3, 2, false, true}, Case{2, 5, 2, 3, 2, true, true}, Case{1, 11, 1, 4, 6, false, true}, Case{2, 9, 1, 5, 3, true}}) {
     for (const int64_t chunk_size : {1, 3, 4, 16}) {
       SCOPED_TRACE(fmt::format("{} chunk {}", name(c), chunk_size));
-      const Data d(c);
-      expect_gradients_match(weighted_loss(c, d.in.is_start_BS, chunk_size), point_of(c, d), 5e-4);
+      bool compared = false;
+      for (int draw = 0; draw < 4 && !compared; ++draw) {  // again where a denominator lies at its kink
+        const Data d(c);
+        compared = gradients_were_compared(weighted_loss(c, d.in.is_start_BS, chunk_size), point_of(c, d), 5e-4);
+      }
+      EXPECT_TRUE(compared) << "differences converge in no draw";
     }
   }
 }

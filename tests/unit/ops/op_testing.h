@@ -79,28 +79,44 @@ inline std::vector<Tensor> gradients(const std::function<Tensor(const std::vecto
   return grads;
 }
 
-// Compares autograd with central differences, element by element, for a scalar function of float64 CPU tensors.
+// Central differences of a scalar function of float64 CPU tensors with respect to input `i`, element by element.
+inline Tensor central_differences(const std::function<Tensor(const std::vector<Tensor>&)>& function, const std::vector<Tensor>& at_point, size_t i,
+                                  double step) {
+  const at::NoGradGuard no_grad;
+  std::vector<Tensor> moved(at_point.begin(), at_point.end());
+  moved[i] = at_point[i].contiguous().clone();
+  double* data = moved[i].data_ptr<double>();
+  Tensor numeric = at::zeros_like(moved[i]);
+  for (int64_t j = 0; j < moved[i].numel(); ++j) {
+    const double value = data[j];
+    data[j] = value + step;
+    const double above = function(moved).item<double>();
+    data[j] = value - step;
+    const double below = function(moved).item<double>();
+    data[j] = value;
+    numeric.data_ptr<double>()[j] = (above - below) / (2 * step);
+  }
+  return numeric;
+}
+
+// Compares autograd with central differences. False where the differences themselves do not converge (a kink, such as the maximum in the mLSTM's
+// denominator, lies within a step of `at_point`): then nothing was compared.
+[[nodiscard]] inline bool gradients_were_compared(const std::function<Tensor(const std::vector<Tensor>&)>& function,
+                                                  const std::vector<Tensor>& at_point, double max_error) {
+  const std::vector<Tensor> grads = gradients(function, at_point);
+  for (size_t i = 0; i < at_point.size(); ++i) {
+    const Tensor numeric = central_differences(function, at_point, i, 1e-5);
+    const double error = relative_error(grads[i], numeric);
+    if (error < max_error) continue;
+    if (relative_error(central_differences(function, at_point, i, 2e-6), numeric) > max_error / 2) return false;
+    ADD_FAILURE() << "gradient of input " << i << ": relative error " << error << ", allowed " << max_error;
+  }
+  return true;
+}
+
 inline void expect_gradients_match(const std::function<Tensor(const std::vector<Tensor>&)>& function, const std::vector<Tensor>& at_point,
                                    double max_error = 1e-6) {
-  const std::vector<Tensor> grads = gradients(function, at_point);
-  at::NoGradGuard no_grad;
-  constexpr double kStep = 1e-5;
-  for (size_t i = 0; i < at_point.size(); ++i) {
-    std::vector<Tensor> moved(at_point.begin(), at_point.end());
-    moved[i] = at_point[i].contiguous().clone();
-    double* data = moved[i].data_ptr<double>();
-    Tensor numeric = at::zeros_like(moved[i]);
-    for (int64_t j = 0; j < moved[i].numel(); ++j) {
-      const double value = data[j];
-      data[j] = value + kStep;
-      const double above = function(moved).item<double>();
-      data[j] = value - kStep;
-      const double below = function(moved).item<double>();
-      data[j] = value;
-      numeric.data_ptr<double>()[j] = (above - below) / (2 * kStep);
-    }
-    EXPECT_LT(relative_error(grads[i], numeric), max_error) << "gradient of input " << i;
-  }
+  EXPECT_TRUE(gradients_were_compared(function, at_point, max_error)) << "differences do not converge here";
 }
 
 }  // namespace distil_xlstm::testing

@@ -197,13 +197,19 @@ TEST_F(StudentTest, HalfPrecisionIsCloseToFloat32) {
 
 TEST_F(StudentTest, Float32IsCloseToFloat64) {
   for (const at::Device device : devices()) {
-    const auto exact = small_student(small_config(), device);
-    auto weights = std::make_shared<MemoryWeights>(exact->stored_tensors(SlstmLayout::cuda, true));
-    const auto student = Student::load(memory_files(exact->config().to_json(), weights), device);
-    const Tensor tokens = random_tokens(student->config(), 2, 21);
-    const Tensor out = student->forward(tokens, {}, {}).last_hidden_BSD;
-    EXPECT_EQ(out.scalar_type(), at::kFloat);
-    EXPECT_LT(relative_error(out, exact->forward(tokens, {}, in_double()).last_hidden_BSD), 1e-5);
+    std::vector<double> errors;  // the middle one of seven students: now and then a denominator near zero enlarges every rounding before it
+    for (int draw = 0; draw < 7; ++draw) {
+      const auto exact = small_student(small_config(), device);
+      auto weights = std::make_shared<MemoryWeights>(exact->stored_tensors(SlstmLayout::cuda, true));
+      const auto student = Student::load(memory_files(exact->config().to_json(), weights), device);
+      const Tensor tokens = random_tokens(student->config(), 2, 21);
+      const Tensor out = student->forward(tokens, {}, {}).last_hidden_BSD;
+      EXPECT_EQ(out.scalar_type(), at::kFloat);
+      errors.push_back(relative_error(out, exact->forward(tokens, {}, in_double()).last_hidden_BSD));
+    }
+    std::sort(errors.begin(), errors.end());
+    EXPECT_LT(errors[3], 5e-6);
+    EXPECT_LT(errors[6], 1e-4);
   }
 }
 
