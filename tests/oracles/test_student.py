@@ -1,5 +1,6 @@
 """The student against the PyPI package `xlstm`: logits, hidden states, gradients, step states, and checkpoints in both directions."""
 
+import copy
 import json
 import os
 import pathlib
@@ -82,42 +83,59 @@ def summed_magnitudes(model, tokens, targets):
     return scales
 
 
-def expect_equal(out, expected, names, tolerance, what, scales=None):
-    """Every tensor to `tolerance`, relative to its norm or to a larger scale given for it; and all of them together."""
+def scaled_errors(out, expected, scales):
+    """Relative to the norm of each tensor, or to a larger scale given for it."""
     errors = {}
-    for name in names:
-        norm = np.linalg.norm(np.asarray(expected[name], dtype=np.float64))
-        errors[name] = relative_error(out[name], expected[name]) * min(1.0, norm / scales[name] if scales and name in scales else 1.0)
+    for name, tensor in expected.items():
+        norm = float(np.linalg.norm(np.asarray(tensor, dtype=np.float64)))
+        errors[name] = relative_error(out[name], tensor) * min(1.0, norm / scales.get(name, norm) if norm else 1.0)
+    return errors
+
+
+def expect_equal(out, expected, tolerance, what, scales):
+    errors = scaled_errors(out, expected, scales)
     worst = max(errors, key=errors.get)
     print(f"  {what}: {len(errors)} tensors, worst {errors[worst]:.1e} ({worst})")
     assert errors[worst] <= tolerance, (what, worst, errors[worst])
-    together = [np.concatenate([np.asarray(side[name], dtype=np.float64).ravel() for name in names]) for side in (out, expected)]
-    assert relative_error(*together) <= tolerance, (what, "all tensors together")
+
+
+def well_conditioned_case(name):
+    """Weights in which float32 itself, in the package, keeps a third of what is asked of us: in some random models a denominator near zero does not
+    let it. Returns also the package's float64 outputs and the scales."""
+    for _ in range(60):
+        model, tokens, targets = random_case(name)
+        num_steps = min(tokens.shape[1], 20)
+        expected = outputs(model, tokens, targets, num_steps)
+        single = outputs(copy.deepcopy(model).float(), tokens, targets, num_steps)
+        scales = summed_magnitudes(model, tokens, targets)
+        own = scaled_errors(single, expected, scales)
+        worst = max(own, key=own.get)
+        print(f"  the package's own float32: worst {own[worst]:.1e} ({worst})")
+        if own[worst] <= TOLERANCE["float32"] / 3:
+            return model, tokens, targets, expected, scales
+    raise AssertionError(f"{name}: no draw in which the package's own float32 is good enough")
 
 
 def compare_case(name):
-    model, tokens, targets = random_case(name)
-    num_steps = min(tokens.shape[1], 20)
-    expected = outputs(model, tokens, targets, num_steps)
-    scales = summed_magnitudes(model, tokens, targets)
+    model, tokens, targets, expected, scales = well_conditioned_case(name)
     if model.config.tie_weights:  # one matrix, one gradient
         expected = {key: value for key, value in expected.items() if key != "grad.lm_head.weight"}
-    steps = [key for key in expected if key.startswith(("state.", "step_"))]
-    whole = [key for key in expected if key not in steps]
+    gradients = {key: value for key, value in expected.items() if key.startswith("grad.")}
+    steps = {key: value for key, value in expected.items() if key.startswith(("state.", "step_"))}
+    values = {key: value for key, value in expected.items() if key not in gradients and key not in steps}
     with tempfile.TemporaryDirectory() as folder:
         save_package_model(model, folder)
         for dtype, tolerance in TOLERANCE.items():
             options = ("--dtype", dtype, "--layout", "vanilla", "--gradients", "mean-ce", "--hidden")
-            out = dump(folder, tokens, targets, *options, "--form", "parallel", "--states", str(num_steps))
-            assert {key for key in out if key.startswith("grad.")} == {key for key in expected if key.startswith("grad.")}
-            expect_equal(out, expected, whole, tolerance, f"{dtype} parallel", scales if dtype == "float32" else None)
-            expect_equal(out, expected, steps, tolerance, f"{dtype} steps")
-            # The stabilisers of the chunkwise form weigh eps differently, which the gate gradients, differences of large sums, show most.
+            out = dump(folder, tokens, targets, *options, "--form", "parallel", "--states", str(min(tokens.shape[1], 20)))
+            assert {key for key in out if key.startswith("grad.")} == set(gradients)
+            expect_equal(out, values, tolerance, f"{dtype} parallel, values", {})
+            expect_equal(out, gradients, tolerance, f"{dtype} parallel, gradients", scales if dtype == "float32" else {})
+            expect_equal(out, steps, tolerance, f"{dtype} steps", {})
+            # The stabilisers of the chunkwise form weigh eps differently, which the gates' gradients show most.
             out = dump(folder, tokens, targets, *options, "--form", "chunkwise")
-            values = [key for key in whole if not key.startswith("grad.")]
-            gradients = [key for key in whole if key.startswith("grad.")]
-            expect_equal(out, expected, values, max(tolerance, 1e-6), f"{dtype} chunkwise")
-            expect_equal(out, expected, gradients, 1e-5, f"{dtype} chunkwise", scales)
+            expect_equal(out, values, max(tolerance, 1e-6), f"{dtype} chunkwise, values", {})
+            expect_equal(out, gradients, 1e-5, f"{dtype} chunkwise, gradients", scales)
 
 
 def test_defaults_equal_the_package():
