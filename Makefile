@@ -18,6 +18,7 @@ demo-smollm2: build
 
 test: build
 	@tools/run_tests $(BUILD)
+	@tools/run_cli_cases $(BUILD)
 
 # Live comparisons with transformers, xlstm, tokenizers, tensorboard: needs the whole environment. ORACLES="test_teacher ..." picks some.
 test-oracles: build

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <iostream>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -66,6 +67,11 @@ std::vector<eval::EvalDocument> join_stream(std::vector<eval::EvalDocument> docu
   return {std::move(stream)};
 }
 
+void print_heading() {
+  fmt::print("{:<44} {:>10} {:>10} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}\n", "text", "targets", "nats/token", "ppl", "bits/byte", "teacher",
+             "ratio", "top-1", "KL");
+}
+
 void print_row(const std::string& name, const json& row) {
   const auto number = [&](const char* key, int digits) {
     return row.contains(key) && row[key].is_number() ? fmt::format("{:.{}f}", row[key].get<double>(), digits) : std::string("-");
@@ -111,12 +117,11 @@ void run(const Options& options) {
   results["stream"] = options.stream;
   results["carry_state"] = options.perplexity.carry_state;
   results["files"] = json::object();
-  fmt::print("{:<44} {:>10} {:>10} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}\n", "text", "targets", "nats/token", "ppl", "bits/byte", "teacher",
-             "ratio", "top-1", "KL");
   eval::PerplexityResult total;
   const auto paths = expand_paths(options.texts);
   std::optional<eval::Unigram> unigram;
   if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
+  bool has_heading = false;
   for (const fs::path& path : paths) {
     auto documents = read_documents(path, options, tokenizer);
     if (options.stream) documents = join_stream(std::move(documents), options.perplexity.context_length, max_tokens);
@@ -134,12 +139,15 @@ void run(const Options& options) {
       results["files"][path.string()]["unigram_nats_per_token"] = nats;
       results["files"][path.string()]["unigram_perplexity"] = std::exp(nats);
     }
-    print_row(path.string(), results["files"][path.string()]);
+    if (options.json_path != "-") {
+      if (!std::exchange(has_heading, true)) print_heading();
+      print_row(path.string(), results["files"][path.string()]);
+    }
     add(total, result);
   }
   if (paths.size() > 1) {
     results["total"] = total.to_json(second != nullptr);
-    print_row("all", results["total"]);
+    if (options.json_path != "-") print_row("all", results["total"]);
   }
   if (options.json_path == "-") {
     std::cout << results.dump(2) << "\n";
@@ -171,7 +179,7 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--unigram-from", options->unigram_from, "Training shards: also report the perplexity of their token frequencies");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->capture_default_str();
-  command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output)");
+  command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)");
   command->callback([options] { run(*options); });
 }
 

@@ -2,10 +2,12 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#include <algorithm>
 #include <iostream>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "ops/device.h"
 
@@ -40,6 +42,17 @@ int run(int argc, char** argv) {
   add_inspect_command(app);
   add_selfcheck_command(app);
   add_completion_command(app);
+  if (argc == 1) {
+    std::cerr << app.help();
+    return 2;
+  }
+  std::vector<std::string> names;
+  for (const CLI::App* known : app.get_subcommands({})) names.push_back(known->get_name());
+  if (const std::string command = argv[1]; !command.starts_with('-') && std::find(names.begin(), names.end(), command) == names.end()) {
+    std::cerr << fmt::format("distil-xlstm: unknown command '{}'{}\nRun with --help for the commands.\n", command,
+                             did_you_mean(command, names));
+    return 2;
+  }
   try {
     app.parse(argc, argv);
     return 0;

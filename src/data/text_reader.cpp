@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "base/error.h"
@@ -69,7 +70,9 @@ namespace {
 class TextSource : public RowSource {
  public:
   TextSource(const fs::path& path, const ReaderOptions& options)
-      : stream_(open_byte_stream(path)), max_bytes_(options.max_piece_bytes), policy_(options.bad_rows) {}
+      : stream_(open_byte_stream(path)),
+        max_bytes_(std::min<uint64_t>(options.max_piece_bytes, std::numeric_limits<size_t>::max() / 2)),  // room for one byte more
+        policy_(options.bad_rows) {}
 
   bool next(Document& document, RowStatus& status, std::string& problem) override {
     if (!read_piece(document)) return false;

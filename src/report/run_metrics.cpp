@@ -34,7 +34,7 @@ void add_record(RunMetrics& run, const json& record, const std::string& where) {
 
 RunMetrics read_run(const fs::path& path) {
   const fs::path metrics = path / "metrics.jsonl";
-  if (!fs::exists(metrics)) throw IoError("{}: no metrics.jsonl there: give a directory that `distil` wrote", path.string());
+  if (!fs::exists(metrics)) throw IoError("{}: no metrics.jsonl there: give a directory that `distill` wrote", path.string());
   RunMetrics run;
   run.path = path;
   if (fs::exists(path / "run.json")) run.description = read_json(path / "run.json");

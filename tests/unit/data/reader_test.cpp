@@ -3,6 +3,8 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include <limits>
+
 #include "base/error.h"
 #include "base/random.h"
 #include "data/byte_stream.h"
@@ -149,6 +151,14 @@ TEST(TextReader, OneTextFileIsOneDocument) {
   auto forced = options_of(folder / "c/picture.png");
   forced.format = FileFormat::text;
   EXPECT_EQ(texts_of(forced), std::vector<std::string>{"x"});
+}
+
+TEST(TextReader, GivesATextWholeWhereNothingMayBeCut) {
+  const Folder folder;
+  folder.write("a.txt", "One text.\nStill the same.");
+  auto options = options_of(folder / "a.txt");
+  options.max_piece_bytes = std::numeric_limits<uint64_t>::max();
+  EXPECT_EQ(texts_of(options), std::vector<std::string>{"One text.\nStill the same."});
 }
 
 TEST(TextReader, CutsLongTextsAndKeepsEveryByte) {
