@@ -18,7 +18,7 @@ Unigram::Unigram(const std::vector<std::string>& shards) {
     counts.resize(std::max<size_t>(counts.size(), shard.header().vocab_size), 0);
     std::vector<int32_t> ids(shard.header().num_tokens);
     shard.copy_tokens(0, ids);
-    for (size_t at = 0; at < ids.size(); ++at) {
+    for (size_t at = 1; at < ids.size(); ++at) {  // a shard begins with the id that ends the one before
       if (!shard.counts(at)) continue;
       ++counts[static_cast<size_t>(ids[at])];
       ++total;

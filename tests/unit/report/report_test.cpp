@@ -1,7 +1,6 @@
 // What a report reads from runs, which figures it draws, and that its page stands alone.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <limits>
@@ -9,6 +8,7 @@
 #include "base/error.h"
 #include "report/figures.h"
 #include "report/run_metrics.h"
+#include "unit/data/data_testing.h"
 
 namespace distil_xlstm::report {
 namespace {
@@ -19,13 +19,6 @@ using ::testing::Not;
 
 class ReportTest : public ::testing::Test {
  protected:
-  ReportTest() {
-    std::string name = (fs::temp_directory_path() / "report-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw IoError("mkdtemp failed");
-    folder_ = name;
-  }
-  ~ReportTest() override { fs::remove_all(folder_); }
-
   fs::path make_run(const std::string& name, const std::string& metrics, const json& description = json::object()) {
     const fs::path run = folder_ / name;
     fs::create_directories(run);
@@ -34,7 +27,7 @@ class ReportTest : public ::testing::Test {
     return run;
   }
 
-  fs::path folder_;
+  data::Folder folder_;
 };
 
 constexpr const char* kMetrics = R"({"kind": "train", "step": 1, "tokens": 64, "loss": 6.5, "ce_loss": 6.0, "grad_norm": 2.0, "alpha": 0.8}
