@@ -27,6 +27,9 @@ endfunction()
 dx_torch_target(torch::c10 libc10.so)
 dx_torch_target(torch::cpu libtorch_cpu.so)
 target_link_libraries(torch::cpu INTERFACE torch::c10)
+# at::parallel_for is a template: only where it is compiled with OpenMP does it use LibTorch's threads, else it runs on one without a word.
+target_compile_options(torch::cpu INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+target_link_libraries(torch::cpu INTERFACE ${DX_TORCH_LIB}/libgomp.so.1)
 target_link_options(torch::cpu INTERFACE -Wl,--allow-shlib-undefined)
 # libtorch_cpu needs these two at load time.
 file(GLOB DX_NVIDIA_LIBS "${DX_SITE}/nvidia/*/lib")

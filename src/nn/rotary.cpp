@@ -85,12 +85,16 @@ Rotary::Rotary(const RopeConfig& config, int64_t head_dim, at::Device device)
   if (head_dim < 2 || head_dim % 2 != 0) throw ShapeError("rotary embedding: head_dim = {} must be even", head_dim);
 }
 
-void Rotary::grow(int64_t num_positions) {
-  if (cos_.defined() && cos_.size(0) >= num_positions) return;
-  const int64_t size = std::max<int64_t>(num_positions, cos_.defined() ? 2 * cos_.size(0) : 512);
-  const Tensor angles = at::arange(size, at::kFloat).unsqueeze(1) * frequencies_;
-  cos_ = (angles.cos() * attention_factor_).to(device_);
-  sin_ = (angles.sin() * attention_factor_).to(device_);
+std::pair<Tensor, Tensor> Rotary::tables(int64_t first_position, int64_t size) {
+  const std::scoped_lock lock(*mutex_);
+  const int64_t needed = first_position + size;
+  if (!cos_.defined() || cos_.size(0) < needed) {
+    const int64_t grown = std::max<int64_t>(needed, cos_.defined() ? 2 * cos_.size(0) : 512);
+    const Tensor angles = at::arange(grown, at::kFloat).unsqueeze(1) * frequencies_;
+    cos_ = (angles.cos() * attention_factor_).to(device_);
+    sin_ = (angles.sin() * attention_factor_).to(device_);
+  }
+  return {cos_.narrow(0, first_position, size), sin_.narrow(0, first_position, size)};
 }
 
 void Rotary::rotate_(const Tensor& x_BSHK, int64_t first_position) {
@@ -98,8 +102,7 @@ void Rotary::rotate_(const Tensor& x_BSHK, int64_t first_position) {
   if (half != frequencies_.size(0)) {
     throw ShapeError("rotary embedding: heads of width {}, the table is for {}", x_BSHK.size(3), 2 * frequencies_.size(0));
   }
-  grow(first_position + S);
-  const Tensor cos = cos_.narrow(0, first_position, S), sin = sin_.narrow(0, first_position, S);
+  const auto [cos, sin] = tables(first_position, S);
   if (x_BSHK.is_cpu() && x_BSHK.scalar_type() == at::kFloat && x_BSHK.stride(3) == 1) {
     return rotate_float_cpu(x_BSHK, cos.data_ptr<float>(), sin.data_ptr<float>());
   }

@@ -2,6 +2,10 @@
 // of long-context checkpoints.
 #pragma once
 
+#include <memory>
+#include <mutex>
+#include <utility>
+
 #include "ops/tensor.h"
 
 namespace distil_xlstm::nn {
@@ -27,7 +31,7 @@ struct RopeConfig {
 // The head_dim / 2 scaled frequencies, float32 on the CPU, with the roundings of float32 arithmetic that checkpoints were trained with.
 Tensor rope_frequencies(const RopeConfig& config, int64_t head_dim);
 
-// Tables of cos and sin by position, grown on demand. Not thread-safe.
+// Tables of cos and sin by position, grown on demand. Several threads may use one.
 class Rotary {
  public:
   Rotary(const RopeConfig& config, int64_t head_dim, at::Device device);
@@ -35,12 +39,13 @@ class Rotary {
   void rotate_(const Tensor& x_BSHK, int64_t first_position);
 
  private:
-  void grow(int64_t num_positions);
+  std::pair<Tensor, Tensor> tables(int64_t first_position, int64_t size);  // cos and sin [size, K / 2]
 
   at::Device device_;
   double attention_factor_;
-  Tensor frequencies_;  // [K / 2]
-  Tensor cos_, sin_;    // [positions, K / 2], float32
+  Tensor frequencies_;                                              // [K / 2]
+  Tensor cos_, sin_;                                                // [positions, K / 2], float32
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // of cos_ and sin_
 };
 
 }  // namespace distil_xlstm::nn

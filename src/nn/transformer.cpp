@@ -1,6 +1,7 @@
 #include "nn/transformer.h"
 
 #include "base/error.h"
+#include "ops/attention.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::nn {
@@ -70,7 +71,10 @@ Tensor document_mask(const Tensor& is_start_BS, at::Device device) {
 }
 
 Transformer::Transformer(TransformerConfig config, TransformerWeights weights)
-    : config_(std::move(config)), weights_(std::move(weights)), rotary_(config_.rope, config_.head_dim, weights_.embedding_VD.device()) {}
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      rotary_(config_.rope, config_.head_dim, weights_.embedding_VD.device()),
+      has_narrow_heads_(ops::has_narrow_attention(weights_.embedding_VD.options(), config_.head_dim)) {}
 
 void Transformer::check_tokens(const Tensor& tokens_BS) const {
   if (tokens_BS.dim() != 2 || tokens_BS.numel() == 0) {
@@ -95,7 +99,7 @@ void Transformer::check_cache(const KvCache& cache, const Tensor& tokens_BS, con
   }
 }
 
-Tensor Transformer::attention(int64_t index, const Tensor& u_BSD, const Tensor& mask, KvCache* cache) {
+Tensor Transformer::attention(int64_t index, const Tensor& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache) {
   const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
   const int64_t B = u_BSD.size(0), S = u_BSD.size(1), H = config_.num_heads, G = config_.num_kv_heads, K = config_.head_dim;
   const int64_t first_position = cache ? cache->num_tokens() : 0;
@@ -109,6 +113,9 @@ Tensor Transformer::attention(int64_t index, const Tensor& u_BSD, const Tensor& 
   rotary_.rotate_(q_BSHK, first_position);
   rotary_.rotate_(k_BSGK, first_position);
 
+  if (!cache && has_narrow_heads_) {
+    return ops::narrow_attention(q_BSHK, k_BSGK, qkv_BSHK.narrow(2, H + G, G), is_start_BS).view({B, S, H * K});
+  }
   const Tensor q_BHSK = q_BSHK.transpose(1, 2);
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = qkv_BSHK.narrow(2, H + G, G).transpose(1, 2);
   if (cache) std::tie(k_BGTK, v_BGTK) = cache->append(index, k_BGTK, v_BGTK);
@@ -125,13 +132,13 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   const int64_t S = tokens_BS.size(1), past = cache ? cache->num_tokens() : 0;
 
   Tensor mask;  // undefined: causal
-  if (is_start_BS.defined()) mask = document_mask(is_start_BS, device);
+  if (is_start_BS.defined() && !has_narrow_heads_) mask = document_mask(is_start_BS, device);
   if (past > 0 && S > 1) mask = causal_rows(past, S, past + S, device);
 
   Tensor x_BSD = at::embedding(weights_.embedding_VD, tokens_BS.to(device));
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
-    const Tensor attended_BSE = attention(index, ops::rms_norm(x_BSD, layer.input_norm_D, config_.rms_norm_eps), mask, cache);
+    const Tensor attended_BSE = attention(index, ops::rms_norm(x_BSD, layer.input_norm_D, config_.rms_norm_eps), is_start_BS, mask, cache);
     if (visitor && state == LayerState::attention_output) {
       const Tensor output_BSD = linear(attended_BSE, layer.o_DHK, layer.o_bias_D);
       visitor(index, output_BSD);

@@ -77,13 +77,14 @@ class Transformer {
   [[nodiscard]] at::TensorOptions options() const { return weights_.embedding_VD.options(); }
 
  private:
-  Tensor attention(int64_t index, const Tensor& u_BSD, const Tensor& mask, KvCache* cache);
+  Tensor attention(int64_t index, const Tensor& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache);
   void check_tokens(const Tensor& tokens_BS) const;
   void check_cache(const KvCache& cache, const Tensor& tokens_BS, const Tensor& is_start_BS) const;
 
   TransformerConfig config_;
   TransformerWeights weights_;
   Rotary rotary_;
+  bool has_narrow_heads_;
 };
 
 // Boolean mask [B, 1, S, S], true where a position may look: not ahead, and not before its own document's start.

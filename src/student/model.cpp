@@ -131,6 +131,14 @@ class XlstmStudent final : public Student {
   [[nodiscard]] const NamedTensors& parameters() const override { return parameters_; }
   void set_compute_dtype(at::ScalarType dtype) override { step_dtype_ = effective_dtype(dtype); }
 
+  [[nodiscard]] std::unique_ptr<Student> replica() const override {
+    NamedTensors leaves;
+    for (const auto& [name, tensor] : parameters_) leaves.emplace_back(name, tensor.detach());
+    auto copy = std::make_unique<XlstmStudent>(config_, std::move(leaves), embedding_VD_, head_VD_);
+    copy->step_dtype_ = step_dtype_;
+    return copy;
+  }
+
   [[nodiscard]] std::string description() const override {
     return fmt::format("xLSTM, {} blocks (sLSTM at [{}]), {} trainable parameters", config_.num_blocks, fmt::join(config_.slstm_at, ", "),
                        format_parameters(static_cast<double>(config_.num_trainable_parameters())));

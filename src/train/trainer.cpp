@@ -1,7 +1,5 @@
 #include "train/trainer.h"
 
-#include <torch/csrc/autograd/autograd.h>
-
 #include <cmath>
 
 #include "base/error.h"
@@ -74,6 +72,7 @@ Trainer::Trainer(const TrainerInputs& inputs)
       length_(run_length(in_.config.train, in_.train.rows_per_epoch(), in_.train.context_length())),
       method_(distill::make_method(in_.config.distill, length_.total_steps, length_.num_epochs)),
       alignment_(in_.config.distill.alignment, in_.teacher.num_layers(), in_.student.config().num_blocks),
+      micro_batches_(in_.teacher, in_.student, alignment_),
       scaler_(in_.compute_dtype == at::kHalf, in_.config.optimizer.initial_loss_scale) {
   make_optimizer();
   in_.student.set_compute_dtype(in_.compute_dtype);
@@ -156,48 +155,24 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   r.learning_rate = optimizer.learning_rate * optim::learning_rate_factor(optimizer.schedule, step_, length_.total_steps,
                                                                           optimizer.warmup_ratio, optimizer.min_learning_rate_ratio);
   r.loss_scale = scaler_.scale();
-  const double target_scale = r.loss_scale / static_cast<double>(std::max<int64_t>(r.num_targets, 1));
-  const double row_scale = r.loss_scale * r.plan.alignment_weight / static_cast<double>(std::max<int64_t>(r.num_rows, 1));
-  const bool aligns = r.plan.alignment_weight != 0.0;
-  const bool measures_alignment = aligns || is_due(step_, in_.config.distill.alignment.every_steps);
-  const auto teacher_options = measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
-  student::StudentForwardOptions student_options;
-  student_options.compute_dtype = in_.compute_dtype;
-  student_options.collect_blocks = measures_alignment && alignment_.needs_blocks();
-  student_options.activation_checkpointing = in_.config.train.checkpointing == "blocks";
-
-  Tensor sums, alignment_sum;
-  for (const auto& batch : batches) {
-    const auto on_device = eval::to_device(batch, in_.student.device());
-    const auto teacher = [&] {
-      const at::NoGradGuard no_grad;
-      return in_.teacher.forward(on_device.tokens_BS, on_device.is_start_BS, teacher_options);
-    }();
-    const auto student = in_.student.forward(on_device.tokens_BS, on_device.is_start_BS, student_options);
-    const auto losses = ops::head_losses(student.last_hidden_BSD.detach(), in_.student.head_weight(), teacher.last_hidden_BSD,
-                                         in_.teacher.head_weight(), on_device.targets_BS, on_device.mask_BS, r.plan.head, target_scale);
-    sums = sums.defined() ? sums + losses.sums : losses.sums;
-
-    std::vector<Tensor> roots = {student.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};
-    if (measures_alignment) {
-      const at::AutoGradMode grad_mode(aligns);
-      const auto loss_sum = alignment_.loss_sum(student, teacher, on_device.mask_BS);
-      alignment_sum = alignment_sum.defined() ? alignment_sum + loss_sum.detach() : loss_sum.detach();
-      if (aligns) {
-        roots.push_back(loss_sum);
-        root_gradients.push_back(at::full({}, row_scale, loss_sum.options().requires_grad(false)));
-      }
-    }
-    torch::autograd::backward(roots, root_gradients);
-  }
+  GradientSettings settings;
+  settings.plan = r.plan;
+  settings.target_scale = r.loss_scale / static_cast<double>(std::max<int64_t>(r.num_targets, 1));
+  settings.row_scale = r.loss_scale * r.plan.alignment_weight / static_cast<double>(std::max<int64_t>(r.num_rows, 1));
+  settings.measures_alignment = r.plan.alignment_weight != 0.0 || is_due(step_, in_.config.distill.alignment.every_steps);
+  settings.student.compute_dtype = in_.compute_dtype;
+  settings.student.collect_blocks = settings.measures_alignment && alignment_.needs_blocks();
+  settings.student.activation_checkpointing = in_.config.train.checkpointing == "blocks";
+  LossSums sums;
+  for (const auto& batch : batches) sums.add(micro_batches_.run(batch, settings));
 
   const auto& parameters = in_.student.parameters();
   const bool is_finite = scaler_.unscale(parameters);
   bad_parameters_ = is_finite ? std::vector<std::string>{} : optim::non_finite_gradients(parameters);
   r.grad_norm = optim::clip_grad_norm(parameters, optimizer.max_grad_norm).item<double>();
-  const auto host_sums = sums.to(at::kCPU);
+  const auto host_sums = sums.head.to(at::kCPU);
   read_sums(r, host_sums.const_data_ptr<double>());
-  if (alignment_sum.defined()) r.alignment_loss = alignment_sum.item<double>() / static_cast<double>(r.num_rows);
+  if (sums.alignment.defined()) r.alignment_loss = sums.alignment.item<double>() / static_cast<double>(r.num_rows);
   r.loss = weighted_loss(r);
 
   r.is_skipped = !is_finite || !std::isfinite(r.grad_norm) || !std::isfinite(r.loss);

@@ -16,6 +16,7 @@
 #include "student/model.h"
 #include "teacher/teacher.h"
 #include "train/metrics.h"
+#include "train/micro_batch.h"
 #include "train/run_length.h"
 
 namespace distil_xlstm::train {
@@ -81,6 +82,7 @@ class Trainer {
   RunLength length_;
   std::unique_ptr<distill::Method> method_;
   distill::Alignment alignment_;
+  MicroBatches micro_batches_;
   std::unique_ptr<optim::AdamW> optimizer_;
   optim::LossScaler scaler_;
   std::unique_ptr<MetricsLog> metrics_;

@@ -116,6 +116,18 @@ struct SkipGateArgs {
   T *grad_h_NF, *grad_skip_PF, *grad_c_NF, *grad_z_NF;
 };
 
+// Heads of at most this many channels.
+inline constexpr int64_t kMaxNarrowHead = 32;
+// Tasks are B * G; query head h reads key head h / (H / G). Tokens of q, k and v are `q_row`, `k_row`, `v_row` elements apart, heads K.
+template <typename T>
+struct AttentionArgs {
+  int64_t B, S, H, G, K, q_row, k_row, v_row;
+  T scale;
+  const T *q, *k, *v;
+  const uint8_t* is_start_BS;  // or null
+  T* out_BSHK;
+};
+
 template <typename T>
 struct CpuKernels {
   int64_t (*slstm_workspace)(int64_t K, int64_t tile_rows);
@@ -138,6 +150,8 @@ struct CpuKernels {
   void (*headwise_backward)(const HeadwiseArgs<T>&, int64_t begin, int64_t end, T* workspace);
   void (*skip_gate_forward)(const SkipGateArgs<T>&, int64_t begin, int64_t end);
   void (*skip_gate_backward)(const SkipGateArgs<T>&, int64_t begin, int64_t end);
+  int64_t (*attention_workspace)(const AttentionArgs<T>&);
+  void (*attention)(const AttentionArgs<T>&, int64_t begin, int64_t end, T* workspace);
   // float32 only: null in the table of doubles.
   void (*blockdiag4)(const Blockdiag4Args<T>&, int64_t begin, int64_t end);
   void (*blockdiag4_weight)(const Blockdiag4WeightArgs<T>&, int64_t begin, int64_t end);

@@ -92,6 +92,40 @@ TEST_F(TrainerTest, AccumulationIsNormalisedByTheWholeStep) {
   }
 }
 
+// Neither does the number of threads, each of which takes a share of a micro-batch's rows.
+TEST_F(TrainerTest, ThreadsShareRowsAndTheirGradientsAreOne) {
+  for (const char* scope : {"sequence", "batch"}) {  // a norm over the whole batch cannot be shared out
+    auto config = small_config();
+    config.train.micro_batch_size = 5;
+    config.distill.method = "delta-frobenius";
+    config.distill.alignment.scope = scope;
+    config.optimizer.warmup_ratio = 0.0;
+    std::optional<StepResult> first;
+    NamedTensors expected;
+    for (const int threads : {1, 2, 3, 5, 8}) {
+      SCOPED_TRACE(fmt::format("{} {} threads", scope, threads));
+      at::set_num_threads(threads);
+      SmallRun run(config, data_, folder_ / fmt::format("{}-{}", scope, threads));
+      for (int step = 0; step < 3; ++step) {  // also with weights that have changed
+        const StepResult result = run.trainer->train_step(batches_of(*run.train, 2));
+        if (step < 2) continue;
+        if (!first) first = result;
+        EXPECT_NEAR(result.loss, first->loss, 1e-5 * first->loss);
+        EXPECT_NEAR(result.kd_loss, first->kd_loss, 1e-5 * first->kd_loss);
+        EXPECT_NEAR(*result.alignment_loss, *first->alignment_loss, 1e-5 * *first->alignment_loss);
+        EXPECT_NEAR(result.grad_norm, first->grad_norm, 1e-4 * first->grad_norm);
+      }
+      const auto& parameters = run.student->parameters();
+      if (expected.empty()) {
+        for (const auto& [name, tensor] : parameters) expected.emplace_back(name, tensor.detach().clone());
+      }
+      for (size_t i = 0; i < expected.size(); ++i)
+        EXPECT_TRUE(at::allclose(parameters[i].second, expected[i].second, 1e-3, 1e-3)) << expected[i].first;
+    }
+  }
+  at::set_num_threads(1);
+}
+
 TEST_F(TrainerTest, EveryPartIsMeasuredForEveryMethod) {
   for (const auto& method : distill::method_names()) {
     auto config = small_config();

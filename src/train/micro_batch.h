@@ -1,0 +1,55 @@
+// Forward and backward of one micro-batch: teacher, student, losses, gradients (distillation spec section 3).
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "data/loader.h"
+#include "distill/alignment.h"
+#include "distill/method.h"
+#include "eval/validation.h"
+#include "student/model.h"
+#include "teacher/teacher.h"
+
+namespace distil_xlstm::train {
+
+// What all micro-batches of an optimizer step share.
+struct GradientSettings {
+  distill::StepPlan plan;
+  double target_scale = 1.0;  // of the head losses' sum in the gradient: loss scale / targets of the step
+  double row_scale = 0.0;     // of the alignment's sum in the gradient: loss scale * weight / rows of the step
+  bool measures_alignment = false;
+  student::StudentForwardOptions student;
+};
+
+// Sums over what was run so far.
+struct LossSums {
+  Tensor head;       // float64 [kNumHeadLosses] on the student's device
+  Tensor alignment;  // scalar, undefined where it is not measured
+
+  void add(const LossSums& other);
+};
+
+// On a GPU a micro-batch is one graph. On a CPU each thread of LibTorch's pool takes a share of the rows through the whole step, with its own
+// graph: threads then meet once a micro-batch instead of at each of some hundred operations, most of them too small to share. Shares are added
+// in their order, so that the same number of threads gives the same bits.
+class MicroBatches {
+ public:
+  // All references must outlive this object.
+  MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment);
+
+  // Adds the gradients to those of the student's parameters; returns the sums.
+  LossSums run(const data::Batch& batch, const GradientSettings& settings);
+
+ private:
+  // How many shares of rows there are: as many as threads, or one.
+  [[nodiscard]] int64_t num_shares(int64_t rows, const GradientSettings& settings) const;
+  LossSums run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings) const;
+
+  teacher::Teacher& teacher_;
+  student::Student& student_;
+  const distill::Alignment& alignment_;
+  std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
+};
+
+}  // namespace distil_xlstm::train

@@ -1,0 +1,61 @@
+#include "ops/attention.h"
+
+#include "base/error.h"
+#include "op_testing.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+using namespace distil_xlstm::testing;
+
+class AttentionTest : public OpTest {};
+
+struct Case {
+  int64_t B, S, H, G, K;
+  double starts = 0.0;
+};
+
+// The formula, with all scores in memory.
+Tensor reference(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, const Tensor& is_start_BS) {
+  const int64_t S = q_BSHK.size(1), repeats = q_BSHK.size(2) / k_BSGK.size(2);
+  const auto heads_first = [](const Tensor& x, int64_t times) { return x.to(at::kDouble).repeat_interleave(times, 2).transpose(1, 2); };
+  const Tensor q = heads_first(q_BSHK, 1), k = heads_first(k_BSGK, repeats), v = heads_first(v_BSGK, repeats);
+  Tensor may_see_BSS = at::ones({q.size(0), S, S}, at::kBool).tril();
+  if (is_start_BS.defined()) {
+    const Tensor document_BS = is_start_BS.cumsum(1);
+    may_see_BSS = may_see_BSS & (document_BS.unsqueeze(2) == document_BS.unsqueeze(1));
+  }
+  Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
+  scores = scores.masked_fill(may_see_BSS.logical_not().unsqueeze(1), -std::numeric_limits<double>::infinity());
+  return at::matmul(scores.softmax(-1), v).transpose(1, 2);
+}
+
+TEST_F(AttentionTest, EqualsTheFormula) {
+  for (const Case& c : {Case{1, 1, 1, 1, 1}, Case{2, 7, 4, 2, 8, 0.3}, Case{3, 33, 6, 6, 5, 0.1}, Case{1, 130, 8, 4, 8, 0.02}, Case{2, 65, 3, 1, 16},
+                        Case{2, 40, 4, 4, 24, 0.1}, Case{1, 50, 2, 1, 32, 0.05}}) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
+      for (const double scale : {1.0, 30.0}) {  // with large scores one key takes all
+        SCOPED_TRACE(fmt::format("B={} S={} H={} G={} K={} {} x{}", c.B, c.S, c.H, c.G, c.K, at::toString(type), scale));
+        const Tensor qkv = (randn({c.B, c.S, c.H + 2 * c.G, c.K}) * scale).to(type);  // queries, keys and values as a projection leaves them
+        const Tensor q = qkv.narrow(2, 0, c.H), k = qkv.narrow(2, c.H, c.G), v = qkv.narrow(2, c.H + c.G, c.G);
+        const Tensor starts = c.starts > 0 ? random_starts(c.B, c.S, c.starts) : Tensor();
+        const Tensor out = narrow_attention(q, k, v, starts);
+        EXPECT_EQ(out.scalar_type(), type);
+        EXPECT_LT(relative_error(out, reference(q, k, v, starts)), tolerance(type) * (scale > 1 ? scale : 1));
+        EXPECT_TRUE(at::equal(out, narrow_attention(q.contiguous(), k.contiguous(), v.contiguous(), starts)));
+      }
+    }
+  }
+}
+
+TEST_F(AttentionTest, RefusesWhatDoesNotFit) {
+  const Tensor q = at::randn({1, 3, 4, 8}), k = at::randn({1, 3, 3, 8});
+  EXPECT_THROW(narrow_attention(q, k, k, {}), ShapeError) << "4 heads over 3";
+  EXPECT_THROW(narrow_attention(q, at::randn({1, 2, 2, 8}), at::randn({1, 2, 2, 8}), {}), ShapeError);
+  EXPECT_THROW(narrow_attention(q, q, q.transpose(1, 2).contiguous().transpose(1, 2), {}), ShapeError) << "strides";
+  const Tensor wide = at::randn({1, 3, 1, 40});
+  EXPECT_THROW(narrow_attention(wide, wide, wide, {}), ShapeError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::ops
