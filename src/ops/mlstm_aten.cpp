@@ -89,7 +89,7 @@ Chunks make_chunks(const MlstmInputs& in, int64_t L, const MlstmState& initial) 
   Chunks c;
   const double scale = 1.0 / std::sqrt(double(in.q_BSHK.size(3)));
   c.q_BHNLK = chunked(in.q_BSHK, L, 0);
-  c.k_BHNLK = chunked(in.k_BSHK, L, 0).mul_(scale);
+  c.k_BHNLK = chunked(in.k_BSHK, L, 0) * scale;  // not in place: chunked may give the input itself
   c.v_BHNLV = chunked(in.v_BSHV, L, 0);
   Tensor stabilizers_BHM;
   make_gates(c, in, L, initial, stabilizers_BHM);

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/reference/reference.h"
 #include "op_testing.h"
+#include "ops/mlstm_forms.h"
 
 namespace distil_xlstm::ops {
 namespace {
@@ -212,6 +213,35 @@ TEST_F(MlstmTest, GradientsAgreeBetweenTypesDevicesAndChunkSizes) {
           }
         }
       }
+    }
+  }
+}
+
+// The form that other devices run, on the CPU: the same values, and inputs that stay as they were even where their chunks are views of them.
+TEST_F(MlstmTest, TheTensorFormEqualsTheKernelsAndLeavesItsInputs) {
+  auto cases = kCases;
+  cases.push_back({2, 8, 1, 4, 4, false, true});
+  for (const Case& c : cases) {
+    const Data d(c);
+    const auto zeros = [&](at::IntArrayRef sizes) { return at::zeros(sizes, at::kDouble); };
+    const MlstmState initial = c.with_state ? d.initial : MlstmState{zeros({c.B, c.H, c.K, c.V}), zeros({c.B, c.H, c.K}), zeros({c.B, c.H})};
+    const MlstmInputs kept = to(d.in, at::kCPU, at::kDouble);
+    for (const int64_t chunk_size : {int64_t{1}, int64_t{4}, c.S}) {
+      SCOPED_TRACE(fmt::format("{} chunk {}", name(c), chunk_size));
+      const MlstmInputs before{kept.q_BSHK.clone(), kept.k_BSHK.clone(), kept.v_BSHV.clone(), kept.igate_BSH.clone(), kept.fgate_BSH.clone(), {}};
+      const MlstmOutput out = mlstm_chunkwise_aten(kept, chunk_size, initial), expected = mlstm_chunkwise_cpu(kept, chunk_size, initial);
+      EXPECT_LT(relative_error(out.h_BSHV, expected.h_BSHV), tolerance(at::kDouble));
+      const Tensor grad_h = randn({c.B, c.S, c.H, c.V});
+      const MlstmState grad_state{randn({c.B, c.H, c.K, c.V}), randn({c.B, c.H, c.K}), {}};
+      if (c.gate_scale == 1) {
+        const auto grads = mlstm_backward_aten(kept, chunk_size, initial, out.h_BSHV, grad_h, grad_state);
+        const auto expected_grads = mlstm_backward_cpu(kept, chunk_size, initial, out.h_BSHV, grad_h, grad_state);
+        EXPECT_LT(relative_error(grads.grad_inputs.v_BSHV, expected_grads.grad_inputs.v_BSHV), tolerance(at::kDouble));
+        EXPECT_LT(relative_error(grads.grad_initial.cell_BHKV, expected_grads.grad_initial.cell_BHKV), tolerance(at::kDouble));
+        if (c.K > 1) EXPECT_LT(relative_error(grads.grad_inputs.k_BSHK, expected_grads.grad_inputs.k_BSHK), tolerance(at::kDouble));
+      }
+      EXPECT_TRUE(at::equal(kept.q_BSHK, before.q_BSHK) && at::equal(kept.k_BSHK, before.k_BSHK) && at::equal(kept.v_BSHV, before.v_BSHV));
+      EXPECT_TRUE(at::equal(kept.igate_BSH, before.igate_BSH) && at::equal(kept.fgate_BSH, before.fgate_BSH));
     }
   }
 }
