@@ -1,0 +1,240 @@
+#include "kernels/cuda/slstm_mma.cuh"
+#include "kernels/cuda/slstm_mma.h"
+
+namespace distil_xlstm::kernels::cuda {
+namespace {
+
+// States of one unit of one row; the stabilizer in units of log 2.
+struct State {
+  float c, n, m2;
+};
+
+struct Step {
+  float y, share, share_complement, slope, o, o_complement, z, ratio, decay, forget_slope;
+};
+
+// The cell (spec 1.3). exp(-|x|) never overflows; the three logistic denominators, each in (1, 2], share one reciprocal.
+__device__ inline Step advance(State& s, float p_i, float p_f, float p_z, float p_o) {
+  const float e_f = exp2_fast(-fabsf(p_f) * kLog2E), e_z = exp2_fast(-2.0f * kLog2E * fabsf(p_z)), e_o = exp2_fast(-fabsf(p_o) * kLog2E);
+  const float q_f = 1.0f + e_f, q_z = 1.0f + e_z, q_o = 1.0f + e_o;
+  const float p_i2 = p_i * kLog2E, carried2 = fminf(p_f, 0.0f) * kLog2E - log2_fast(q_f) + s.m2;
+  const float q_zo = q_z * q_o, inverse = reciprocal_fast(q_zo * q_f);
+  const float inverse_f = inverse * q_zo, inverse_zo = inverse * q_f, inverse_z = inverse_zo * q_o, inverse_o = inverse_zo * q_z;
+  const float distance = p_i2 - carried2, away = exp2_fast(-fabsf(distance));
+  const bool is_input_larger = distance >= 0.0f, takes_input = is_input_larger || s.n == 0.0f;
+  const float input = takes_input ? 1.0f : away, forget = is_input_larger ? away : 1.0f;
+  s.m2 = takes_input ? p_i2 : carried2;
+  Step x;
+  x.z = copysignf((1.0f - e_z) * inverse_z, p_z);
+  const float o_small = e_o * inverse_o;
+  x.o = p_o >= 0.0f ? inverse_o : o_small;
+  x.o_complement = p_o >= 0.0f ? o_small : inverse_o;
+  const float kept = forget * s.n;
+  s.c = forget * s.c + input * x.z;
+  s.n = kept + input;
+  const float inverse_n = reciprocal_fast(s.n);
+  x.ratio = s.c * inverse_n;
+  x.y = x.o * x.ratio;
+  x.share = input * inverse_n;
+  x.share_complement = kept * inverse_n;
+  x.forget_slope = (p_f >= 0.0f ? e_f : 1.0f) * inverse_f;
+  x.slope = x.share_complement * x.forget_slope;
+  x.decay = forget * inverse_n;
+  return x;
+}
+
+// Shared memory: h of even and odd steps, [2][8 rows][16 KT + 8] (16 bytes of padding put the rows of a matrix in different banks).
+template <typename T, int KT, bool kSave>
+__global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward x) {
+  constexpr int kPitch = 16 * KT + 8, kRows = kSlstmTileRows;
+  __shared__ __align__(16) uint16_t hidden[2][kRows * kPitch];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
+  const int h = blockIdx.x, K = x.K, unit = 16 * warp + 2 * g, first_row = blockIdx.y * kRows + 2 * c;
+  const bool has_unit = unit < K, has_row[2] = {has_unit && first_row < x.B, has_unit && first_row + 1 < x.B};
+  const SavedLayout saved = saved_layout(x.saved, x.B, x.S, x.H, K);
+
+  // a: R[e][gate][d] with m = d, k = e.
+  uint32_t r[4][KT][4];
+  const T* matrix = static_cast<const T*>(x.r_HKGK) + int64_t(h) * K * 4 * K;
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+#pragma unroll
+    for (int k = 0; k < KT; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int e = 16 * k + 8 * half + 2 * c;
+        const uint32_t even = has_unit && e < K ? load_word(matrix, int64_t(e * 4 + gate) * K + unit) : 0u;
+        const uint32_t odd = has_unit && e + 1 < K ? load_word(matrix, int64_t((e + 1) * 4 + gate) * K + unit) : 0u;
+        r[gate][k][2 * half] = __byte_perm(even, odd, 0x5410);
+        r[gate][k][2 * half + 1] = __byte_perm(even, odd, 0x7632);
+      }
+    }
+  }
+  float bias[4][2] = {};
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+#pragma unroll
+    for (int v = 0; v < 2; ++v) bias[gate][v] = has_unit ? x.bias_HGK[(h * 4 + gate) * K + unit + v] : 0.0f;
+  }
+
+  for (int i = threadIdx.x; i < 2 * kRows * kPitch; i += blockDim.x) (&hidden[0][0])[i] = 0;
+  __syncthreads();
+  State state[2][2] = {};
+  float y[2][2] = {};
+  bool starts[2] = {};  // at the step to come
+  const uint8_t* is_start = x.is_start_BS ? x.is_start_BS + int64_t(first_row) * x.S : nullptr;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (!has_row[j]) continue;
+    const int64_t at = (int64_t(first_row + j) * x.H + h) * K + unit;
+    starts[j] = is_start && is_start[int64_t(j) * x.S];
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      y[j][v] = x.initial_hidden_BHK[at + v];
+      state[j][v] = {x.cell_BHK[at + v], x.normalizer_BHK[at + v], x.stabilizer_BHK[at + v] * kLog2E};
+    }
+    const uint32_t word = starts[j] ? 0u : pack<T>(y[j][0], y[j][1]);
+    store_word(hidden[0], (2 * c + j) * kPitch + unit, word);
+  }
+
+  // Place of (row, token 0, head) in units; a token is H K further.
+  const int64_t row_step = int64_t(x.S) * x.H * K, token_step = int64_t(x.H) * K;
+  int64_t place = int64_t(first_row) * row_step + int64_t(h) * K;
+  const auto load_inputs = [&](uint32_t (&words)[2][4], int64_t at) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate)
+        words[j][gate] = has_row[j] ? load_word(x.wx_BSHGK, 4 * (at + j * row_step) + gate * K + unit) : 0u;
+    }
+  };
+  float acc[4][4];
+  const auto set_sums = [&](const uint32_t (&words)[2][4]) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float2 values = unpack<T>(words[j][gate]);
+        acc[gate][j] = values.x + bias[gate][0];      // row g of the m-tile: the even unit
+        acc[gate][2 + j] = values.y + bias[gate][1];  // row g + 8: the odd one
+      }
+    }
+  };
+  // One thread per 128 bytes of the tile's inputs.
+  const int lines = (8 * K + 127) / 128, line_row = threadIdx.x / lines, line = threadIdx.x % lines;
+  const bool prefetches = line_row < kRows && blockIdx.y * kRows + line_row < x.B;
+  const char* ahead = static_cast<const char*>(x.wx_BSHGK) + 8 * ((int64_t(blockIdx.y) * kRows + line_row) * row_step + int64_t(h) * K) +
+                      128 * line + 8 * kPrefetchSteps * token_step;
+
+  uint32_t words[2][4];
+  load_inputs(words, place);
+  set_sums(words);
+  const uint32_t matrix_row = (lane % 8) * kPitch + 8 * (lane / 8);
+  const uint32_t shared_base = static_cast<uint32_t>(__cvta_generic_to_shared(hidden[0])) + 2 * matrix_row;
+  for (int t = 0; t < x.S; ++t) {
+    bool starts_next[2] = {};
+    if (t + 1 < x.S) {
+      load_inputs(words, place + token_step);
+      if (is_start) {
+        if (has_row[0]) starts_next[0] = is_start[t + 1];
+        if (has_row[1]) starts_next[1] = is_start[x.S + t + 1];
+      }
+    }
+    if (prefetches && t + kPrefetchSteps < x.S) prefetch_to_l2(ahead);
+    ahead += 8 * token_step;
+    __syncthreads();
+    const uint32_t base = shared_base + (t & 1) * (2 * kRows * kPitch);
+#pragma unroll
+    for (int k = 0; k + 1 < KT; k += 2) {
+      uint32_t b[4];
+      load_matrices(b, base + 32 * k);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate) multiply<T>(acc[gate], r[gate][k + i], b[2 * i], b[2 * i + 1]);
+      }
+    }
+    if constexpr (KT % 2 == 1) {
+      uint32_t b[2];
+      load_matrices(b, base + 32 * (KT - 1));
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) multiply<T>(acc[gate], r[gate][KT - 1], b[0], b[1]);
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      Step step[2];
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        if (starts[j]) state[j][v] = {};
+        step[v] = advance(state[j][v], acc[0][2 * v + j], acc[1][2 * v + j], acc[2][2 * v + j], acc[3][2 * v + j]);
+        y[j][v] = step[v].y;
+      }
+      const uint32_t word = pack<T>(y[j][0], y[j][1]);
+      store_word(hidden[(t + 1) & 1], (2 * c + j) * kPitch + unit, starts_next[j] ? 0u : word);
+      if (!has_row[j]) continue;
+      const int64_t at = place + j * row_step + unit;
+      store_word(x.y_BSHK, at, word);
+      if (kSave) {
+        const auto pair = [&](float Step::* value, float Step::* complement) {
+          return pack<T>(encode_fraction(step[0].*value, step[0].*complement), encode_fraction(step[1].*value, step[1].*complement));
+        };
+        saved.gates_BSHK2[at / 2] = {pair(&Step::share, &Step::share_complement), pack<T>(step[0].slope, step[1].slope),
+                                     pair(&Step::o, &Step::o_complement), pack<__half>(step[0].z, step[1].z)};
+        store_word(saved.ratio_BSHK, at, pack<__half>(step[0].ratio, step[1].ratio));
+        if (t == 0) {
+          const int64_t edge = (int64_t(first_row + j) * x.H + h) * K + unit;
+#pragma unroll
+          for (int v = 0; v < 2; ++v) {
+            saved.first_decay_BHK[edge + v] = starts[j] ? 0.0f : step[v].decay;
+            saved.first_slope_BHK[edge + v] = step[v].forget_slope;
+          }
+        }
+      }
+    }
+    starts[0] = starts_next[0];
+    starts[1] = starts_next[1];
+    place += token_step;
+    set_sums(words);
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (!has_row[j]) continue;
+    const int64_t at = (int64_t(first_row + j) * x.H + h) * K + unit;
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      x.hidden_BHK[at + v] = y[j][v];
+      x.cell_BHK[at + v] = state[j][v].c;
+      x.normalizer_BHK[at + v] = state[j][v].n;
+      x.stabilizer_BHK[at + v] = state[j][v].m2 * (1.0f / kLog2E);
+      if (kSave) saved.last_normalizer_BHK[at + v] = state[j][v].n;
+    }
+  }
+}
+
+template <typename T, int KT>
+cudaError_t launch(const SlstmForward& x, cudaStream_t stream) {
+  const dim3 grid(x.H, slstm_num_tiles(x.B));
+  if (x.saved)
+    forward_kernel<T, KT, true><<<grid, 32 * KT, 0, stream>>>(x);
+  else
+    forward_kernel<T, KT, false><<<grid, 32 * KT, 0, stream>>>(x);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_by_width(const SlstmForward& x, cudaStream_t stream) {
+  if (x.K <= 16) return launch<T, 1>(x, stream);
+  if (x.K <= 32) return launch<T, 2>(x, stream);
+  if (x.K <= 48) return launch<T, 3>(x, stream);
+  if (x.K <= 64) return launch<T, 4>(x, stream);
+  if (x.K <= 96) return launch<T, 6>(x, stream);
+  return launch<T, 8>(x, stream);
+}
+
+}  // namespace
+
+cudaError_t slstm_forward_mma(const SlstmForward& x, cudaStream_t stream) {
+  return x.type == Type::bfloat16 ? launch_by_width<__nv_bfloat16>(x, stream) : launch_by_width<__half>(x, stream);
+}
+
+}  // namespace distil_xlstm::kernels::cuda
