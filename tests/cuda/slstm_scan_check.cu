@@ -1,6 +1,7 @@
 // Checks the CUDA sLSTM scan against float64 on the CPU and times it; no LibTorch. Needs a GPU.
 //   slstm_scan_check check [quick]     relative errors over odd shapes, resets, extreme gates; fails past the limits
 //   slstm_scan_check time              milliseconds by shape and type
+//   slstm_scan_check one B H K         of one shape, in bfloat16
 // Build: nvcc -std=c++17 -O3 -Isrc -gencode=arch=compute_90,code=sm_90 tests/cuda/slstm_scan_check.cu src/kernels/cuda/slstm_*.cu
 //        src/kernels/reference/slstm.cpp
 #include <cuda_bf16.h>
@@ -379,7 +380,9 @@ int check(bool quick) {
              {2, 4, 1, 33, true, true}};
   } else {
     for (const int K : {8, 12, 20, 32, 48, 56, 60, 64, 96, 120, 128}) cases.push_back({3, 33, 2, K, true, true});
-    for (const int K : {160, 256}) cases.push_back({3, 17, 1, K, true, true});
+    for (const int K : {130, 160, 200, 256, 384, 512}) cases.push_back({3, 17, 1, K, true, true});
+    cases.push_back({9, 40, 2, 192, true, true});
+    cases.push_back({2, 9, 1, 600, true, true});
     for (const int B : {1, 8, 17}) cases.push_back({B, 65, 2, 60, true, true});
     cases.push_back({1, 1, 2, 48, false, true});
     cases.push_back({1, 1, 1, 4, true, true});
@@ -534,7 +537,9 @@ int time_all() {
   for (const int B : {8, 32, 64}) time_shape(B, 512, 12, 48, bf16);
   for (const int B : {8, 64}) time_shape(B, 512, 16, 60, bf16);
   for (const int B : {8, 64}) time_shape(B, 512, 16, 96, bf16);
-  for (const int K : {160, 256, 512}) time_shape(8, 512, 1536 / K, K, bf16);
+  for (const int K : {160, 256, 512}) {
+    for (const int B : {8, 64}) time_shape(B, 512, 1536 / K, K, bf16);
+  }
   return 0;
 }
 
@@ -542,5 +547,7 @@ int time_all() {
 
 int main(int count, char** arguments) {
   const std::string mode = count > 1 ? arguments[1] : "check";
+  if (mode == "one")
+    return time_shape(std::atoi(arguments[2]), 512, std::atoi(arguments[3]), std::atoi(arguments[4]), gpu::Type::bfloat16), 0;
   return mode == "time" ? time_all() : check(count > 2);
 }

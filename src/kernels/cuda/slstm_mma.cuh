@@ -133,4 +133,74 @@ __host__ __device__ inline SavedLayout saved_layout(void* base, int64_t B, int64
   return x;
 }
 
+// States of one unit of one row; the stabilizer in units of log 2.
+struct State {
+  float c, n, m2;
+};
+
+struct Step {
+  float y, share, share_complement, slope, o, o_complement, z, ratio, decay, forget_slope;
+};
+
+// The cell (spec 1.3). Rounding is spelled out where the compiler could choose, so that y has the same bits with and without saving.
+// exp(-|x|) never overflows; the three logistic denominators, each in (1, 2], share one reciprocal.
+__device__ inline Step advance(State& s, float p_i, float p_f, float p_z, float p_o) {
+  const float e_f = exp2_fast(-fabsf(p_f) * kLog2E), e_z = exp2_fast(-2.0f * kLog2E * fabsf(p_z)), e_o = exp2_fast(-fabsf(p_o) * kLog2E);
+  const float q_f = 1.0f + e_f, q_z = 1.0f + e_z, q_o = 1.0f + e_o;
+  const float p_i2 = __fmul_rn(p_i, kLog2E), carried2 = __fadd_rn(__fmaf_rn(fminf(p_f, 0.0f), kLog2E, -log2_fast(q_f)), s.m2);
+  const float q_zo = __fmul_rn(q_z, q_o), inverse = reciprocal_fast(q_zo * q_f);
+  const float inverse_f = inverse * q_zo, inverse_zo = inverse * q_f, inverse_z = inverse_zo * q_o, inverse_o = inverse_zo * q_z;
+  const float distance = p_i2 - carried2, away = exp2_fast(-fabsf(distance));
+  const bool is_input_larger = distance >= 0.0f, takes_input = is_input_larger || s.n == 0.0f;
+  const float input = takes_input ? 1.0f : away, forget = is_input_larger ? away : 1.0f;
+  s.m2 = takes_input ? p_i2 : carried2;
+  Step x;
+  x.z = copysignf((1.0f - e_z) * inverse_z, p_z);
+  const float o_small = e_o * inverse_o;
+  x.o = p_o >= 0.0f ? inverse_o : o_small;
+  x.o_complement = p_o >= 0.0f ? o_small : inverse_o;
+  const float kept = forget * s.n;
+  s.c = __fmaf_rn(forget, s.c, __fmul_rn(input, x.z));
+  s.n = __fmaf_rn(forget, s.n, input);
+  const float inverse_n = reciprocal_fast(s.n);
+  x.ratio = s.c * inverse_n;
+  x.y = x.o * x.ratio;
+  x.share = input * inverse_n;
+  x.share_complement = kept * inverse_n;
+  x.forget_slope = (p_f >= 0.0f ? e_f : 1.0f) * inverse_f;
+  x.slope = x.share_complement * x.forget_slope;
+  x.decay = forget * inverse_n;
+  return x;
+}
+
+// Keeps what backward needs of one row's pair of units; `at`: place of (row, token, head, unit).
+template <typename T>
+__device__ inline void save_step(const SavedLayout& saved, int64_t at, const Step (&step)[2]) {
+  const uint32_t share =
+      pack<T>(encode_fraction(step[0].share, step[0].share_complement), encode_fraction(step[1].share, step[1].share_complement));
+  const uint32_t o = pack<T>(encode_fraction(step[0].o, step[0].o_complement), encode_fraction(step[1].o, step[1].o_complement));
+  saved.gates_BSHK2[at / 2] = {share, pack<T>(step[0].slope, step[1].slope), o, pack<__half>(step[0].z, step[1].z)};
+  store_word(saved.ratio_BSHK, at, pack<__half>(step[0].ratio, step[1].ratio));
+}
+
+// Running gradients of one unit of one row.
+struct Running {
+  float D, E;
+};
+
+// Spec 6.1 in quantities that do not depend on the frame m: D = n dc and E = n dn; a = ratio, total = grad_y + dy:
+//   Yo = total o;  D += Yo;  E -= Yo a
+//   dp_i = share (z D + E);  dp_f = slope (a_before D + E);  dp_z = share (1 - z^2) D;  dp_o = (1 - o) a Yo
+// Then D and E move to the token before: times 1 - share, which is left to the caller.
+__device__ inline void advance_backward(Running& s, float total, float share, float slope, Fraction o, float z, float ratio,
+                                        float ratio_before, float (&grads)[4]) {
+  const float gated = total * o.x;
+  s.D += gated;
+  s.E -= gated * ratio;
+  grads[0] = share * (z * s.D + s.E);
+  grads[1] = slope * (ratio_before * s.D + s.E);
+  grads[2] = share * (1.0f - z * z) * s.D;
+  grads[3] = o.complement * ratio * gated;
+}
+
 }  // namespace distil_xlstm::kernels::cuda

@@ -10,16 +10,6 @@ struct Loaded {
   uint32_t grad_y;
 };
 
-// Spec 6.1 in quantities that do not depend on the frame m: D = n dc and E = n dn, a = c / n, share = i' / n, kept = 1 - share:
-//   Yo = (grad_y + dy) o;  D += Yo;  E -= Yo a
-//   dp_i = share (z D + E);  dp_f = slope (a_before D + E);  dp_z = share (1 - z^2) D;  dp_o = (1 - o) a Yo;  D, E *= kept
-struct Grads {
-  float p[4];
-};
-struct Running {
-  float D, E;
-};
-
 // Shared memory: dp of even and odd steps, [2][8 rows][4 gates][16 KT], rows padded by 16 bytes.
 template <typename T, int KT>
 __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackward x) {
@@ -87,14 +77,15 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
   ahead += line_bytes * ((int64_t(blockIdx.y) * kRows + line_row) * row_step + (x.S - 1 - kPrefetchSteps) * token_step + int64_t(h) * K);
 
   Loaded loaded[2];
-  uint32_t ratio[2], ratio_before[2] = {};
+  uint32_t ratio[2], ratio_before[2] = {}, ratio_two_before[2] = {};  // of token t, t - 1, t - 2
   const uint8_t* is_start = x.is_start_BS ? x.is_start_BS + int64_t(first_row) * x.S : nullptr;
   load(loaded, place);
   load_ratio(ratio, place);
+  if (x.S > 1) load_ratio(ratio_before, place - token_step);
   const uint32_t matrix_row = (lane % 8) * kPitch + 8 * (lane / 8);
   const uint32_t shared_base = static_cast<uint32_t>(__cvta_generic_to_shared(dp[0])) + 2 * matrix_row;
   for (int t = x.S - 1; t >= 0; --t) {
-    if (t > 0) load_ratio(ratio_before, place - token_step);
+    if (t > 1) load_ratio(ratio_two_before, place - 2 * token_step);
     bool starts[2] = {};
     if (is_start) {
       if (has_row[0]) starts[0] = is_start[t];
@@ -108,16 +99,10 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
       float grads[2][4];
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
-        const Fraction part = decode_fraction(v ? share.y : share.x), gate = decode_fraction(v ? o.y : o.x);
-        const float z_v = v ? z.y : z.x, a_v = v ? a.y : a.x;
         Running& s = running[j][v];
-        const float gated = ((v ? grad_y.y : grad_y.x) + dy[j][v]) * gate.x;
-        s.D += gated;
-        s.E -= gated * a_v;
-        grads[v][0] = part.x * (z_v * s.D + s.E);
-        grads[v][1] = (v ? slope.y : slope.x) * ((v ? before.y : before.x) * s.D + s.E);
-        grads[v][2] = part.x * (1.0f - z_v * z_v) * s.D;
-        grads[v][3] = gate.complement * a_v * gated;
+        const Fraction part = decode_fraction(v ? share.y : share.x);
+        advance_backward(s, (v ? grad_y.y : grad_y.x) + dy[j][v], part.x, v ? slope.y : slope.x, decode_fraction(v ? o.y : o.x),
+                         v ? z.y : z.x, v ? a.y : a.x, v ? before.y : before.x, grads[v]);
         if (t == 0 && has_row[j]) {  // to the initial state, in its own frame
           const int64_t at = (int64_t(first_row + j) * x.H + h) * K + unit + v;
           const float decay = saved.first_decay_BHK[at];
@@ -138,8 +123,11 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
         if (has_row[j]) store_word(x.grad_wx_BSHGK, 4 * (place + j * row_step) + gate * K + unit, word);
       }
     }
-    ratio[0] = ratio_before[0];
-    ratio[1] = ratio_before[1];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      ratio[j] = ratio_before[j];
+      ratio_before[j] = ratio_two_before[j];
+    }
     if (t > 0) load(loaded, place - token_step);
     if (prefetches && t >= kPrefetchSteps) prefetch_to_l2(ahead);
     ahead -= line_bytes * token_step;

@@ -4,45 +4,6 @@
 namespace distil_xlstm::kernels::cuda {
 namespace {
 
-// States of one unit of one row; the stabilizer in units of log 2.
-struct State {
-  float c, n, m2;
-};
-
-struct Step {
-  float y, share, share_complement, slope, o, o_complement, z, ratio, decay, forget_slope;
-};
-
-// The cell (spec 1.3). exp(-|x|) never overflows; the three logistic denominators, each in (1, 2], share one reciprocal.
-__device__ inline Step advance(State& s, float p_i, float p_f, float p_z, float p_o) {
-  const float e_f = exp2_fast(-fabsf(p_f) * kLog2E), e_z = exp2_fast(-2.0f * kLog2E * fabsf(p_z)), e_o = exp2_fast(-fabsf(p_o) * kLog2E);
-  const float q_f = 1.0f + e_f, q_z = 1.0f + e_z, q_o = 1.0f + e_o;
-  const float p_i2 = p_i * kLog2E, carried2 = fminf(p_f, 0.0f) * kLog2E - log2_fast(q_f) + s.m2;
-  const float q_zo = q_z * q_o, inverse = reciprocal_fast(q_zo * q_f);
-  const float inverse_f = inverse * q_zo, inverse_zo = inverse * q_f, inverse_z = inverse_zo * q_o, inverse_o = inverse_zo * q_z;
-  const float distance = p_i2 - carried2, away = exp2_fast(-fabsf(distance));
-  const bool is_input_larger = distance >= 0.0f, takes_input = is_input_larger || s.n == 0.0f;
-  const float input = takes_input ? 1.0f : away, forget = is_input_larger ? away : 1.0f;
-  s.m2 = takes_input ? p_i2 : carried2;
-  Step x;
-  x.z = copysignf((1.0f - e_z) * inverse_z, p_z);
-  const float o_small = e_o * inverse_o;
-  x.o = p_o >= 0.0f ? inverse_o : o_small;
-  x.o_complement = p_o >= 0.0f ? o_small : inverse_o;
-  const float kept = forget * s.n;
-  s.c = forget * s.c + input * x.z;
-  s.n = kept + input;
-  const float inverse_n = reciprocal_fast(s.n);
-  x.ratio = s.c * inverse_n;
-  x.y = x.o * x.ratio;
-  x.share = input * inverse_n;
-  x.share_complement = kept * inverse_n;
-  x.forget_slope = (p_f >= 0.0f ? e_f : 1.0f) * inverse_f;
-  x.slope = x.share_complement * x.forget_slope;
-  x.decay = forget * inverse_n;
-  return x;
-}
-
 // Shared memory: h of even and odd steps, [2][8 rows][16 KT + 8] (16 bytes of padding put the rows of a matrix in different banks).
 template <typename T, int KT, bool kSave>
 __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward x) {
@@ -175,12 +136,7 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
       const int64_t at = place + j * row_step + unit;
       store_word(x.y_BSHK, at, word);
       if (kSave) {
-        const auto pair = [&](float Step::* value, float Step::* complement) {
-          return pack<T>(encode_fraction(step[0].*value, step[0].*complement), encode_fraction(step[1].*value, step[1].*complement));
-        };
-        saved.gates_BSHK2[at / 2] = {pair(&Step::share, &Step::share_complement), pack<T>(step[0].slope, step[1].slope),
-                                     pair(&Step::o, &Step::o_complement), pack<__half>(step[0].z, step[1].z)};
-        store_word(saved.ratio_BSHK, at, pack<__half>(step[0].ratio, step[1].ratio));
+        save_step<T>(saved, at, step);
         if (t == 0) {
           const int64_t edge = (int64_t(first_row + j) * x.H + h) * K + unit;
 #pragma unroll

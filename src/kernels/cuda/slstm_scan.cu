@@ -293,7 +293,11 @@ bool is_supported(int B, int S, int H, int K) {
 }  // namespace
 
 bool slstm_uses_tensor_cores(Type type, int K) {
-  return type != Type::float32 && K % 2 == 0 && K <= kSlstmMmaMaxHeadWidth;
+  if (type == Type::float32 || K % 2 != 0 || K > kSlstmClusterMaxHeadWidth) return false;
+  if (K <= kSlstmMmaMaxHeadWidth) return true;
+  int device = 0, has_clusters = 0;
+  return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device) == cudaSuccess &&
+         has_clusters;
 }
 
 size_t slstm_saved_bytes(Type type, int B, int S, int H, int K) {
@@ -324,7 +328,8 @@ cudaError_t slstm_hidden_before(const SlstmHiddenBefore& x, cudaStream_t stream)
 
 cudaError_t slstm_forward(const SlstmForward& x, cudaStream_t stream) {
   if (!is_supported(x.B, x.S, x.H, x.K)) return cudaErrorInvalidValue;
-  if (slstm_uses_tensor_cores(x.type, x.K)) return slstm_forward_mma(x, stream);
+  if (slstm_uses_tensor_cores(x.type, x.K))
+    return x.K <= kSlstmMmaMaxHeadWidth ? slstm_forward_mma(x, stream) : slstm_forward_cluster(x, stream);
   Device device;
   if (const cudaError_t error = query(device); error != cudaSuccess) return error;
   return with_type(x.type, [&](auto zero) {
@@ -336,7 +341,8 @@ cudaError_t slstm_forward(const SlstmForward& x, cudaStream_t stream) {
 
 cudaError_t slstm_backward(const SlstmBackward& x, cudaStream_t stream) {
   if (!is_supported(x.B, x.S, x.H, x.K)) return cudaErrorInvalidValue;
-  if (slstm_uses_tensor_cores(x.type, x.K)) return slstm_backward_mma(x, stream);
+  if (slstm_uses_tensor_cores(x.type, x.K))
+    return x.K <= kSlstmMmaMaxHeadWidth ? slstm_backward_mma(x, stream) : slstm_backward_cluster(x, stream);
   Device device;
   if (const cudaError_t error = query(device); error != cudaSuccess) return error;
   return with_type(x.type, [&](auto zero) {

@@ -1,7 +1,8 @@
 // The sLSTM scan on CUDA (spec 1.3, 6.1): persistent blocks, one per head and tile of batch rows, walk over time; no grid-wide barrier.
 // Letters: B batch, S sequence, H heads, G = 4 gates i f z o, K head width (at most 1024). Two forms:
-//   - tensor cores (slstm_mma.h): bfloat16 and float16 with even K up to kSlstmMmaMaxHeadWidth; R in registers, h and dp rounded to the
-//     activations' type in the recurrent products, sums and states float32. Compute capability 8.0.
+//   - tensor cores (slstm_mma.h): bfloat16 and float16 with even K, to 128 (compute capability 8.0: a block per head) or 512 (9.0: a
+//     thread-block cluster per head); R in registers and shared memory, h and dp rounded to the activations' type in the recurrent
+//     products, sums and states float32.
 //   - scalar: everything else. R in shared memory where it fits, else read through L2 each step; h and dp stay float32.
 // docs/kernels/slstm_scan.md has bytes, operations and times.
 #pragma once
@@ -14,9 +15,10 @@ namespace distil_xlstm::kernels::cuda {
 
 inline constexpr int kSlstmMaxHeadWidth = 1024;
 inline constexpr int kSlstmMmaMaxHeadWidth = 128;
+inline constexpr int kSlstmClusterMaxHeadWidth = 512;
 inline constexpr int kSlstmTileRows = 8;  // batch rows of one block of the tensor-core form
 
-// Which form serves this type and head width; forward and backward agree.
+// Which form serves this type and head width on the current device; forward and backward agree.
 bool slstm_uses_tensor_cores(Type type, int K);
 
 // Size of what forward keeps for backward; the layout belongs to the form. Tensor cores: 10 bytes per token and unit, scalar: 28.
