@@ -359,7 +359,7 @@ double error(const Values& x, const Values& expected) {
     difference += (x[i] - expected[i]) * (x[i] - expected[i]);
     size += expected[i] * expected[i];
   }
-  return size == 0 ? std::sqrt(difference) : std::sqrt(difference / size);
+  return std::sqrt(difference / std::max(size, 1e-60));  // under the root of that, float32 has nothing left
 }
 
 Values gate(const Values& x, int K, int index) {
@@ -425,8 +425,8 @@ int check(bool quick) {
                                  error(out.grad_cell, expected.grad_cell),
                                  error(out.grad_normalizer, expected.grad_normalizer)};
       const bool is_extreme = c.gate_scale > 1 || c.shift_i != 0 || c.shift_f != 0 || c.shift_o != 0;
-      // float16 does not hold what a closed output gate leaves of y: only that nothing breaks is checked then.
-      const bool is_out_of_range = type == gpu::Type::float16 && c.shift_o < 0;
+      // float16 does not hold what closed output gates or very large ones leave: only that nothing breaks is checked then.
+      const bool is_out_of_range = type == gpu::Type::float16 && (c.shift_o < 0 || c.gate_scale > 100);
       const double limit = (type == gpu::Type::float32 ? 2e-5 : type == gpu::Type::bfloat16 ? 1.5e-2 : 2e-3) * (is_extreme ? 3 : 1);
       bool good = first == second;
       for (const double e : forward) good &= is_out_of_range ? std::isfinite(e) : e < limit;

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const SlstmForward
       const int64_t to = place + j * row_step + at.unit;
       store_word(x.y_BSHK, to, word);
       if (kSave) {
-        save_step<T>(saved, to, step);
+        save_step<T>(saved.gates_BSHK2 + to / 2, saved.ratio_BSHK + to, step);
         if (t == 0) {
           const int64_t edge = (int64_t(at.first_row + j) * x.H + at.h) * K + at.unit;
 #pragma unroll

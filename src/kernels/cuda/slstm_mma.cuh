@@ -173,14 +173,14 @@ __device__ inline Step advance(State& s, float p_i, float p_f, float p_z, float 
   return x;
 }
 
-// Keeps what backward needs of one row's pair of units; `at`: place of (row, token, head, unit).
+// Keeps what backward needs of one row's pair of units, at its places in gates_BSHK2 and ratio_BSHK.
 template <typename T>
-__device__ inline void save_step(const SavedLayout& saved, int64_t at, const Step (&step)[2]) {
+__device__ inline void save_step(void* gates, void* ratio, const Step (&step)[2]) {
   const uint32_t share =
       pack<T>(encode_fraction(step[0].share, step[0].share_complement), encode_fraction(step[1].share, step[1].share_complement));
   const uint32_t o = pack<T>(encode_fraction(step[0].o, step[0].o_complement), encode_fraction(step[1].o, step[1].o_complement));
-  saved.gates_BSHK2[at / 2] = {share, pack<T>(step[0].slope, step[1].slope), o, pack<__half>(step[0].z, step[1].z)};
-  store_word(saved.ratio_BSHK, at, pack<__half>(step[0].ratio, step[1].ratio));
+  *static_cast<uint4*>(gates) = {share, pack<T>(step[0].slope, step[1].slope), o, pack<__half>(step[0].z, step[1].z)};
+  *static_cast<uint32_t*>(ratio) = pack<__half>(step[0].ratio, step[1].ratio);
 }
 
 // Running gradients of one unit of one row.

@@ -5,12 +5,13 @@ namespace distil_xlstm::kernels::cuda {
 namespace {
 
 // Shared memory: h of even and odd steps, [2][8 rows][16 KT + 8] (16 bytes of padding put the rows of a matrix in different banks).
-template <typename T, int KT, bool kSave>
+// kExact: K is 16 KT, so that the distances between gates are known when this is compiled.
+template <typename T, int KT, bool kExact, bool kSave>
 __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward x) {
   constexpr int kPitch = 16 * KT + 8, kRows = kSlstmTileRows;
   __shared__ __align__(16) uint16_t hidden[2][kRows * kPitch];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
-  const int h = blockIdx.x, K = x.K, unit = 16 * warp + 2 * g, first_row = blockIdx.y * kRows + 2 * c;
+  const int h = blockIdx.x, K = kExact ? 16 * KT : x.K, unit = 16 * warp + 2 * g, first_row = blockIdx.y * kRows + 2 * c;
   const bool has_unit = unit < K, has_row[2] = {has_unit && first_row < x.B, has_unit && first_row + 1 < x.B};
   const SavedLayout saved = saved_layout(x.saved, x.B, x.S, x.H, K);
 
@@ -58,15 +59,24 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
     store_word(hidden[0], (2 * c + j) * kPitch + unit, word);
   }
 
-  // Place of (row, token 0, head) in units; a token is H K further.
+  // Of a lane without unit or row, loads are those of another one, and nothing is stored.
   const int64_t row_step = int64_t(x.S) * x.H * K, token_step = int64_t(x.H) * K;
-  int64_t place = int64_t(first_row) * row_step + int64_t(h) * K;
-  const auto load_inputs = [&](uint32_t (&words)[2][4], int64_t at) {
+  const char* inputs[2];
+  char *outputs[2], *ratios[2], *gates[2];
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int row = min(first_row + j, x.B - 1), loaded_unit = has_unit ? unit : 0;
+    const int64_t place = row * row_step + int64_t(h) * K;
+    inputs[j] = static_cast<const char*>(x.wx_BSHGK) + 2 * (4 * place + loaded_unit);
+    outputs[j] = static_cast<char*>(x.y_BSHK) + 2 * (place + unit);
+    ratios[j] = reinterpret_cast<char*>(saved.ratio_BSHK) + 2 * (place + unit);
+    gates[j] = reinterpret_cast<char*>(saved.gates_BSHK2) + 8 * (place + unit);
+  }
+  const auto load_inputs = [&](uint32_t (&words)[2][4]) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate)
-        words[j][gate] = has_row[j] ? load_word(x.wx_BSHGK, 4 * (at + j * row_step) + gate * K + unit) : 0u;
+      for (int gate = 0; gate < 4; ++gate) words[j][gate] = __ldg(reinterpret_cast<const unsigned int*>(inputs[j] + 2 * gate * K));
     }
   };
   float acc[4][4];
@@ -79,6 +89,8 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
         acc[gate][j] = values.x + bias[gate][0];      // row g of the m-tile: the even unit
         acc[gate][2 + j] = values.y + bias[gate][1];  // row g + 8: the odd one
       }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(acc[gate][i]));  // now, not after the barrier
     }
   };
   // One thread per 128 bytes of the tile's inputs.
@@ -88,14 +100,16 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
                       128 * line + 8 * kPrefetchSteps * token_step;
 
   uint32_t words[2][4];
-  load_inputs(words, place);
+  load_inputs(words);
   set_sums(words);
   const uint32_t matrix_row = (lane % 8) * kPitch + 8 * (lane / 8);
   const uint32_t shared_base = static_cast<uint32_t>(__cvta_generic_to_shared(hidden[0])) + 2 * matrix_row;
   for (int t = 0; t < x.S; ++t) {
     bool starts_next[2] = {};
     if (t + 1 < x.S) {
-      load_inputs(words, place + token_step);
+      inputs[0] += 8 * token_step;
+      inputs[1] += 8 * token_step;
+      load_inputs(words);
       if (is_start) {
         if (has_row[0]) starts_next[0] = is_start[t + 1];
         if (has_row[1]) starts_next[1] = is_start[x.S + t + 1];
@@ -121,36 +135,47 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) multiply<T>(acc[gate], r[gate][KT - 1], b[0], b[1]);
     }
+    Step step[2][2];
+    uint32_t y_words[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      Step step[2];
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
         if (starts[j]) state[j][v] = {};
-        step[v] = advance(state[j][v], acc[0][2 * v + j], acc[1][2 * v + j], acc[2][2 * v + j], acc[3][2 * v + j]);
-        y[j][v] = step[v].y;
+        step[j][v] = advance(state[j][v], acc[0][2 * v + j], acc[1][2 * v + j], acc[2][2 * v + j], acc[3][2 * v + j]);
+        y[j][v] = step[j][v].y;
       }
-      const uint32_t word = pack<T>(y[j][0], y[j][1]);
-      store_word(hidden[(t + 1) & 1], (2 * c + j) * kPitch + unit, starts_next[j] ? 0u : word);
-      if (!has_row[j]) continue;
-      const int64_t at = place + j * row_step + unit;
-      store_word(x.y_BSHK, at, word);
-      if (kSave) {
-        save_step<T>(saved, at, step);
-        if (t == 0) {
-          const int64_t edge = (int64_t(first_row + j) * x.H + h) * K + unit;
+      y_words[j] = pack<T>(y[j][0], y[j][1]);
+    }
 #pragma unroll
-          for (int v = 0; v < 2; ++v) {
-            saved.first_decay_BHK[edge + v] = starts[j] ? 0.0f : step[v].decay;
-            saved.first_slope_BHK[edge + v] = step[v].forget_slope;
-          }
+    for (int j = 0; j < 2; ++j) {
+      if (has_unit) store_word(hidden[(t + 1) & 1], (2 * c + j) * kPitch + unit, starts_next[j] ? 0u : y_words[j]);
+    }
+    set_sums(words);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (has_row[j]) {
+        *reinterpret_cast<uint32_t*>(outputs[j]) = y_words[j];
+        if (kSave) save_step<T>(gates[j], ratios[j], step[j]);
+      }
+      outputs[j] += 2 * token_step;
+      ratios[j] += 2 * token_step;
+      gates[j] += 8 * token_step;
+    }
+    if (kSave && t == 0) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (!has_row[j]) continue;
+        const int64_t edge = (int64_t(first_row + j) * x.H + h) * K + unit;
+#pragma unroll
+        for (int v = 0; v < 2; ++v) {
+          saved.first_decay_BHK[edge + v] = starts[j] ? 0.0f : step[j][v].decay;
+          saved.first_slope_BHK[edge + v] = step[j][v].forget_slope;
         }
       }
     }
     starts[0] = starts_next[0];
     starts[1] = starts_next[1];
-    place += token_step;
-    set_sums(words);
   }
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -170,10 +195,10 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
 template <typename T, int KT>
 cudaError_t launch(const SlstmForward& x, cudaStream_t stream) {
   const dim3 grid(x.H, slstm_num_tiles(x.B));
-  if (x.saved)
-    forward_kernel<T, KT, true><<<grid, 32 * KT, 0, stream>>>(x);
-  else
-    forward_kernel<T, KT, false><<<grid, 32 * KT, 0, stream>>>(x);
+  const bool is_exact = x.K == 16 * KT;
+  const auto kernel = x.saved ? (is_exact ? forward_kernel<T, KT, true, true> : forward_kernel<T, KT, false, true>)
+                              : (is_exact ? forward_kernel<T, KT, true, false> : forward_kernel<T, KT, false, false>);
+  kernel<<<grid, 32 * KT, 0, stream>>>(x);
   return cudaGetLastError();
 }
 

@@ -24,6 +24,7 @@ bool slstm_uses_tensor_cores(Type type, int K);
 // Size of what forward keeps for backward; the layout belongs to the form. Tensor cores: 10 bytes per token and unit, scalar: 28.
 size_t slstm_saved_bytes(Type type, int B, int S, int H, int K);
 
+// Half-precision arrays start at multiples of 16 bytes.
 struct SlstmForward {
   Type type;  // of wx, r, y
   int B, S, H, K;
