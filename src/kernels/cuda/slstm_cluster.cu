@@ -14,7 +14,7 @@ constexpr int kRegisterRowTiles = 2;        // backward: m-tiles of each warp in
 constexpr int kGradPitch = 4 * kUnits + 8;  // of dp in shared memory
 constexpr int kPartPitch = kUnits + 4;      // of partial sums: pairs of rows 8 banks apart
 
-// Clusters exist from compute capability 9.0 on; the launch below refuses before.
+// Clusters exist from compute capability 9.0 on: slstm_has_clusters.
 __device__ inline void cluster_arrive() {
   __syncwarp();
 #if __CUDA_ARCH__ >= 900
@@ -499,6 +499,13 @@ cudaError_t launch(void (*kernel)(Arguments), const Arguments& x, size_t bytes, 
 }
 
 }  // namespace
+
+bool slstm_has_clusters() {
+  int device = 0, has_clusters = 0;
+  cudaFuncAttributes code{};
+  return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device) == cudaSuccess &&
+         has_clusters && cudaFuncGetAttributes(&code, forward_kernel<__half, false>) == cudaSuccess && code.ptxVersion >= 90;
+}
 
 cudaError_t slstm_forward_cluster(const SlstmForward& x, cudaStream_t stream) {
   const size_t bytes = forward_shared_bytes(x.K);

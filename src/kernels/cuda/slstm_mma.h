@@ -9,7 +9,9 @@ namespace distil_xlstm::kernels::cuda {
 cudaError_t slstm_forward_mma(const SlstmForward& x, cudaStream_t stream);
 cudaError_t slstm_backward_mma(const SlstmBackward& x, cudaStream_t stream);
 
-// K from there to kSlstmClusterMaxHeadWidth, on devices with thread-block clusters: a cluster per head and tile of rows.
+// K from there to kSlstmClusterMaxHeadWidth: a cluster per head and tile of rows. Needs a current device with thread-block clusters and
+// code compiled for one.
+bool slstm_has_clusters();
 cudaError_t slstm_forward_cluster(const SlstmForward& x, cudaStream_t stream);
 cudaError_t slstm_backward_cluster(const SlstmBackward& x, cudaStream_t stream);
 

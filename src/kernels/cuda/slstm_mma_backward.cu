@@ -112,19 +112,19 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
       if (has_row[0]) starts[0] = is_start[t];
       if (has_row[1]) starts[1] = is_start[x.S + t];
     }
-    float grads[2][2][4];
-    const auto advance_all = [&](auto is_first) {
+    const auto advance_rows = [&](auto is_first) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const float2 share = unpack<T>(loaded[j].gates.x), slope = unpack<T>(loaded[j].gates.y), o = unpack<T>(loaded[j].gates.z);
         const float2 z = unpack<__half>(loaded[j].gates.w), grad_y = unpack<T>(loaded[j].grad_y);
         const float2 a = unpack<__half>(ratio[j]), before = unpack<__half>(ratio_before[j]);
+        float grads[2][4];
 #pragma unroll
         for (int v = 0; v < 2; ++v) {
           Running& s = running[j][v];
           const Fraction part = decode_fraction(v ? share.y : share.x);
           advance_backward(s, (v ? grad_y.y : grad_y.x) + dy[j][v], part.x, v ? slope.y : slope.x, decode_fraction(v ? o.y : o.x),
-                           v ? z.y : z.x, v ? a.y : a.x, v ? before.y : before.x, grads[j][v]);
+                           v ? z.y : z.x, v ? a.y : a.x, v ? before.y : before.x, grads[v]);
           if (!decltype(is_first)::value) {
             s.D *= part.complement;
             s.E *= part.complement;
@@ -133,36 +133,24 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
             const float decay = saved.first_decay_BHK[at];
             s.D *= decay;
             s.E *= decay;
-            grads[j][v][1] = saved.first_slope_BHK[at] * (x.initial_cell_BHK[at] * s.D + x.initial_normalizer_BHK[at] * s.E);
+            grads[v][1] = saved.first_slope_BHK[at] * (x.initial_cell_BHK[at] * s.D + x.initial_normalizer_BHK[at] * s.E);
           }
         }
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate) {
+          const uint32_t word = pack<T>(grads[0][gate], grads[1][gate]);
+          if (has_unit) store_word(dp[t & 1], (2 * c + j) * kPitch + gate * kWidth + unit, word);
+          if (has_row[j]) *reinterpret_cast<uint32_t*>(outputs[j] + 2 * gate * K) = word;
+          bias_sum[gate][0] += has_row[j] ? grads[0][gate] : 0.0f;
+          bias_sum[gate][1] += has_row[j] ? grads[1][gate] : 0.0f;
+        }
+        outputs[j] -= 8 * token_step;
       }
     };
     if (t == 0)
-      advance_all(std::true_type());
+      advance_rows(std::true_type());
     else
-      advance_all(std::false_type());
-    uint32_t words[2][4];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-#pragma unroll
-      for (int gate = 0; gate < 4; ++gate) {
-        words[j][gate] = pack<T>(grads[j][0][gate], grads[j][1][gate]);
-        if (has_unit) store_word(dp[t & 1], (2 * c + j) * kPitch + gate * kWidth + unit, words[j][gate]);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (has_row[j]) {
-#pragma unroll
-        for (int gate = 0; gate < 4; ++gate) {
-          *reinterpret_cast<uint32_t*>(outputs[j] + 2 * gate * K) = words[j][gate];
-          bias_sum[gate][0] += grads[j][0][gate];
-          bias_sum[gate][1] += grads[j][1][gate];
-        }
-      }
-      outputs[j] -= 8 * token_step;
-    }
+      advance_rows(std::false_type());
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       ratio[j] = ratio_before[j];

@@ -10,6 +10,7 @@ template <typename T, int KT, bool kExact, bool kSave>
 __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward x) {
   constexpr int kPitch = 16 * KT + 8, kRows = kSlstmTileRows;
   __shared__ __align__(16) uint16_t hidden[2][kRows * kPitch];
+  __shared__ __align__(8) float bias[4][16 * KT];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int h = blockIdx.x, K = kExact ? 16 * KT : x.K, unit = 16 * warp + 2 * g, first_row = blockIdx.y * kRows + 2 * c;
   const bool has_unit = unit < K, has_row[2] = {has_unit && first_row < x.B, has_unit && first_row + 1 < x.B};
@@ -32,13 +33,10 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
       }
     }
   }
-  float bias[4][2] = {};
 #pragma unroll
   for (int gate = 0; gate < 4; ++gate) {
-#pragma unroll
-    for (int v = 0; v < 2; ++v) bias[gate][v] = has_unit ? x.bias_HGK[(h * 4 + gate) * K + unit + v] : 0.0f;
+    if (c < 2) bias[gate][16 * warp + 2 * g + c] = has_unit ? x.bias_HGK[(h * 4 + gate) * K + unit + c] : 0.0f;
   }
-
   for (int i = threadIdx.x; i < 2 * kRows * kPitch; i += blockDim.x) (&hidden[0][0])[i] = 0;
   __syncthreads();
   State state[2][2] = {};
@@ -83,11 +81,12 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
   const auto set_sums = [&](const uint32_t (&words)[2][4]) {
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
+      const float2 offset = *reinterpret_cast<const float2*>(&bias[gate][unit]);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const float2 values = unpack<T>(words[j][gate]);
-        acc[gate][j] = values.x + bias[gate][0];      // row g of the m-tile: the even unit
-        acc[gate][2 + j] = values.y + bias[gate][1];  // row g + 8: the odd one
+        acc[gate][j] = values.x + offset.x;      // row g of the m-tile: the even unit
+        acc[gate][2 + j] = values.y + offset.y;  // row g + 8: the odd one
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(acc[gate][i]));  // now, not after the barrier

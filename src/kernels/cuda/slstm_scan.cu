@@ -294,10 +294,7 @@ bool is_supported(int B, int S, int H, int K) {
 
 bool slstm_uses_tensor_cores(Type type, int K) {
   if (type == Type::float32 || K % 2 != 0 || K > kSlstmClusterMaxHeadWidth) return false;
-  if (K <= kSlstmMmaMaxHeadWidth) return true;
-  int device = 0, has_clusters = 0;
-  return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device) == cudaSuccess &&
-         has_clusters;
+  return K <= kSlstmMmaMaxHeadWidth || slstm_has_clusters();
 }
 
 size_t slstm_saved_bytes(Type type, int B, int S, int H, int K) {
