@@ -72,8 +72,14 @@ struct SlstmFunction : torch::autograd::Function<SlstmFunction> {
     const auto run = y.is_cpu() ? slstm_backward_cpu : uses_kernels(y) ? cuda_backend().slstm_backward : slstm_backward_aten;
     const SlstmBackward out = run(grad_y, grad_state, y, saved[1], r, initial, is_start);
     Tensor grad_r, grad_bias;
-    if (ctx->needs_input_grad(1)) grad_r = as(recurrent_gradient(y, out.grad_wx_BSHGK, initial.hidden_BHK, is_start), 1);
-    if (ctx->needs_input_grad(2)) grad_bias = as(out.grad_wx_BSHGK.sum(at::IntArrayRef{0, 1}, false, wide.dtype().toScalarType()), 2);
+    if (ctx->needs_input_grad(1)) {
+      const bool is_made = out.grad_r_HKGK.defined();
+      grad_r = as(is_made ? out.grad_r_HKGK : recurrent_gradient(y, out.grad_wx_BSHGK, initial.hidden_BHK, is_start), 1);
+    }
+    if (ctx->needs_input_grad(2)) {
+      const bool is_made = out.grad_bias_HGK.defined();
+      grad_bias = as(is_made ? out.grad_bias_HGK : out.grad_wx_BSHGK.sum(at::IntArrayRef{0, 1}, false, wide.dtype().toScalarType()), 2);
+    }
     return {as(out.grad_wx_BSHGK, 0),        grad_r,   grad_bias, out.grad_initial.hidden_BHK, out.grad_initial.cell_BHK,
             out.grad_initial.normalizer_BHK, Tensor(), Tensor()};
   }

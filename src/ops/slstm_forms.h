@@ -1,4 +1,5 @@
-// The implementations behind slstm_scan: all take and give the same tensors, so that any forward fits any backward.
+// The implementations behind slstm_scan: all take and give the same tensors; of those in plain loops and tensor operations any forward
+// fits any backward.
 #pragma once
 
 #include "ops/slstm.h"
@@ -21,12 +22,13 @@ enum SlstmSaved : int {
 struct SlstmForward {
   Tensor y_BSHK;
   SlstmState state;
-  Tensor saved_BSHXK;  // X = kNumSaved; undefined when not asked for
+  Tensor saved_BSHXK;  // X = kNumSaved, or bytes in the layout of a CUDA kernel, for its own backward; undefined when not asked for
 };
 
 struct SlstmBackward {
   Tensor grad_wx_BSHGK;
-  SlstmState grad_initial;  // without the stabilizer
+  SlstmState grad_initial;            // without the stabilizer
+  Tensor grad_r_HKGK, grad_bias_HGK;  // float32; undefined: the caller makes them from grad_wx
 };
 
 // Everything contiguous and in the type to compute in (CUDA kernels also take wx, y and their gradients in half precision); `initial`

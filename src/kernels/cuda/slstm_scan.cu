@@ -1,8 +1,13 @@
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/slstm_mma.cuh"
+#include "kernels/cuda/slstm_mma.h"
 #include "kernels/cuda/slstm_scan.h"
 
 namespace distil_xlstm::kernels::cuda {
 namespace {
+
+// The scalar form. X = 7 saved values as in kernels/cpu/kernels.h: float32 [B, S, H, X, K].
+constexpr int kSaved = 7;
 
 // Rows of `hidden` in shared memory are padded to 4 floats and read four at a time.
 __host__ __device__ inline int padded(int K) {
@@ -37,7 +42,7 @@ __device__ inline void accumulate(float (&acc)[ROWS], const T* matrix, int step,
 // Shared memory: hidden [ROWS][padded K], pre [ROWS][4 K], and R [K][4 K] when it fits. One thread has one unit of one row, so that its
 // states stay in registers; the product is spread over all threads by output column.
 template <typename T, int ROWS, bool kMatrixInShared>
-__global__ void __launch_bounds__(1024) forward_kernel(SlstmForward x) {
+__global__ void __launch_bounds__(1024, 1) forward_kernel(SlstmForward x) {
   extern __shared__ float4 shared[];
   const int K = x.K, Kp = padded(K), columns = 4 * K;
   float* hidden = reinterpret_cast<float*>(shared);
@@ -95,9 +100,9 @@ __global__ void __launch_bounds__(1024) forward_kernel(SlstmForward x) {
     y = o * c / n;
     hidden[row * Kp + d] = starts_next ? 0.0f : y;
     out[token * K + d] = from_float<T>(y);
-    if (x.saved_BSHXK) {
-      const float values[kSlstmSaved] = {input, forget, z, o, sigmoid(-p[1]), c, n};
-      for (int i = 0; i < kSlstmSaved; ++i) x.saved_BSHXK[(token * kSlstmSaved + i) * K + d] = values[i];
+    if (float* saved_BSHXK = static_cast<float*>(x.saved)) {
+      const float values[kSaved] = {input, forget, z, o, sigmoid(-p[1]), c, n};
+      for (int i = 0; i < kSaved; ++i) saved_BSHXK[(token * kSaved + i) * K + d] = values[i];
     }
   }
   if (has_unit) {
@@ -110,17 +115,18 @@ __global__ void __launch_bounds__(1024) forward_kernel(SlstmForward x) {
 
 // One token of one unit as backward needs it.
 struct Saved {
-  float values[kSlstmSaved], c_before, n_before, y, grad_y;
+  float values[kSaved], c_before, n_before, y, grad_y;
 };
 
 template <typename T>
 __device__ inline Saved load_saved(const SlstmBackward& x, int b, int h, int d, int t, bool starts) {
   const int64_t token = (int64_t(b) * x.S + t) * x.H + h, state = (int64_t(b) * x.H + h) * x.K + d;
-  const int64_t before = ((token - x.H) * kSlstmSaved + 5) * x.K + d;
+  const int64_t before = ((token - x.H) * kSaved + 5) * x.K + d;
+  const float* saved_BSHXK = static_cast<const float*>(x.saved);
   Saved s;
-  for (int i = 0; i < kSlstmSaved; ++i) s.values[i] = x.saved_BSHXK[(token * kSlstmSaved + i) * x.K + d];
-  s.c_before = starts ? 0.0f : t == 0 ? x.initial_cell_BHK[state] : x.saved_BSHXK[before];
-  s.n_before = starts ? 0.0f : t == 0 ? x.initial_normalizer_BHK[state] : x.saved_BSHXK[before + x.K];
+  for (int i = 0; i < kSaved; ++i) s.values[i] = saved_BSHXK[(token * kSaved + i) * x.K + d];
+  s.c_before = starts ? 0.0f : t == 0 ? x.initial_cell_BHK[state] : saved_BSHXK[before];
+  s.n_before = starts ? 0.0f : t == 0 ? x.initial_normalizer_BHK[state] : saved_BSHXK[before + x.K];
   s.y = to_float(static_cast<const T*>(x.y_BSHK)[token * x.K + d]);
   s.grad_y = to_float(static_cast<const T*>(x.grad_y_BSHK)[token * x.K + d]);
   return s;
@@ -129,7 +135,7 @@ __device__ inline Saved load_saved(const SlstmBackward& x, int b, int h, int d, 
 // Shared memory: dp [ROWS][4 K], partial sums of dy [parts][ROWS][K], and R transposed [4 K][K] when it fits. Thread (part, e) of the
 // product sums over a range of j = (gate, unit).
 template <typename T, int ROWS, bool kMatrixInShared>
-__global__ void __launch_bounds__(1024) backward_kernel(SlstmBackward x, int parts) {
+__global__ void __launch_bounds__(1024, 1) backward_kernel(SlstmBackward x, int parts) {
   extern __shared__ float4 shared[];
   const int K = x.K, columns = 4 * K;
   float* dp = reinterpret_cast<float*>(shared);
@@ -250,12 +256,79 @@ cudaError_t launch_backward(const SlstmBackward& x, const Device& device, cudaSt
   return launch(backward_kernel<T, ROWS, false>, grid, threads, bytes, stream, x, parts);
 }
 
+template <typename T>
+__global__ void __launch_bounds__(256) hidden_before_kernel(SlstmHiddenBefore x) {
+  const int64_t width = int64_t(x.H) * x.K, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= int64_t(x.B) * x.S * width) return;
+  const int64_t token = i / width, b = token / x.S;
+  T value = from_float<T>(0.0f);
+  if (!x.is_start_BS || !x.is_start_BS[token]) {
+    value = token == b * x.S ? from_float<T>(x.initial_hidden_BHK[b * width + i % width]) : static_cast<const T*>(x.y_BSHK)[i - width];
+  }
+  static_cast<T*>(x.before_BSHK)[i] = value;
+}
+
+// Eight values of a half-precision type a thread; H K is a multiple of 8.
+template <typename T>
+__global__ void __launch_bounds__(256) hidden_before_kernel_by_8(SlstmHiddenBefore x) {
+  const int width = x.H * x.K / 8;
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, token = i / width, b = token / x.S;
+  if (b >= x.B) return;
+  uint4 value = {};
+  if (!x.is_start_BS || !x.is_start_BS[token]) {
+    if (token > b * x.S) {
+      value = static_cast<const uint4*>(x.y_BSHK)[i - width];
+    } else {
+      const float* h = x.initial_hidden_BHK + (b * width + i % width) * 8;
+      value = {pack<T>(h[0], h[1]), pack<T>(h[2], h[3]), pack<T>(h[4], h[5]), pack<T>(h[6], h[7])};
+    }
+  }
+  static_cast<uint4*>(x.before_BSHK)[i] = value;
+}
+
+bool is_supported(int B, int S, int H, int K) {
+  return B > 0 && S > 0 && H > 0 && K > 0 && K <= kSlstmMaxHeadWidth;
+}
+
 }  // namespace
 
+bool slstm_uses_tensor_cores(Type type, int K) {
+  if (type == Type::float32 || K % 2 != 0 || K > kSlstmClusterMaxHeadWidth) return false;
+  return K <= kSlstmMmaMaxHeadWidth || slstm_has_clusters();
+}
+
+size_t slstm_saved_bytes(Type type, int B, int S, int H, int K) {
+  return slstm_uses_tensor_cores(type, K) ? saved_bytes_mma(B, S, H, K) : sizeof(float) * kSaved * B * S * H * K;
+}
+
+int slstm_num_tiles(int B) {
+  return (B + kSlstmTileRows - 1) / kSlstmTileRows;
+}
+
+cudaError_t slstm_hidden_before(const SlstmHiddenBefore& x, cudaStream_t stream) {
+  if (!is_supported(x.B, x.S, x.H, x.K)) return cudaErrorInvalidValue;
+  const int64_t count = int64_t(x.B) * x.S * x.H * x.K;
+  const auto blocks = [](int64_t threads) { return unsigned((threads + 255) / 256); };
+  const auto is_aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  if (x.type != Type::float32 && x.H * x.K % 8 == 0 && is_aligned(x.y_BSHK) && is_aligned(x.before_BSHK)) {
+    if (x.type == Type::bfloat16)
+      hidden_before_kernel_by_8<__nv_bfloat16><<<blocks(count / 8), 256, 0, stream>>>(x);
+    else
+      hidden_before_kernel_by_8<__half><<<blocks(count / 8), 256, 0, stream>>>(x);
+    return cudaGetLastError();
+  }
+  return with_type(x.type, [&](auto zero) {
+    hidden_before_kernel<decltype(zero)><<<blocks(count), 256, 0, stream>>>(x);
+    return cudaGetLastError();
+  });
+}
+
 cudaError_t slstm_forward(const SlstmForward& x, cudaStream_t stream) {
+  if (!is_supported(x.B, x.S, x.H, x.K)) return cudaErrorInvalidValue;
+  if (slstm_uses_tensor_cores(x.type, x.K))
+    return x.K <= kSlstmMmaMaxHeadWidth ? slstm_forward_mma(x, stream) : slstm_forward_cluster(x, stream);
   Device device;
   if (const cudaError_t error = query(device); error != cudaSuccess) return error;
-  if (x.K > kSlstmMaxHeadWidth) return cudaErrorInvalidValue;
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
     return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_forward<T, 4>(x, device, stream)
@@ -264,9 +337,11 @@ cudaError_t slstm_forward(const SlstmForward& x, cudaStream_t stream) {
 }
 
 cudaError_t slstm_backward(const SlstmBackward& x, cudaStream_t stream) {
+  if (!is_supported(x.B, x.S, x.H, x.K)) return cudaErrorInvalidValue;
+  if (slstm_uses_tensor_cores(x.type, x.K))
+    return x.K <= kSlstmMmaMaxHeadWidth ? slstm_backward_mma(x, stream) : slstm_backward_cluster(x, stream);
   Device device;
   if (const cudaError_t error = query(device); error != cudaSuccess) return error;
-  if (x.K > kSlstmMaxHeadWidth) return cudaErrorInvalidValue;
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
     return takes_four_rows(x.B, x.H, x.K, device.processors) ? launch_backward<T, 4>(x, device, stream)

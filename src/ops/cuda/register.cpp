@@ -41,6 +41,11 @@ const uint8_t* starts(const Tensor& is_start_BS) {
   return is_start_BS.defined() ? is_start_BS.const_data_ptr<uint8_t>() : nullptr;
 }
 
+// Kernels that load several values at once need a tensor that starts at a multiple of 16 bytes; views of others may not.
+Tensor aligned(const Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 ? x : x.clone();
+}
+
 SlstmForward slstm_forward(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tensor& bias_HGK, const SlstmState& initial,
                            const Tensor& is_start_BS, bool save) {
   const int64_t B = wx_BSHGK.size(0), S = wx_BSHGK.size(1), H = wx_BSHGK.size(2), K = wx_BSHGK.size(4);
@@ -49,14 +54,18 @@ SlstmForward slstm_forward(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const T
   SlstmForward out{
       at::empty({B, S, H, K}, options),
       {at::empty_like(initial.hidden_BHK), initial.cell_BHK.clone(), initial.normalizer_BHK.clone(), initial.stabilizer_BHK.clone()},
-      save ? at::empty({B, S, H, kNumSaved, K}, options.dtype(at::kFloat)) : Tensor()};
-  const Tensor r = r_HKGK.to(wx_BSHGK.scalar_type());
+      {}};
+  if (save) {
+    const size_t size_bytes = gpu::slstm_saved_bytes(type_of(wx_BSHGK), int(B), int(S), int(H), int(K));
+    out.saved_BSHXK = at::empty({int64_t(size_bytes)}, options.dtype(at::kByte));
+  }
+  const Tensor wx = aligned(wx_BSHGK), r = aligned(r_HKGK.to(wx_BSHGK.scalar_type()));
   const gpu::SlstmForward args{type_of(wx_BSHGK),
                                int(B),
                                int(S),
                                int(H),
                                int(K),
-                               pointer(wx_BSHGK),
+                               pointer(wx),
                                pointer(r),
                                floats(bias_HGK),
                                starts(is_start_BS),
@@ -66,26 +75,45 @@ SlstmForward slstm_forward(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const T
                                floats(out.state.normalizer_BHK),
                                floats(out.state.stabilizer_BHK),
                                pointer(out.y_BSHK),
-                               floats(out.saved_BSHXK)};
+                               pointer(out.saved_BSHXK)};
   check(gpu::slstm_forward(args, c10::cuda::getCurrentCUDAStream()), "slstm_scan forward, wx_BSHGK", wx_BSHGK);
   return out;
+}
+
+// dR[h,e,g,d] = sum over tokens of y_{t-1}[h,e] dp_g[h,d]: one batched product of half-precision inputs with float32 sums and result.
+Tensor recurrent_gradient(const Tensor& y_BSHK, const Tensor& grad_wx_BSHGK, const Tensor& initial_hidden_BHK, const Tensor& is_start_BS) {
+  const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
+  const Tensor before_BSHK = at::empty_like(y_BSHK);
+  check(gpu::slstm_hidden_before({type_of(y_BSHK), int(B), int(S), int(H), int(K), pointer(y_BSHK), floats(initial_hidden_BHK),
+                                  starts(is_start_BS), pointer(before_BSHK)},
+                                 c10::cuda::getCurrentCUDAStream()),
+        "slstm_scan backward, y_BSHK", y_BSHK);
+  const Tensor before_HKN = before_BSHK.view({B * S, H, K}).permute({1, 2, 0});
+  const Tensor grad_HNJ = grad_wx_BSHGK.view({B * S, H, 4 * K}).transpose(0, 1);
+  return at::bmm(before_HKN, grad_HNJ, at::kFloat).view({H, K, 4, K});
 }
 
 SlstmBackward slstm_backward(const Tensor& grad_y_BSHK, const SlstmState& grad_state, const Tensor& y_BSHK, const Tensor& saved_BSHXK,
                              const Tensor& r_HKGK, const SlstmState& initial, const Tensor& is_start_BS) {
   const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
   const c10::cuda::CUDAGuard guard(y_BSHK.device());
+  const gpu::Type type = type_of(y_BSHK);
+  const bool uses_tensor_cores = gpu::slstm_uses_tensor_cores(type, int(K));
   SlstmBackward out{at::empty({B, S, H, 4, K}, y_BSHK.options()),
                     {grad_state.hidden_BHK.clone(), grad_state.cell_BHK.clone(), grad_state.normalizer_BHK.clone(), {}}};
-  const Tensor transposed = r_HKGK.to(y_BSHK.scalar_type()).permute({0, 2, 3, 1}).contiguous();
-  const gpu::SlstmBackward args{type_of(y_BSHK),
+  const Tensor grad_y = aligned(grad_y_BSHK), r = aligned(r_HKGK.to(y_BSHK.scalar_type()));
+  const Tensor transposed = uses_tensor_cores ? Tensor() : r.permute({0, 2, 3, 1}).contiguous();
+  const Tensor grad_bias_PHGK =
+      uses_tensor_cores ? at::empty({gpu::slstm_num_tiles(int(B)), H, 4, K}, y_BSHK.options().dtype(at::kFloat)) : Tensor();
+  const gpu::SlstmBackward args{type,
                                 int(B),
                                 int(S),
                                 int(H),
                                 int(K),
-                                pointer(grad_y_BSHK),
+                                pointer(grad_y),
                                 pointer(y_BSHK),
-                                floats(saved_BSHXK),
+                                pointer(saved_BSHXK),
+                                pointer(r),
                                 pointer(transposed),
                                 floats(initial.cell_BHK),
                                 floats(initial.normalizer_BHK),
@@ -93,8 +121,11 @@ SlstmBackward slstm_backward(const Tensor& grad_y_BSHK, const SlstmState& grad_s
                                 floats(out.grad_initial.hidden_BHK),
                                 floats(out.grad_initial.cell_BHK),
                                 floats(out.grad_initial.normalizer_BHK),
-                                pointer(out.grad_wx_BSHGK)};
+                                pointer(out.grad_wx_BSHGK),
+                                floats(grad_bias_PHGK)};
   check(gpu::slstm_backward(args, c10::cuda::getCurrentCUDAStream()), "slstm_scan backward, y_BSHK", y_BSHK);
+  if (uses_tensor_cores) out.grad_bias_HGK = grad_bias_PHGK.sum(0);
+  if (type != gpu::Type::float32) out.grad_r_HKGK = recurrent_gradient(y_BSHK, out.grad_wx_BSHGK, initial.hidden_BHK, is_start_BS);
   return out;
 }
 

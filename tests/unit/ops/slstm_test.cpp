@@ -148,7 +148,8 @@ TEST_F(SlstmTest, HalfPrecisionInputsComputeInFloat) {
       EXPECT_EQ(out.y_BSHK.scalar_type(), type);
       EXPECT_EQ(out.state.cell_BHK.scalar_type(), at::kFloat);
       EXPECT_LT(relative_error(out.y_BSHK, wide.y_BSHK), tolerance(type));
-      EXPECT_LT(relative_error(out.state.cell_BHK, wide.state.cell_BHK), 1e-6);
+      // Tensor cores multiply with the hidden state as y holds it.
+      EXPECT_LT(relative_error(out.state.cell_BHK, wide.state.cell_BHK), device.is_cuda() ? tolerance(type) : 1e-6);
     }
   }
 }
