@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/causal_conv_forms.h"
+#include "ops/head_loss_tile.h"
 #include "ops/norm_forms.h"
 #include "ops/slstm_forms.h"
 
@@ -16,6 +17,8 @@ struct CudaBackend {
   decltype(&causal_conv_backward_aten) causal_conv_backward = nullptr;
   decltype(&layer_norm_forward_aten) layer_norm_forward = nullptr;
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
+  // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
+  decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
   int64_t max_head_width = 0, max_taps = 0;
 };
 

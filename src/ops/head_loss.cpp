@@ -4,9 +4,12 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <optional>
 
 #include "base/error.h"
+#include "ops/cuda_backend.h"
 #include "ops/head_loss_tile.h"
 
 namespace distil_xlstm::ops {
@@ -66,20 +69,47 @@ void check_targets(const Tensor& targets_P, int64_t vocab_size) {
       low < 0 ? low : high, vocab_size);
 }
 
-// Positions of a tile: small ones stay in cache on a CPU, and every tile has enough of them for its matrix products to be efficient.
-int64_t tile_size(const HeadLossOptions& options, int64_t vocab_size, int64_t element_size, bool is_cpu) {
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// Positions of a tile: small ones stay in cache on a CPU, and every tile has enough of them for its matrix products to be efficient. The
+// CUDA kernel needs no memory beyond the logits, so its tiles are the largest that half a GiB allows: each reads both heads anew.
+int64_t tile_size(const HeadLossOptions& options, int64_t vocab_size, int64_t element_size, bool is_cpu, bool has_kernel) {
   if (options.tile_positions > 0) return options.tile_positions;
-  constexpr int64_t kMiB = int64_t{1} << 20;
   const int64_t position_bytes = 2 * vocab_size * element_size;
+  if (has_kernel) return std::max<int64_t>(448 * kMiB / position_bytes / 256 * 256, 256);
   if (!is_cpu) return std::max<int64_t>(256 * kMiB / position_bytes / 64 * 64, 64);
   return std::max({8 * kMiB / position_bytes, std::min<int64_t>(256, 256 * kMiB / position_bytes), int64_t{1}});
 }
 
-// A model's hidden states of the counted positions and its head in the dtype of its matrix products; logits are float32 (float64).
+bool is_half_precision(at::ScalarType type) {
+  return type == at::kHalf || type == at::kBFloat16;
+}
+
+// The type of the CUDA kernel's logits. A training step takes them in half precision as the products' inputs are; losses to compare models
+// by (no gradient) keep float32.
+at::ScalarType kernel_logits_type(const HeadLossOptions& options, const Tensor& student_head_VD, const Tensor& teacher_head_VD) {
+  const at::ScalarType type = student_head_VD.scalar_type();
+  const bool same = !teacher_head_VD.defined() || teacher_head_VD.scalar_type() == type;
+  return options.with_gradient && same && is_half_precision(type) ? type : at::kFloat;
+}
+
+// What the logits' gradient is multiplied by before its product with the head; the rest of gradient_scale follows in float32. In half
+// precision its entries, at most about the sum of the weights, then lie below 2^10, with room for float16's small ones: probabilities down
+// to 1e-10 count.
+double logits_gradient_scale(const HeadLossOptions& options, at::ScalarType head_type, double gradient_scale) {
+  if (!is_half_precision(head_type)) return gradient_scale;
+  const double weights = std::abs(options.ce_weight) + std::abs(options.kd_weight) * options.temperature + std::abs(options.mse_weight) +
+                         std::abs(options.label_weight);
+  return weights > 0.0 ? std::exp2(std::floor(std::log2(1024.0 / weights))) : 1.0;
+}
+
+// A model's hidden states of the counted positions and its head in the dtype of its matrix products; logits are float32 (float64), or of
+// another type where the CUDA kernel takes it.
 class Logits {
  public:
   Logits() = default;
-  Logits(const Tensor& hidden_BSD, const Tensor& head_VD, const Tensor& kept) : head_VD_(head_VD.detach()) {
+  Logits(const Tensor& hidden_BSD, const Tensor& head_VD, const Tensor& kept, std::optional<at::ScalarType> logits_type)
+      : head_VD_(head_VD.detach()) {
     hidden_PD_ = hidden_BSD.detach().reshape({-1, hidden_BSD.size(2)});
     if (kept.defined()) hidden_PD_ = hidden_PD_.index_select(0, kept);
     if (hidden_BSD.scalar_type() == at::kDouble || head_VD.scalar_type() == at::kDouble) {
@@ -88,7 +118,8 @@ class Logits {
       head_VD_ = head_VD_.to(at::kFloat);
     }
     hidden_PD_ = hidden_PD_.to(head_VD_.scalar_type());
-    dtype_ = head_VD_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    product_type_ = head_VD_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    dtype_ = logits_type.value_or(product_type_);
   }
 
   [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
@@ -96,7 +127,9 @@ class Logits {
 
   // Into a buffer that the next tile uses again.
   Tensor tile(int64_t begin, int64_t size) {
-    if (!buffer_.defined()) buffer_ = at::empty({size, head_VD_.size(0)}, head_VD_.options().dtype(dtype_));
+    constexpr int64_t kRowMultiple = 64;  // aligned rows, for the CUDA kernel and for the products' speed
+    const int64_t V = head_VD_.size(0), stride = head_VD_.is_cuda() ? (V + kRowMultiple - 1) / kRowMultiple * kRowMultiple : V;
+    if (!buffer_.defined()) buffer_ = at::empty({size, stride}, head_VD_.options().dtype(dtype_)).narrow(1, 0, V);
     Tensor logits_PV = buffer_.narrow(0, 0, size);
     product_out(logits_PV, hidden_PD_.narrow(0, begin, size), head_VD_.t());
     return logits_PV;
@@ -105,7 +138,7 @@ class Logits {
   // d loss / d hidden of a tile whose logits' gradient is given.
   [[nodiscard]] Tensor backward(const Tensor& gradient_PV) const {
     const Tensor gradient = gradient_PV.to(head_VD_.scalar_type());
-    Tensor out = at::empty({gradient.size(0), head_VD_.size(1)}, head_VD_.options().dtype(dtype_));
+    Tensor out = at::empty({gradient.size(0), head_VD_.size(1)}, head_VD_.options().dtype(product_type_));
     product_out(out, gradient, head_VD_);
     return out;
   }
@@ -113,15 +146,15 @@ class Logits {
  private:
   // Half-precision factors give a float32 product without a rounding in between.
   void product_out(Tensor& out, const Tensor& a, const Tensor& b) const {
-    if (head_VD_.scalar_type() == dtype_) {
+    if (head_VD_.scalar_type() == out.scalar_type()) {
       at::mm_out(out, a, b);
     } else {
-      at::mm_out(out, a, b, dtype_);
+      at::mm_out(out, a, b, out.scalar_type());
     }
   }
 
   Tensor hidden_PD_, head_VD_, buffer_;
-  at::ScalarType dtype_ = at::kFloat;
+  at::ScalarType dtype_ = at::kFloat, product_type_ = at::kFloat;  // of the logits, and of the gradient's product
 };
 
 }  // namespace
@@ -145,8 +178,16 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_h
     valid_P = Tensor();
     check_targets(targets_P, student_head_VD.size(0));
   }
-  Logits student(student_hidden_BSD, student_head_VD, kept), teacher;
-  if (has_teacher) teacher = Logits(teacher_hidden_BSD, teacher_head_VD, kept);
+  const bool has_double =
+      student_head_VD.scalar_type() == at::kDouble ||
+      (has_teacher && (teacher_hidden_BSD.scalar_type() == at::kDouble || teacher_head_VD.scalar_type() == at::kDouble));
+  const bool has_kernel = has_cuda_kernels(student_hidden_BSD) && cuda_backend().head_loss_tile != nullptr && !has_double;
+  std::optional<at::ScalarType> logits_type;
+  if (has_kernel) logits_type = kernel_logits_type(options, student_head_VD, teacher_head_VD);
+  Logits student(student_hidden_BSD, student_head_VD, kept, logits_type), teacher;
+  if (has_teacher) teacher = Logits(teacher_hidden_BSD, teacher_head_VD, kept, logits_type);
+  const auto run_tile = is_cpu ? head_loss_tile_cpu : has_kernel ? cuda_backend().head_loss_tile : head_loss_tile_aten;
+  const double tile_scale = logits_gradient_scale(options, is_cpu ? at::kFloat : student_head_VD.scalar_type(), gradient_scale);
 
   HeadLosses losses;
   losses.sums = at::zeros({kNumHeadLosses}, student_hidden_BSD.options().dtype(at::kDouble));
@@ -158,7 +199,8 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_h
   }
   const int64_t positions = student.positions();
   const auto element_size = static_cast<int64_t>(at::elementSize(student.dtype()));
-  const int64_t step = std::min(tile_size(options, student_head_VD.size(0), element_size, is_cpu), std::max<int64_t>(positions, 1));
+  const int64_t step =
+      std::min(tile_size(options, student_head_VD.size(0), element_size, is_cpu, has_kernel), std::max<int64_t>(positions, 1));
   for (int64_t begin = 0; begin < positions; begin += step) {
     const int64_t size = std::min(step, positions - begin);
     const HeadLossTile tile{.student_PV = student.tile(begin, size),
@@ -166,11 +208,12 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_h
                             .targets_P = targets_P.narrow(0, begin, size).contiguous(),
                             .valid_P = valid_P.defined() ? valid_P.narrow(0, begin, size) : Tensor(),
                             .options = options,
-                            .gradient_scale = gradient_scale,
+                            .gradient_scale = tile_scale,
                             .sums = losses.sums};
-    is_cpu ? head_loss_tile_cpu(tile) : head_loss_tile_aten(tile);
+    run_tile(tile);
     if (!options.with_gradient) continue;
-    const Tensor tile_PD = student.backward(tile.student_PV);
+    Tensor tile_PD = student.backward(tile.student_PV);
+    if (tile_scale != gradient_scale) tile_PD.mul_(gradient_scale / tile_scale);
     if (kept.defined()) {
       gradient_PD.index_copy_(0, kept.narrow(0, begin, size), tile_PD.to(gradient_PD.scalar_type()));
     } else {

@@ -6,7 +6,7 @@
 namespace distil_xlstm::ops {
 
 struct HeadLossTile {
-  Tensor student_PV;  // logits, float32 or float64, contiguous; overwritten by the gradient when options.with_gradient
+  Tensor student_PV;  // logits, float32 or float64, rows contiguous; overwritten by the gradient when options.with_gradient
   Tensor teacher_PV;  // the same, or undefined
   Tensor targets_P;   // int64; anything where valid_P is false
   Tensor valid_P;     // bool, or undefined: all count

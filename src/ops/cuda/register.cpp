@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/causal_conv.h"
+#include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/slstm_scan.h"
 #include "ops/cuda_backend.h"
@@ -211,6 +212,45 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
   return {grad_x, grad_weight.sum(0)};
 }
 
+static_assert(gpu::kNumHeadSums == kNumHeadLosses);
+
+void head_loss_tile(const HeadLossTile& tile) {
+  const HeadLossOptions& options = tile.options;
+  const Tensor& student = tile.student_PV;
+  const c10::cuda::CUDAGuard guard(student.device());
+  const Tensor values_P7 = at::empty({student.size(0), kNumHeadLosses}, tile.sums.options());
+  if (tile.teacher_PV.defined() && tile.teacher_PV.stride(0) != student.stride(0)) {
+    throw ShapeError("head_losses: rows of the teacher's logits {} elements apart, of the student's {}: they must be equal",
+                     tile.teacher_PV.stride(0), student.stride(0));
+  }
+  gpu::HeadLoss x{};
+  x.logits_type = x.gradient_type = type_of(student);
+  x.P = student.size(0);
+  x.V = student.size(1);
+  x.stride = x.gradient_stride = student.stride(0);
+  x.student_PV = pointer(student);
+  x.teacher_PV = pointer(tile.teacher_PV);
+  x.gradient_PV = options.with_gradient ? pointer(student) : nullptr;
+  x.targets_P = tile.targets_P.const_data_ptr<int64_t>();
+  x.valid_P = tile.valid_P.defined() ? reinterpret_cast<const uint8_t*>(tile.valid_P.const_data_ptr<bool>()) : nullptr;
+  x.gradient_scale = tile.gradient_scale;
+  x.ce_weight = options.ce_weight;
+  x.kd_weight = options.kd_weight;
+  x.mse_weight = options.mse_weight;
+  x.label_weight = options.label_weight;
+  x.label_mix = options.label_mix;
+  x.temperature = options.temperature;
+  x.divergence = options.divergence == Divergence::forward_kl   ? gpu::HeadDivergence::forward_kl
+                 : options.divergence == Divergence::reverse_kl ? gpu::HeadDivergence::reverse_kl
+                                                                : gpu::HeadDivergence::jsd;
+  x.jsd_beta = options.jsd_beta;
+  x.mse_scale = options.mse_scale;
+  x.mse_centered = options.mse_centered;
+  x.values_P7 = values_P7.mutable_data_ptr<double>();
+  x.sums_7 = tile.sums.mutable_data_ptr<double>();
+  check(gpu::head_loss_tile(x, c10::cuda::getCurrentCUDAStream()), "head_losses, student_PV", student);
+}
+
 }  // namespace
 }  // namespace distil_xlstm::ops
 
@@ -218,6 +258,6 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
 extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table) {
   using namespace distil_xlstm::ops;
   namespace gpu = distil_xlstm::kernels::cuda;
-  *table = {slstm_forward,      slstm_backward,      causal_conv_forward,     causal_conv_backward,
-            layer_norm_forward, layer_norm_backward, gpu::kSlstmMaxHeadWidth, gpu::kConvMaxTaps};
+  *table = {slstm_forward,       slstm_backward, causal_conv_forward,     causal_conv_backward, layer_norm_forward,
+            layer_norm_backward, head_loss_tile, gpu::kSlstmMaxHeadWidth, gpu::kConvMaxTaps};
 }
