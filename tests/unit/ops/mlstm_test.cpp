@@ -238,7 +238,9 @@ TEST_F(MlstmTest, TheTensorFormEqualsTheKernelsAndLeavesItsInputs) {
         const auto expected_grads = mlstm_backward_cpu(kept, chunk_size, initial, out.h_BSHV, grad_h, grad_state);
         EXPECT_LT(relative_error(grads.grad_inputs.v_BSHV, expected_grads.grad_inputs.v_BSHV), tolerance(at::kDouble));
         EXPECT_LT(relative_error(grads.grad_initial.cell_BHKV, expected_grads.grad_initial.cell_BHKV), tolerance(at::kDouble));
-        if (c.K > 1) EXPECT_LT(relative_error(grads.grad_inputs.k_BSHK, expected_grads.grad_inputs.k_BSHK), tolerance(at::kDouble));
+        if (c.K > 1) {
+          EXPECT_LT(relative_error(grads.grad_inputs.k_BSHK, expected_grads.grad_inputs.k_BSHK), tolerance(at::kDouble));
+        }
       }
       EXPECT_TRUE(at::equal(kept.q_BSHK, before.q_BSHK) && at::equal(kept.k_BSHK, before.k_BSHK) && at::equal(kept.v_BSHV, before.v_BSHV));
       EXPECT_TRUE(at::equal(kept.igate_BSH, before.igate_BSH) && at::equal(kept.fgate_BSH, before.fgate_BSH));
