@@ -3,12 +3,14 @@
 #pragma once
 
 #include "ops/causal_conv_forms.h"
+#include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
 #include "ops/slstm_forms.h"
 
 namespace distil_xlstm::ops {
 
-// These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32.
+// These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32. The mLSTM's take q, k, v,
+// h and their gradients as bfloat16 or float16 only.
 struct CudaBackend {
   decltype(&slstm_forward_aten) slstm_forward = nullptr;
   decltype(&slstm_backward_aten) slstm_backward = nullptr;
@@ -16,6 +18,8 @@ struct CudaBackend {
   decltype(&causal_conv_backward_aten) causal_conv_backward = nullptr;
   decltype(&layer_norm_forward_aten) layer_norm_forward = nullptr;
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
+  decltype(&mlstm_chunkwise_aten) mlstm_chunkwise = nullptr;
+  decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
   int64_t max_head_width = 0, max_taps = 0;
 };
 

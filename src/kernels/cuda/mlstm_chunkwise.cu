@@ -25,19 +25,19 @@ __device__ constexpr float none() {
 // U: units, one chunk of one head of one row, in the order [B][H][N]; M = N + 1 borders of chunks.
 template <typename T>
 struct Work {
-  int B, S, H, K, V;            // of the tensors; K and V whole 16-byte pieces
-  int cell_K, cell_V;           // of the states that come in and go out
-  int first, length, N;         // of the segment: its first token, number of tokens and chunks
-  int Kp;                       // width of the stored normalizers: K in whole tiles
-  int state_tiles, key_tiles;   // partial sums of leaving, of the dots
-  float scale;                  // 1 / sqrt(K)
+  int B, S, H, K, V;           // of the tensors; K and V whole 16-byte pieces
+  int cell_K, cell_V;          // of the states that come in and go out
+  int first, length, N;        // of the segment: its first token, number of tokens and chunks
+  int Kp;                      // width of the stored normalizers: K in whole tiles
+  int state_tiles, key_tiles;  // partial sums of leaving, of the dots
+  float scale;                 // 1 / sqrt(K)
   bool plain_sum, stores_cells;
   const T *q_BSHK, *k_BSHK, *v_BSHV, *read_h_BSHV, *grad_h_BSHV;
   const float *igate_BSH, *fgate_BSH;
   const uint8_t* is_start_BS;
   const float *initial_cell_BHKV, *initial_normalizer_BHK, *initial_stabilizer_BH;
-  float *cell_BHKV, *normalizer_BHK, *stabilizer_BH;  // final; or null
-  const float *grad_cell_BHKV, *grad_normalizer_BHK;  // of the final state; or null
+  float *cell_BHKV, *normalizer_BHK, *stabilizer_BH;                                         // final; or null
+  const float *grad_cell_BHKV, *grad_normalizer_BHK;                                         // of the final state; or null
   float *grad_initial_cell_BHKV, *grad_initial_normalizer_BHK, *grad_initial_stabilizer_BH;  // or null
   T *h_BSHV, *grad_q_BSHK, *grad_k_BSHK, *grad_v_BSHV;
   float *grad_igate_BSH, *grad_fgate_BSH;
@@ -48,17 +48,18 @@ struct Work {
   int* document_UL;
   float *read_UL, *pull_UL;  // entry / divisor; gradient of the denominator times the divisor, that is -sign (dh . h) where |r| rules
   float *carry_U, *stabilizer_BHM;
-  T *cell_BHMKV, *grad_cell_UKV;                     // grad_cell: at the chunk's end
+  T *cell_BHMKV, *grad_cell_UKV;  // grad_cell: at the chunk's end
   float *normalizer_BHMK, *grad_normalizer_UK;
-  T *scores_ULL, *grad_scores_ULL;                   // S-bar / divisor; scale (dh . v - rho) D
-  float *leaving_BHMX, *q_dots_XUL, *k_dots_XUL;     // partial sums: <C, dC>, q . dq, k . dk
+  T *scores_ULL, *grad_scores_ULL;                // S-bar / divisor; scale (dh . v - rho) D
+  float *leaving_BHMX, *q_dots_XUL, *k_dots_XUL;  // partial sums: <C, dC>, q . dq, k . dk
 
   __device__ int64_t token(int bh, int t) const {  // index into [B S H] of token t of the segment
     return (int64_t(bh / H) * S + first + t) * H + bh % H;
   }
 };
 
-// ---- gates -------------------------------------------------------------------------------------------------------------------------------
+// ---- gates
+// -------------------------------------------------------------------------------------------------------------------------------
 
 __device__ inline float log2_sigmoid(float x) {
   return kLog2E * (fminf(x, 0.0f) - log1pf(expf(-fabsf(x))));
@@ -172,7 +173,8 @@ __global__ void __launch_bounds__(1024) gates_kernel(Work<T> w) {
   for (int n = warp; n < w.N; n += warps) weigh_tokens(w, bh, n);
 }
 
-// ---- states ------------------------------------------------------------------------------------------------------------------------------
+// ---- states
+// ------------------------------------------------------------------------------------------------------------------------------
 
 __device__ inline float sum_of_warp(float x) {
 #pragma unroll
@@ -201,7 +203,7 @@ struct Scan {
 //   reverse  dC <- carry dC + (read q)^T dh,       dn <- carry dn + sum pull (read q)     storing what arrives at each chunk's end, and
 //            the partial sums of <C, dC> there
 template <typename T, int KT, int VT, bool kReverse>
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(Work<T> w) {
+__global__ void __launch_bounds__(kScanThreads, 2) scan_kernel(Work<T> w) {
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr int MT = KT / 64, NT = VT / 16, kStage = L * (KT + VT), kPieces = L * KT / (8 * kScanThreads), kWarps = kScanThreads / 32;
   __shared__ float sums[2][kWarps], normalizer_sums[2][kWarps][KT];
@@ -247,7 +249,9 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(Work<T> w) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = k0 + m0 + i * 16 + e / 2 * 8 + lane / 4, col = v0 + n0 + j * 8 + lane % 4 * 2 + e % 2;
-        acc[i][j][e] = scan.initial_cell_BHKV && row < w.cell_K && col < w.cell_V ? scan.initial_cell_BHKV[(int64_t(bh) * w.cell_K + row) * w.cell_V + col] : 0.0f;
+        acc[i][j][e] = scan.initial_cell_BHKV && row < w.cell_K && col < w.cell_V
+                           ? scan.initial_cell_BHKV[(int64_t(bh) * w.cell_K + row) * w.cell_V + col]
+                           : 0.0f;
       }
     }
   }
@@ -266,6 +270,22 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(Work<T> w) {
     T* cells = kReverse ? w.grad_cell_UKV : w.cell_BHMKV;
     const bool stores = kReverse ? i < N : w.stores_cells;
     float sum = 0.0f;
+    uint2 others[MT][2][NT / 2];  // C, all asked for before the first is used
+    if constexpr (kReverse) {
+#pragma unroll
+      for (int a = 0; a < MT; ++a) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = k0 + m0 + a * 16 + half * 8 + lane / 4;
+#pragma unroll
+          for (int j = 0; j < NT; j += 2) {
+            const int col = v0 + n0 + j * 8 + gathered_column();
+            const bool inside = row < w.K && col < w.V;
+            others[a][half][j / 2] = inside ? *reinterpret_cast<const uint2*>(w.cell_BHMKV + (read * w.K + row) * w.V + col) : uint2{};
+          }
+        }
+      }
+    }
 #pragma unroll
     for (int a = 0; a < MT; ++a) {
       if (!kReverse && !stores) break;
@@ -277,10 +297,9 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(Work<T> w) {
           const int col = v0 + n0 + j * 8 + gathered_column();
           const uint2 words = gather_four(pack(acc[a][j][half * 2], acc[a][j][half * 2 + 1], T{}),
                                           pack(acc[a][j + 1][half * 2], acc[a][j + 1][half * 2 + 1], T{}));
-          if (row >= w.K || col >= w.V) continue;
-          if (stores) *reinterpret_cast<uint2*>(cells + (written * w.K + row) * w.V + col) = words;
+          if (stores && row < w.K && col < w.V) *reinterpret_cast<uint2*>(cells + (written * w.K + row) * w.V + col) = words;
           if constexpr (kReverse) {
-            const uint2 c = *reinterpret_cast<const uint2*>(w.cell_BHMKV + (read * w.K + row) * w.V + col);
+            const uint2 c = others[a][half][j / 2];
             const float2 x = unpack(words.x, T{}), y = unpack(words.y, T{}), cx = unpack(c.x, T{}), cy = unpack(c.y, T{});
             sum += x.x * cx.x + x.y * cx.y + y.x * cy.x + y.y * cy.y;
           }
@@ -373,7 +392,8 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(Work<T> w) {
   }
 }
 
-// ---- scores ------------------------------------------------------------------------------------------------------------------------------
+// ---- scores
+// ------------------------------------------------------------------------------------------------------------------------------
 
 // sum of 32 elements of row `row` of a 64 x 64 tile, from column 32 half on, times f(column)
 template <typename T, typename F>
@@ -500,7 +520,8 @@ __global__ void __launch_bounds__(kTileThreads) scores_kernel(Work<T> w) {
       for (int c = 0; c < 4; c += 2) {
         const int64_t at = unit * kTile + t * L + n0 + c * 8 + gathered_column();
         const auto words = [&](const auto& value) {
-          return gather_four(pack(value(c, part * 2), value(c, part * 2 + 1), T{}), pack(value(c + 1, part * 2), value(c + 1, part * 2 + 1), T{}));
+          return gather_four(pack(value(c, part * 2), value(c, part * 2 + 1), T{}),
+                             pack(value(c + 1, part * 2), value(c + 1, part * 2 + 1), T{}));
         };
         *reinterpret_cast<uint2*>(w.scores_ULL + at) = words([&](int f, int e) { return s[i][f][e] * inv; });
         if constexpr (kBackward) {
@@ -511,7 +532,8 @@ __global__ void __launch_bounds__(kTileThreads) scores_kernel(Work<T> w) {
   }
 }
 
-// ---- read-outs ---------------------------------------------------------------------------------------------------------------------------
+// ---- read-outs
+// ---------------------------------------------------------------------------------------------------------------------------
 
 // One product of the form that h, dq, dk and dv share, 64 tokens by NT columns from column n0 on, for one unit:
 //   out = row_weight ((x Z) + pull vector) + A y      x [64][depth] tokens, Z a state, A a score tile, y [64][columns] tokens
@@ -754,7 +776,8 @@ __global__ void gate_gradients_kernel(Work<T> w) {
   }
 }
 
-// ---- launches ----------------------------------------------------------------------------------------------------------------------------
+// ---- launches
+// ----------------------------------------------------------------------------------------------------------------------------
 
 int64_t rounded(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
@@ -881,9 +904,8 @@ struct ScanTile {
   int keys, values;
 };
 ScanTile scan_tile(const MlstmInputs& x) {
-  const int64_t large_blocks = int64_t(x.B) * x.H * ((x.K + 127) / 128) * ((x.V + 127) / 128);
-  if (x.K <= 64 || large_blocks < 128) return {64, 64};
-  return {128, tile_width(x.V)};
+  const int64_t large_blocks = int64_t(x.B) * x.H * ((x.K + 127) / 128) * ((x.V + 63) / 64);
+  return {x.K <= 64 || large_blocks < 128 ? 64 : 128, 64};
 }
 
 template <typename T>
@@ -937,9 +959,7 @@ int64_t units(const Work<T>& w) {
 template <typename T, bool kReverse>
 cudaError_t launch_scan(const MlstmInputs& x, const Work<T>& w, cudaStream_t stream) {
   const auto [keys, values] = scan_tile(x);
-  const auto kernel = keys == 64     ? scan_kernel<T, 64, 64, kReverse>
-                      : values == 64 ? scan_kernel<T, 128, 64, kReverse>
-                                     : scan_kernel<T, 128, 128, kReverse>;
+  const auto kernel = keys == 64 ? scan_kernel<T, 64, 64, kReverse> : scan_kernel<T, 128, 64, kReverse>;
   return launch(kernel, w, int64_t(w.B) * w.H * w.state_tiles, kScanThreads, size_t(kStages * L * (keys + values)) * sizeof(T), stream);
 }
 
@@ -947,6 +967,13 @@ template <typename T>
 cudaError_t launch_states(const MlstmInputs& x, const Work<T>& w, cudaStream_t stream) {
   const cudaError_t error = launch(gates_kernel<T>, w, int64_t(w.B) * w.H, 32 * std::min(32, w.N), 0, stream);
   return error != cudaSuccess ? error : launch_scan<T, false>(x, w, stream);
+}
+
+// Few steps take few stages: more blocks fit.
+template <typename T>
+size_t scores_bytes(const Work<T>& w, bool backward) {
+  const int steps = (w.K + L - 1) / L + (backward ? (w.V + L - 1) / L : 0);
+  return size_t(std::min(kStages, steps) * (backward ? 3 : 2) * kTile) * sizeof(T);
 }
 
 template <typename T>
@@ -996,7 +1023,7 @@ cudaError_t forward(const MlstmForward& x, Arena& arena, cudaStream_t stream) {
   for (int segment = 0; segment < plan.num_segments; ++segment) {
     set_segment(in, plan, segment, {x.cell_BHKV, x.normalizer_BHK, x.stabilizer_BH}, w);
     error = launch_states(in, w, stream);
-    if (error == cudaSuccess) error = launch(scores_kernel<T, false>, w, units(w), kTileThreads, size_t(kStages * 2 * kTile) * sizeof(T), stream);
+    if (error == cudaSuccess) error = launch(scores_kernel<T, false>, w, units(w), kTileThreads, scores_bytes(w, false), stream);
     if (error == cudaSuccess) error = launch_output(w, stream);
     if (error != cudaSuccess) return error;
   }
@@ -1006,8 +1033,7 @@ cudaError_t forward(const MlstmForward& x, Arena& arena, cudaStream_t stream) {
 template <typename T>
 cudaError_t backward_segment(const MlstmInputs& x, const Work<T>& w, cudaStream_t stream) {
   cudaError_t error = launch_states(x, w, stream);
-  if (error == cudaSuccess)
-    error = launch(scores_kernel<T, true>, w, units(w), kTileThreads, size_t(kStages * 3 * kTile) * sizeof(T), stream);
+  if (error == cudaSuccess) error = launch(scores_kernel<T, true>, w, units(w), kTileThreads, scores_bytes(w, true), stream);
   if (error == cudaSuccess) error = launch_scan<T, true>(x, w, stream);
   if (error == cudaSuccess) error = launch_input_gradients(w, stream);
   if (error == cudaSuccess) error = launch(gate_gradients_kernel<T>, w, (units(w) + 3) / 4, 128, 0, stream);

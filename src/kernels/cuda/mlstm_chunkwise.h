@@ -14,7 +14,8 @@ inline constexpr size_t kMlstmWorkspaceGoal = size_t(2) << 30;  // bytes; one ch
 
 // What a token's read-out is divided by, with r the sum of its weights in the frame of its stabilizer mu:
 //   bounded    max(|r|, exp(-mu)) + 1e-6    xLSTM (spec 2.2)
-//   plain_sum  max(r, 1e-6)                 converted attention (conversion.md 1); here mu is the largest exponent among the tokens seen. An
+//   plain_sum  max(r, 1e-6)                 converted attention (conversion.md 1); here mu is the largest exponent among the tokens seen.
+//   An
 //                                           empty initial state must come with a stabilizer of kMlstmEmptyStabilizer, not 0.
 enum class MlstmNormalizer { bounded, plain_sum };
 inline constexpr float kMlstmEmptyStabilizer = -1e30f;
@@ -23,9 +24,9 @@ struct MlstmInputs {
   Type type;  // of q, k, v, h and their gradients: bfloat16 or float16
   MlstmNormalizer normalizer;
   int B, S, H, K, V;
-  const void *q_BSHK, *k_BSHK, *v_BSHV;       // k not scaled
-  const float *igate_BSH, *fgate_BSH;         // pre-activations
-  const uint8_t* is_start_BS;                 // or null; 1: the state is empty before this token
+  const void *q_BSHK, *k_BSHK, *v_BSHV;                                             // k not scaled
+  const float *igate_BSH, *fgate_BSH;                                               // pre-activations
+  const uint8_t* is_start_BS;                                                       // or null; 1: the state is empty before this token
   const float *initial_cell_BHKV, *initial_normalizer_BHK, *initial_stabilizer_BH;  // all, or null: an empty state
   int segment_chunks;                                                               // chunks in flight at once; 0: by kMlstmWorkspaceGoal
 };
