@@ -173,7 +173,7 @@ Tensor workspace(size_t bytes, const Tensor& like) {
 }
 
 // The kernels choose their own chunks: the result is the same function.
-MlstmOutput mlstm_chunkwise(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial) {
+MlstmOutput mlstm_chunkwise_cuda(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial) {
   const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
   MlstmOutput out{at::empty_like(in.v_BSHV),
                   {at::empty_like(initial.cell_BHKV), at::empty_like(initial.normalizer_BHK), at::empty_like(initial.stabilizer_BH)}};
@@ -186,8 +186,8 @@ MlstmOutput mlstm_chunkwise(const MlstmInputs& in, int64_t /*chunk_size*/, const
   return out;
 }
 
-MlstmBackward mlstm_backward(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial, const Tensor& h_BSHV,
-                             const Tensor& grad_h_BSHV, const MlstmState& grad_state) {
+MlstmBackward mlstm_backward_cuda(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial, const Tensor& h_BSHV,
+                                  const Tensor& grad_h_BSHV, const MlstmState& grad_state) {
   const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
   MlstmBackward out{{at::empty_like(in.q_BSHK), at::empty_like(in.k_BSHK), at::empty_like(in.v_BSHV), at::empty_like(in.igate_BSH),
                      at::empty_like(in.fgate_BSH), Tensor()},
@@ -253,6 +253,6 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
 extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table) {
   using namespace distil_xlstm::ops;
   namespace gpu = distil_xlstm::kernels::cuda;
-  *table = {slstm_forward,       slstm_backward,  causal_conv_forward, causal_conv_backward,    layer_norm_forward,
-            layer_norm_backward, mlstm_chunkwise, mlstm_backward,      gpu::kSlstmMaxHeadWidth, gpu::kConvMaxTaps};
+  *table = {slstm_forward,       slstm_backward,       causal_conv_forward, causal_conv_backward,    layer_norm_forward,
+            layer_norm_backward, mlstm_chunkwise_cuda, mlstm_backward_cuda, gpu::kSlstmMaxHeadWidth, gpu::kConvMaxTaps};
 }
