@@ -4,12 +4,14 @@
 
 #include "ops/causal_conv_forms.h"
 #include "ops/head_loss_tile.h"
+#include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
 #include "ops/slstm_forms.h"
 
 namespace distil_xlstm::ops {
 
-// These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32.
+// These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32. The mLSTM's take q, k, v,
+// h and their gradients as bfloat16 or float16 only.
 struct CudaBackend {
   decltype(&slstm_forward_aten) slstm_forward = nullptr;
   decltype(&slstm_backward_aten) slstm_backward = nullptr;
@@ -19,6 +21,9 @@ struct CudaBackend {
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
+  // q, k and v all in bfloat16 or all in float16.
+  decltype(&mlstm_chunkwise_aten) mlstm_chunkwise = nullptr;
+  decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
   int64_t max_head_width = 0, max_taps = 0;
 };
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/cuda_backend.h"
 #include "ops/internal.h"
 #include "ops/mlstm_forms.h"
 
@@ -14,12 +15,24 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The type to compute in throughout; a missing state becomes zeros, as the package starts (C = n = m = 0).
-MlstmInputs prepared(const MlstmInputs& in) {
-  const at::ScalarType type = compute_type(in.q_BSHK);
-  const auto ready = [&](const Tensor& x) { return x.to(type).contiguous(); };
+// Tensor cores take 2-byte operands; float32 keeps its digits in the tensor operations.
+bool uses_kernels(const MlstmInputs& in) {
+  const at::ScalarType type = in.q_BSHK.scalar_type();
+  return has_cuda_kernels(in.q_BSHK) && cuda_backend().mlstm_chunkwise && (type == at::kBFloat16 || type == at::kHalf) &&
+         in.k_BSHK.scalar_type() == type && in.v_BSHV.scalar_type() == type;
+}
+
+// Contiguous, q, k, v as `type`, the rest in the type to compute in; a missing state becomes zeros, as the package starts (C = n = m = 0).
+MlstmInputs prepared(const MlstmInputs& in, at::ScalarType type) {
+  const auto ready = [&](const Tensor& x, at::ScalarType as) { return x.to(as).contiguous(); };
+  const at::ScalarType gates = compute_type(in.q_BSHK);
   const Tensor is_start = in.is_start_BS.defined() ? in.is_start_BS.to(in.q_BSHK.device(), at::kByte).contiguous() : Tensor();
-  return {ready(in.q_BSHK), ready(in.k_BSHK), ready(in.v_BSHV), ready(in.igate_BSH), ready(in.fgate_BSH), is_start};
+  return {ready(in.q_BSHK, type),     ready(in.k_BSHK, type),     ready(in.v_BSHV, type),
+          ready(in.igate_BSH, gates), ready(in.fgate_BSH, gates), is_start};
+}
+
+at::ScalarType chunkwise_type(const MlstmInputs& in) {
+  return uses_kernels(in) ? in.q_BSHK.scalar_type() : compute_type(in.q_BSHK);
 }
 
 MlstmState prepared(const MlstmState& state, const MlstmInputs& in) {
@@ -46,14 +59,15 @@ void check_inputs(const char* name, const MlstmInputs& in, const MlstmState& sta
 }
 
 MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial) {
-  return in.q_BSHK.is_cpu() ? mlstm_chunkwise_cpu(in, chunk_size, initial) : mlstm_chunkwise_aten(in, chunk_size, initial);
+  const auto run = in.q_BSHK.is_cpu() ? mlstm_chunkwise_cpu : uses_kernels(in) ? cuda_backend().mlstm_chunkwise : mlstm_chunkwise_aten;
+  return run(in, chunk_size, initial);
 }
 
 struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& igate,
                                const Tensor& fgate, const Tensor& cell, const Tensor& normalizer, const Tensor& stabilizer,
                                const std::optional<Tensor>& is_start, int64_t chunk_size) {
-    const MlstmInputs given{q, k, v, igate, fgate, is_start.value_or(Tensor())}, in = prepared(given);
+    const MlstmInputs given{q, k, v, igate, fgate, is_start.value_or(Tensor())}, in = prepared(given, chunkwise_type(given));
     const MlstmState initial = prepared(MlstmState{cell, normalizer, stabilizer}, in);
     const MlstmOutput out = run_chunkwise(in, chunk_size, initial);
     ctx->save_for_backward({in.q_BSHK, in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, in.is_start_BS, initial.cell_BHKV,
@@ -74,9 +88,10 @@ struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
     const int64_t chunk_size = ctx->saved_data["chunk_size"].toInt();
     const auto types = ctx->saved_data["types"].toIntVector();
     const Tensor grad_h = or_zeros(grads[0], h.sizes(), h.options());
+    const auto wide = initial.cell_BHKV.options();
     const MlstmState grad_state{
-        or_zeros(grads[1], initial.cell_BHKV.sizes(), h.options()), or_zeros(grads[2], initial.normalizer_BHK.sizes(), h.options()), {}};
-    const auto run = in.q_BSHK.is_cpu() ? mlstm_backward_cpu : mlstm_backward_aten;
+        or_zeros(grads[1], initial.cell_BHKV.sizes(), wide), or_zeros(grads[2], initial.normalizer_BHK.sizes(), wide), {}};
+    const auto run = in.q_BSHK.is_cpu() ? mlstm_backward_cpu : uses_kernels(in) ? cuda_backend().mlstm_backward : mlstm_backward_aten;
     const MlstmBackward out = run(in, chunk_size, initial, h, grad_h, grad_state);
     const MlstmInputs& g = out.grad_inputs;
     variable_list result;
@@ -102,7 +117,7 @@ MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const
     return {out[0], {out[1], out[2], out[3]}};
   }
   at::NoGradGuard no_grad;
-  const MlstmInputs in = prepared(inputs);
+  const MlstmInputs in = prepared(inputs, chunkwise_type(inputs));
   MlstmOutput out = run_chunkwise(in, chunk_size, prepared(initial, in));
   out.h_BSHV = out.h_BSHV.to(v.scalar_type());
   return out;
@@ -111,7 +126,7 @@ MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const
 MlstmOutput mlstm_recurrent(const MlstmInputs& inputs, const MlstmState& initial) {
   check_inputs("mlstm_recurrent", inputs, initial);
   at::NoGradGuard no_grad;
-  const MlstmInputs in = prepared(inputs);
+  const MlstmInputs in = prepared(inputs, compute_type(inputs.q_BSHK));
   const auto run = in.q_BSHK.is_cpu() ? mlstm_recurrent_cpu : mlstm_recurrent_aten;
   MlstmOutput out = run(in, prepared(initial, in));
   out.h_BSHV = out.h_BSHV.to(inputs.v_BSHV.scalar_type());

@@ -15,7 +15,8 @@ struct MlstmBackward {
 };
 
 // Everything in the type to compute in, q, k, v, gates contiguous; k not yet scaled; `initial` defined throughout; is_start_BS uint8 or
-// undefined.
+// undefined. The kernels that cuda_backend() may hold have these signatures too, take q, k, v, h and their gradients in a 2-byte type, and
+// choose their own chunks.
 MlstmOutput mlstm_chunkwise_cpu(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial);
 MlstmOutput mlstm_chunkwise_aten(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial);
 

@@ -7,6 +7,7 @@
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
+#include "kernels/cuda/mlstm_chunkwise.h"
 #include "kernels/cuda/slstm_scan.h"
 #include "ops/cuda_backend.h"
 
@@ -178,6 +179,71 @@ CausalConvBackward causal_conv_backward(const Tensor& grad_y_BSF, const Tensor& 
   return {grad_x, grad_weight_PKF.sum(0).t(), grad_bias_PF.sum(0), grad_initial};
 }
 
+gpu::MlstmInputs mlstm_arguments(const MlstmInputs& in, const MlstmState& initial) {
+  const Tensor& q = in.q_BSHK;
+  return {type_of(q),
+          gpu::MlstmNormalizer::bounded,
+          int(q.size(0)),
+          int(q.size(1)),
+          int(q.size(2)),
+          int(q.size(3)),
+          int(in.v_BSHV.size(3)),
+          pointer(q),
+          pointer(in.k_BSHK),
+          pointer(in.v_BSHV),
+          floats(in.igate_BSH),
+          floats(in.fgate_BSH),
+          starts(in.is_start_BS),
+          floats(initial.cell_BHKV),
+          floats(initial.normalizer_BHK),
+          floats(initial.stabilizer_BH),
+          0};
+}
+
+Tensor workspace(size_t bytes, const Tensor& like) {
+  return at::empty({int64_t(bytes)}, like.options().dtype(at::kByte));
+}
+
+// The kernels choose their own chunks: the result is the same function.
+MlstmOutput mlstm_chunkwise_cuda(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial) {
+  const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
+  MlstmOutput out{at::empty_like(in.v_BSHV),
+                  {at::empty_like(initial.cell_BHKV), at::empty_like(initial.normalizer_BHK), at::empty_like(initial.stabilizer_BH)}};
+  gpu::MlstmForward args{mlstm_arguments(in, initial),    pointer(out.h_BSHV),
+                         floats(out.state.cell_BHKV),     floats(out.state.normalizer_BHK),
+                         floats(out.state.stabilizer_BH), nullptr};
+  const Tensor memory = workspace(gpu::mlstm_forward_workspace(args), in.q_BSHK);
+  args.workspace = pointer(memory);
+  check(gpu::mlstm_forward(args, c10::cuda::getCurrentCUDAStream()), "mlstm_chunkwise forward, q_BSHK", in.q_BSHK);
+  return out;
+}
+
+MlstmBackward mlstm_backward_cuda(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial, const Tensor& h_BSHV,
+                                  const Tensor& grad_h_BSHV, const MlstmState& grad_state) {
+  const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
+  MlstmBackward out{{at::empty_like(in.q_BSHK), at::empty_like(in.k_BSHK), at::empty_like(in.v_BSHV), at::empty_like(in.igate_BSH),
+                     at::empty_like(in.fgate_BSH), Tensor()},
+                    {at::empty_like(initial.cell_BHKV), at::empty_like(initial.normalizer_BHK), at::empty_like(initial.stabilizer_BH)}};
+  gpu::MlstmBackward args{mlstm_arguments(in, initial),
+                          pointer(h_BSHV),
+                          pointer(grad_h_BSHV),
+                          floats(grad_state.cell_BHKV),
+                          floats(grad_state.normalizer_BHK),
+                          pointer(out.grad_inputs.q_BSHK),
+                          pointer(out.grad_inputs.k_BSHK),
+                          pointer(out.grad_inputs.v_BSHV),
+                          floats(out.grad_inputs.igate_BSH),
+                          floats(out.grad_inputs.fgate_BSH),
+                          floats(out.grad_initial.cell_BHKV),
+                          floats(out.grad_initial.normalizer_BHK),
+                          floats(out.grad_initial.stabilizer_BH),
+                          nullptr};
+  const Tensor memory = workspace(gpu::mlstm_backward_workspace(args), in.q_BSHK);
+  args.workspace = pointer(memory);
+  check(gpu::mlstm_backward(args, c10::cuda::getCurrentCUDAStream()), "mlstm_chunkwise backward, q_BSHK", in.q_BSHK);
+  return out;
+}
+
 gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK) {
   return {type_of(x_NGK), x_NGK.size(0), int(x_NGK.size(1)), int(x_NGK.size(2)), 0.0f, pointer(x_NGK), floats(weight_GK)};
 }
@@ -258,6 +324,15 @@ void head_loss_tile(const HeadLossTile& tile) {
 extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table) {
   using namespace distil_xlstm::ops;
   namespace gpu = distil_xlstm::kernels::cuda;
-  *table = {slstm_forward,       slstm_backward, causal_conv_forward,     causal_conv_backward, layer_norm_forward,
-            layer_norm_backward, head_loss_tile, gpu::kSlstmMaxHeadWidth, gpu::kConvMaxTaps};
+  *table = {.slstm_forward = slstm_forward,
+            .slstm_backward = slstm_backward,
+            .causal_conv_forward = causal_conv_forward,
+            .causal_conv_backward = causal_conv_backward,
+            .layer_norm_forward = layer_norm_forward,
+            .layer_norm_backward = layer_norm_backward,
+            .head_loss_tile = head_loss_tile,
+            .mlstm_chunkwise = mlstm_chunkwise_cuda,
+            .mlstm_backward = mlstm_backward_cuda,
+            .max_head_width = gpu::kSlstmMaxHeadWidth,
+            .max_taps = gpu::kConvMaxTaps};
 }

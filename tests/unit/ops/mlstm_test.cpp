@@ -115,6 +115,26 @@ TEST_F(MlstmTest, ChunkwiseMatchesTheReferenceForEveryChunkSize) {
   }
 }
 
+// On CUDA these go through the tensor cores.
+TEST_F(MlstmTest, TwoByteInputsMatchTheReferenceOnTheSameInputs) {
+  for (const Case& c : kCases) {
+    if (c.gate_scale > 1) continue;
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+      Data d(c);
+      for (Tensor* x : {&d.in.q_BSHK, &d.in.k_BSHK, &d.in.v_BSHV}) *x = x->to(type).to(at::kDouble);
+      const MlstmOutput expected = run_reference(d);
+      for (const at::Device& device : devices()) {
+        SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
+        MlstmInputs in = to(d.in, device, at::kFloat);
+        for (Tensor* x : {&in.q_BSHK, &in.k_BSHK, &in.v_BSHV}) *x = x->to(type);
+        const MlstmOutput out = mlstm_chunkwise(in, 64, to(d.initial, device, at::kFloat));
+        EXPECT_EQ(out.h_BSHV.scalar_type(), type);
+        expect_equal(out, expected, type == at::kBFloat16 ? 1.2e-2 : 2e-3);
+      }
+    }
+  }
+}
+
 TEST_F(MlstmTest, RecurrentMatchesTheReference) {
   for (const Case& c : kCases) {
     const Data d(c);
