@@ -19,8 +19,8 @@ Tensor prompt_rows(const SynthesizeOptions& options, int64_t rows) {
 }
 
 // Writes documents[begin, end), which hold the prompt.
-void write_documents(nn::LanguageModel& model, const SynthesizeOptions& options, uint64_t first_document, Documents& documents, int64_t begin,
-                     int64_t end) {
+void write_documents(nn::LanguageModel& model, const SynthesizeOptions& options, uint64_t first_document, Documents& documents,
+                     int64_t begin, int64_t end) {
   const at::NoGradGuard no_grad;
   const int64_t rows = end - begin, prompt_size = static_cast<int64_t>(options.prompt.size());
   std::vector<Sampler> samplers;
@@ -78,7 +78,8 @@ std::vector<std::vector<int32_t>> synthesize_batch(nn::LanguageModel& model, con
   model.forward_step(prompt_rows(options, 1), *model.new_state(1, options.max_document_tokens));
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
-      write_documents(model, options, first_document, documents, options.batch_size * share / threads, options.batch_size * (share + 1) / threads);
+      write_documents(model, options, first_document, documents, options.batch_size * share / threads,
+                      options.batch_size * (share + 1) / threads);
     }
   });
   return documents;

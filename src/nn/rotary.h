@@ -43,8 +43,8 @@ class Rotary {
 
   at::Device device_;
   double attention_factor_;
-  Tensor frequencies_;                                              // [K / 2]
-  Tensor cos_, sin_;                                                // [positions, K / 2], float32
+  Tensor frequencies_;                                                  // [K / 2]
+  Tensor cos_, sin_;                                                    // [positions, K / 2], float32
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // of cos_ and sin_
 };
 

@@ -50,13 +50,16 @@ Tensor narrow_attention(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor
   check_shape("narrow_attention: v", v_BSGK, {B, S, G, K});
   if (is_start_BS.defined()) check_shape("narrow_attention: is_start", is_start_BS, {B, S});
   if (G < 1 || H % G != 0) throw ShapeError("narrow_attention: {} query heads for {} key heads: it must be a multiple", H, G);
-  if (!has_narrow_attention(q_BSHK.options(), K)) throw ShapeError("narrow_attention: heads of {} channels, at most {} on a CPU", K, kernels::kMaxNarrowHead);
+  if (!has_narrow_attention(q_BSHK.options(), K))
+    throw ShapeError("narrow_attention: heads of {} channels, at most {} on a CPU", K, kernels::kMaxNarrowHead);
   for (const Tensor& x : {q_BSHK, k_BSGK, v_BSGK}) {
     if (x.stride(3) != 1 || x.stride(2) != K || (B > 1 && x.stride(0) != S * x.stride(1)))
-      throw ShapeError("narrow_attention: strides [{}]: contiguous tensors, or narrowed in the heads only, are needed", fmt::join(x.strides(), ", "));
+      throw ShapeError("narrow_attention: strides [{}]: contiguous tensors, or narrowed in the heads only, are needed",
+                       fmt::join(x.strides(), ", "));
   }
   const Tensor starts_BS = is_start_BS.defined() ? is_start_BS.to(q_BSHK.device(), at::kByte).contiguous() : Tensor();
-  return q_BSHK.scalar_type() == at::kDouble ? run<double>(q_BSHK, k_BSGK, v_BSGK, starts_BS) : run<float>(q_BSHK, k_BSGK, v_BSGK, starts_BS);
+  return q_BSHK.scalar_type() == at::kDouble ? run<double>(q_BSHK, k_BSGK, v_BSGK, starts_BS)
+                                             : run<float>(q_BSHK, k_BSGK, v_BSGK, starts_BS);
 }
 
 }  // namespace distil_xlstm::ops

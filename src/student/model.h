@@ -48,8 +48,8 @@ class Student : public nn::LanguageModel {
   // in canonical layout [H, K, 4, K], [H, 4, K].
   [[nodiscard]] virtual const NamedTensors& parameters() const = 0;
   [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;
-  // Another student over the same storage, whose parameters are leaves of their own: it sees every change of the values, and gradients do not
-  // mix, so that several threads may each run one.
+  // Another student over the same storage, whose parameters are leaves of their own: it sees every change of the values, and gradients do
+  // not mix, so that several threads may each run one.
   [[nodiscard]] virtual std::unique_ptr<Student> replica() const = 0;
   virtual void set_compute_dtype(at::ScalarType dtype) = 0;  // for forward_hidden / forward_step
 

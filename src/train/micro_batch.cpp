@@ -69,8 +69,8 @@ LossSums MicroBatches::run_rows(student::Student& student, const eval::DeviceBat
   const auto teacher_options = settings.measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
   const auto teacher = teacher_.forward(batch.tokens_BS, batch.is_start_BS, teacher_options);
   const auto output = student.forward(batch.tokens_BS, batch.is_start_BS, settings.student);
-  const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student.head_weight(), teacher.last_hidden_BSD, teacher_.head_weight(),
-                                       batch.targets_BS, batch.mask_BS, settings.plan.head, settings.target_scale);
+  const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student.head_weight(), teacher.last_hidden_BSD,
+                                       teacher_.head_weight(), batch.targets_BS, batch.mask_BS, settings.plan.head, settings.target_scale);
   LossSums sums{losses.sums, {}};
   std::vector<Tensor> roots = {output.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};
   if (settings.measures_alignment) {

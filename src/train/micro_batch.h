@@ -30,9 +30,9 @@ struct LossSums {
   void add(const LossSums& other);
 };
 
-// On a GPU a micro-batch is one graph. On a CPU each thread of LibTorch's pool takes a share of the rows through the whole step, with its own
-// graph: threads then meet once a micro-batch instead of at each of some hundred operations, most of them too small to share. Shares are added
-// in their order, so that the same number of threads gives the same bits.
+// On a GPU a micro-batch is one graph. On a CPU each thread of LibTorch's pool takes a share of the rows through the whole step, with its
+// own graph: threads then meet once a micro-batch instead of at each of some hundred operations, most of them too small to share. Shares
+// are added in their order, so that the same number of threads gives the same bits.
 class MicroBatches {
  public:
   // All references must outlive this object.

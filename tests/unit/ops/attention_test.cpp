@@ -31,12 +31,13 @@ Tensor reference(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSG
 }
 
 TEST_F(AttentionTest, EqualsTheFormula) {
-  for (const Case& c : {Case{1, 1, 1, 1, 1}, Case{2, 7, 4, 2, 8, 0.3}, Case{3, 33, 6, 6, 5, 0.1}, Case{1, 130, 8, 4, 8, 0.02}, Case{2, 65, 3, 1, 16},
-                        Case{2, 40, 4, 4, 24, 0.1}, Case{1, 50, 2, 1, 32, 0.05}}) {
+  for (const Case& c : {Case{1, 1, 1, 1, 1}, Case{2, 7, 4, 2, 8, 0.3}, Case{3, 33, 6, 6, 5, 0.1}, Case{1, 130, 8, 4, 8, 0.02},
+                        Case{2, 65, 3, 1, 16}, Case{2, 40, 4, 4, 24, 0.1}, Case{1, 50, 2, 1, 32, 0.05}}) {
     for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
       for (const double scale : {1.0, 30.0}) {  // with large scores one key takes all
         SCOPED_TRACE(fmt::format("B={} S={} H={} G={} K={} {} x{}", c.B, c.S, c.H, c.G, c.K, at::toString(type), scale));
-        const Tensor qkv = (randn({c.B, c.S, c.H + 2 * c.G, c.K}) * scale).to(type);  // queries, keys and values as a projection leaves them
+        const Tensor qkv =
+            (randn({c.B, c.S, c.H + 2 * c.G, c.K}) * scale).to(type);  // queries, keys and values as a projection leaves them
         const Tensor q = qkv.narrow(2, 0, c.H), k = qkv.narrow(2, c.H, c.G), v = qkv.narrow(2, c.H + c.G, c.G);
         const Tensor starts = c.starts > 0 ? random_starts(c.B, c.S, c.starts) : Tensor();
         const Tensor out = narrow_attention(q, k, v, starts);

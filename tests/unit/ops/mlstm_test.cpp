@@ -237,18 +237,21 @@ TEST_F(MlstmTest, GradientsAgreeBetweenTypesDevicesAndChunkSizes) {
   }
 }
 
-// The form that other devices run, on the CPU: the same values, and inputs that stay as they were even where their chunks are views of them.
+// The form that other devices run, on the CPU: the same values, and inputs that stay as they were even where their chunks are views of
+// them.
 TEST_F(MlstmTest, TheTensorFormEqualsTheKernelsAndLeavesItsInputs) {
   auto cases = kCases;
   cases.push_back({2, 8, 1, 4, 4, false, true});
   for (const Case& c : cases) {
     const Data d(c);
     const auto zeros = [&](at::IntArrayRef sizes) { return at::zeros(sizes, at::kDouble); };
-    const MlstmState initial = c.with_state ? d.initial : MlstmState{zeros({c.B, c.H, c.K, c.V}), zeros({c.B, c.H, c.K}), zeros({c.B, c.H})};
+    const MlstmState initial =
+        c.with_state ? d.initial : MlstmState{zeros({c.B, c.H, c.K, c.V}), zeros({c.B, c.H, c.K}), zeros({c.B, c.H})};
     const MlstmInputs kept = to(d.in, at::kCPU, at::kDouble);
     for (const int64_t chunk_size : {int64_t{1}, int64_t{4}, c.S}) {
       SCOPED_TRACE(fmt::format("{} chunk {}", name(c), chunk_size));
-      const MlstmInputs before{kept.q_BSHK.clone(), kept.k_BSHK.clone(), kept.v_BSHV.clone(), kept.igate_BSH.clone(), kept.fgate_BSH.clone(), {}};
+      const MlstmInputs before{kept.q_BSHK.clone(),    kept.k_BSHK.clone(),    kept.v_BSHV.clone(),
+                               kept.igate_BSH.clone(), kept.fgate_BSH.clone(), {}};
       const MlstmOutput out = mlstm_chunkwise_aten(kept, chunk_size, initial), expected = mlstm_chunkwise_cpu(kept, chunk_size, initial);
       EXPECT_LT(relative_error(out.h_BSHV, expected.h_BSHV), tolerance(at::kDouble));
       const Tensor grad_h = randn({c.B, c.S, c.H, c.V});

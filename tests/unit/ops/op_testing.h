@@ -80,8 +80,8 @@ inline std::vector<Tensor> gradients(const std::function<Tensor(const std::vecto
 }
 
 // Central differences of a scalar function of float64 CPU tensors with respect to input `i`, element by element.
-inline Tensor central_differences(const std::function<Tensor(const std::vector<Tensor>&)>& function, const std::vector<Tensor>& at_point, size_t i,
-                                  double step) {
+inline Tensor central_differences(const std::function<Tensor(const std::vector<Tensor>&)>& function, const std::vector<Tensor>& at_point,
+                                  size_t i, double step) {
   const at::NoGradGuard no_grad;
   std::vector<Tensor> moved(at_point.begin(), at_point.end());
   moved[i] = at_point[i].contiguous().clone();
@@ -99,8 +99,8 @@ inline Tensor central_differences(const std::function<Tensor(const std::vector<T
   return numeric;
 }
 
-// Compares autograd with central differences. False where the differences themselves do not converge (a kink, such as the maximum in the mLSTM's
-// denominator, lies within a step of `at_point`): then nothing was compared.
+// Compares autograd with central differences. False where the differences themselves do not converge (a kink, such as the maximum in the
+// mLSTM's denominator, lies within a step of `at_point`): then nothing was compared.
 [[nodiscard]] inline bool gradients_were_compared(const std::function<Tensor(const std::vector<Tensor>&)>& function,
                                                   const std::vector<Tensor>& at_point, double max_error) {
   const std::vector<Tensor> grads = gradients(function, at_point);
