@@ -245,7 +245,9 @@ class Preparation {
     for (bool more = true; more;) {
       TextBatch batch;
       Document document;
-      while (batch.size_bytes < options_.batch_bytes && batch.documents.size() < kMaxBatchDocuments && (more = reader_.next(document))) {
+      while (batch.size_bytes < options_.batch_bytes && batch.documents.size() < kMaxBatchDocuments) {
+        more = reader_.next(document);
+        if (!more) break;
         batch.size_bytes += document.size_bytes();
         batch.documents.push_back(std::move(document));
         batch.counts.push_back(reader_.counts());

@@ -75,7 +75,7 @@ std::vector<std::vector<int32_t>> synthesize_batch(nn::LanguageModel& model, con
   }
   // On a CPU each thread writes documents of its own: the operations of one token are too small to share. What a model prepares when it is
   // first called (tables, converted weights) is there before the threads begin.
-  model.forward_step(prompt_rows(options, 1), *model.new_state(1, options.max_document_tokens));
+  static_cast<void>(model.forward_step(prompt_rows(options, 1), *model.new_state(1, options.max_document_tokens)));
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
       write_documents(model, options, first_document, documents, options.batch_size * share / threads,

@@ -70,8 +70,8 @@ Tensor document_mask(const Tensor& is_start_BS, at::Device device) {
   return (same_BSS & causal_rows(0, S, S, device)).unsqueeze(1);
 }
 
-Transformer::Transformer(TransformerConfig config, TransformerWeights weights)
-    : config_(std::move(config)),
+Transformer::Transformer(const TransformerConfig& config, TransformerWeights weights)
+    : config_(config),
       weights_(std::move(weights)),
       rotary_(config_.rope, config_.head_dim, weights_.embedding_VD.device()),
       has_narrow_heads_(ops::has_narrow_attention(weights_.embedding_VD.options(), config_.head_dim)) {}

@@ -59,7 +59,7 @@ using LayerVisitor = std::function<void(int64_t index, const Tensor& state_BSD)>
 
 class Transformer {
  public:
-  Transformer(TransformerConfig config, TransformerWeights weights);
+  Transformer(const TransformerConfig& config, TransformerWeights weights);
 
   // tokens_BS (int64) -> states after the final norm [B, S, D]. No gradient is recorded.
   //   is_start_BS  uint8 or undefined: 1 begins a document, which then sees no token before it. On the CPU its values are looked at

@@ -39,7 +39,7 @@ Tensor read_stored(const std::shared_ptr<io::WeightSource>& source, const std::s
   if (type && source->is_plain(name)) {
     auto* data = const_cast<std::byte*>(view.bytes.data());  // never written: parameters are copies, embedding and head are frozen
     if (reinterpret_cast<uintptr_t>(data) % c10::elementSize(*type) == 0)
-      return at::from_blob(data, view.shape, [source](void*) {}, at::TensorOptions().dtype(*type));
+      return at::from_blob(data, view.shape, [source](void*) {}, at::TensorOptions().dtype(type));
     const Tensor copy = at::empty(view.shape, *type);
     std::memcpy(copy.mutable_data_ptr(), data, view.bytes.size());
     return copy;

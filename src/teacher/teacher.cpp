@@ -60,8 +60,8 @@ class StateCollector {
 
 class TransformerTeacher final : public Teacher {
  public:
-  TransformerTeacher(const Family& family, nn::TransformerConfig config, nn::TransformerWeights weights)
-      : family_(family), transformer_(std::move(config), std::move(weights)) {}
+  TransformerTeacher(const Family& family, const nn::TransformerConfig& config, nn::TransformerWeights weights)
+      : family_(family), transformer_(config, std::move(weights)) {}
 
   TeacherOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const TeacherForwardOptions& options) override {
     const at::NoGradGuard no_grad;
@@ -142,9 +142,9 @@ std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device de
   }
   const std::string where = fmt::format("{} (configuration)", files.path.string());
   const Family& family = find_family(files.config, where);
-  nn::TransformerConfig config = read_config(family, files.config, where);
+  const nn::TransformerConfig config = read_config(family, files.config, where);
   nn::TransformerWeights weights = load_weights(config, files.weights, device, dtype);
-  return std::make_unique<TransformerTeacher>(family, std::move(config), std::move(weights));
+  return std::make_unique<TransformerTeacher>(family, config, std::move(weights));
 }
 
 }  // namespace distil_xlstm::teacher

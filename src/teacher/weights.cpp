@@ -175,7 +175,7 @@ std::vector<TensorSpec> tensor_specs(const nn::TransformerConfig& config) {
   const int64_t D = config.hidden_size, I = config.intermediate_size, K = config.head_dim;
   const int64_t query = config.num_heads * K, key = config.num_kv_heads * K;
   std::vector<TensorSpec> specs = {{"model.embed_tokens.weight", {config.vocab_size, D}}};
-  auto linear = [&](std::string name, int64_t out, int64_t in, bool has_bias) {
+  auto linear = [&](const std::string& name, int64_t out, int64_t in, bool has_bias) {
     specs.push_back({name + ".weight", {out, in}});
     if (has_bias) specs.push_back({name + ".bias", {out}});
   };

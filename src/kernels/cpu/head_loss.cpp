@@ -86,7 +86,7 @@ DX_INLINE Float16 exponential_minus_1(const Float16& x) {
   p = p * x + 5.0000001201e-1F;
   p = p * (x * x) + x;
   const Float16 far = exponential(x) - 1.0F;
-  return (x > -0.34F) & (x < 0.34F) ? p : far;
+  return ((x > -0.34F) & (x < 0.34F)) ? p : far;
 }
 
 DX_INLINE double log_1_plus(double x) {
@@ -131,9 +131,6 @@ DX_INLINE double total(const Float16& lane) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 DX_INLINE double highest(double lane) {
-  return lane;
-}
-DX_INLINE float highest(float lane) {
   return lane;
 }
 DX_INLINE float highest(const Float16& lane) {

@@ -1,6 +1,8 @@
 // The tables of kernels, one per instruction set that this build knows.
 #pragma once
 
+#include <utility>
+
 #include "kernels/cpu/kernels.h"
 
 namespace distil_xlstm::kernels {

@@ -206,7 +206,10 @@ extern "C" const char* distil_xlstm_draw_png(const char* path, const distil_xlst
   cairo_scale(cairo, kScale, kScale);
   cairo_set_source_rgb(cairo, 1, 1, 1);
   cairo_paint(cairo);
-  for (int i = 0; i < num_figures; ++i) Frame(figures[i], (i % kColumns) * kWidth, (i / kColumns) * kHeight).draw(cairo);
+  for (int i = 0; i < num_figures; ++i) {
+    const int column = i % kColumns, row = i / kColumns;
+    Frame(figures[i], column * kWidth, row * kHeight).draw(cairo);
+  }
   const cairo_status_t status = cairo_surface_write_to_png(surface, path);
   cairo_destroy(cairo);
   cairo_surface_destroy(surface);

@@ -33,7 +33,7 @@ void export_model(const ModelFiles& model, const fs::path& to) {
 TEST(OracleSupport, ExportsAsFloat32) {
   const char* from = std::getenv("DISTIL_XLSTM_EXPORT_FROM");
   const char* to = std::getenv("DISTIL_XLSTM_EXPORT_TO");
-  if (from == nullptr || to == nullptr) GTEST_SKIP() << "runs for tests/oracles only";
+  if (from == nullptr || to == nullptr) GTEST_SKIP() << "a part of tests/oracles/test_gguf.py";
   const bool has_tensors = fs::path(from).extension() != ".gguf" || !GgufFile(from).tensors().empty();
   if (has_tensors) {
     export_model(open_model(from), to);

@@ -9,17 +9,14 @@
 #include "base/json.h"
 #include "ops/cuda_backend.h"
 #include "ops/head_loss_tile.h"
+#include "support/devices.h"
 
 namespace distil_xlstm::ops {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-std::vector<at::Device> devices() {
-  std::vector<at::Device> all = {at::kCPU};
-  if (at::hasCUDA()) all.emplace_back(at::kCUDA, 0);
-  return all;
-}
+using testing::devices;
 
 double relative_error(const Tensor& out, const Tensor& reference) {
   const Tensor a = out.cpu().to(at::kDouble), b = reference.cpu().to(at::kDouble);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ops/tensor.h"
+#include "support/devices.h"
 
 namespace distil_xlstm::testing {
 
@@ -29,12 +30,6 @@ class OpTest : public ::testing::Test {
   uint64_t seed_;
   ::testing::ScopedTrace trace_;
 };
-
-inline std::vector<at::Device> devices() {
-  std::vector<at::Device> list{at::kCPU};
-  if (at::hasCUDA()) list.emplace_back(at::kCUDA, 0);
-  return list;
-}
 
 // Relative norm |out - ref| / |ref|, in double on the CPU.
 inline double relative_error(const Tensor& out, const Tensor& ref) {

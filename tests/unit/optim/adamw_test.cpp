@@ -6,15 +6,12 @@
 #include <limits>
 
 #include "base/error.h"
+#include "support/devices.h"
 
 namespace distil_xlstm::optim {
 namespace {
 
-std::vector<at::Device> devices() {
-  std::vector<at::Device> all = {at::kCPU};
-  if (at::hasCUDA()) all.emplace_back(at::kCUDA, 0);
-  return all;
-}
+using testing::devices;
 
 Tensor tensor_of(const json& values, at::IntArrayRef shape, at::Device device) {
   return at::tensor(values.get<std::vector<double>>(), at::kDouble).to(at::kFloat).view(shape).to(device);
