@@ -24,10 +24,10 @@ test: build
 test-oracles: build
 	@env=$$(CUDA=1 tools/setup) && DISTIL_XLSTM_BUILD=$(BUILD) $$env/bin/python tools/run_oracles $(ORACLES)
 
-# The CUDA library alone, for one architecture: all CUDA code compiles, GPU or not.
+# The CUDA library and the kernels' checks, for one architecture: all CUDA code compiles, GPU or not.
 cuda:
 	@env=$$(CUDA=1 tools/setup) && cmake --preset cuda -DDISTIL_XLSTM_ENV_DIR=$$env > /dev/null \
-	  && ninja -C build/cuda -j $(JOBS) distil_xlstm_cuda
+	  && ninja -C build/cuda -j $(JOBS) distil_xlstm_cuda kernel_checks
 
 format:
 	@env=$$(CUDA=1 tools/setup) && git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $$env/bin/clang-format -i

@@ -2,8 +2,7 @@
 //   slstm_scan_check check [quick]     relative errors over odd shapes, resets, extreme gates; fails past the limits
 //   slstm_scan_check time              milliseconds by shape and type
 //   slstm_scan_check one B H K         of one shape, in bfloat16
-// Build: nvcc -std=c++17 -O3 -Isrc -gencode=arch=compute_90,code=sm_90 tests/cuda/slstm_scan_check.cu src/kernels/cuda/slstm_*.cu
-//        src/kernels/reference/slstm.cpp
+// Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/slstm_scan_check.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -102,10 +102,12 @@ def test_refuses_what_it_cannot_compute():
 
 
 def shared_data(name):
-    root = pathlib.Path(os.environ.get("DISTIL_XLSTM_DATA", ROOT.parent / "shared/data"))
-    if not (root / name).exists():
-        raise unittest.SkipTest(f"{root / name} is missing: set DISTIL_XLSTM_DATA to the directory with the real texts")
-    return root / name
+    if "DISTIL_XLSTM_DATA" not in os.environ:
+        raise unittest.SkipTest("DISTIL_XLSTM_DATA, the folder with real texts, is not set (CONTRIBUTING.md)")
+    path = pathlib.Path(os.environ["DISTIL_XLSTM_DATA"]) / name
+    if not path.exists():
+        raise unittest.SkipTest(f"{path} is missing")
+    return path
 
 
 def test_stories260k_loss_on_its_validation_text():

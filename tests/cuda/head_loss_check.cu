@@ -1,8 +1,6 @@
 // Checks kernels/cuda/head_loss.cu against the float64 rows of kernels/cpu/head_loss.cpp and times it, alone and with the matrix products
-// around it. Stands alone: no LibTorch. Build (from the repository's root):
-//   g++ -O2 -std=c++20 -Isrc -c src/kernels/cpu/head_loss.cpp -o reference.o
-//   nvcc -O3 -std=c++17 -Isrc -gencode=arch=compute_90,code=sm_90 bench/kernels/head_loss.cu src/kernels/cuda/head_loss.cu reference.o
-//   -lcublas
+// around it.
+// Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/head_loss_check.
 // Run: check | small | time
 #include <cublas_v2.h>
 
@@ -237,7 +235,8 @@ void check_all(bool small) {
                                          {Type::bfloat16, Type::bfloat16},
                                          {Type::float16, Type::float16}};
   int cases = 0;
-  for (const auto& [logits, gradient] : types) {
+  for (const std::pair<Type, Type>& pair : types) {
+    const Type logits = pair.first, gradient = pair.second;
     std::vector<double> worst(3, 0.0);
     const int before = cases;
     const auto run = [&](Case c) {

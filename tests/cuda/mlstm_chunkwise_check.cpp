@@ -1,7 +1,5 @@
-// Checks the CUDA mLSTM against a double reference (itself checked by differences), then times it. Stands alone, not part of the build:
-//   nvcc -O3 -std=c++17 -Isrc -gencode=arch=compute_90a,code=sm_90a -c src/kernels/cuda/mlstm_chunkwise.cu -o kernels.o
-//   g++ -O2 -std=c++20 -Isrc tests/kernels/mlstm_chunkwise_check.cpp src/kernels/reference/mlstm.cpp kernels.o -lcudart_static -ldl -lrt
-//   -lpthread
+// Checks the CUDA mLSTM against a double reference (itself checked by differences), then times it.
+// Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/mlstm_chunkwise_check.
 // Run with: check [fp16] | time | sanitize | one A|B (a single call, for a profiler) | ref.
 #include <cuda_runtime_api.h>
 

@@ -1,5 +1,5 @@
-// Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, gated, blockdiag. Stands alone: no LibTorch.
-//   nvcc -O3 -std=c++17 -Isrc -gencode=arch=compute_90,code=sm_90 bench/kernels/fused.cu src/kernels/cuda/{rms_norm,gated,blockdiag}.cu
+// Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, gated, blockdiag.
+// Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/fused_check.
 // Run: check | time
 #include <algorithm>
 #include <cmath>
