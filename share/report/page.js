@@ -7,8 +7,17 @@ const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
 const ink = isDark ? "#9aa4b1" : "#5b6470", grid = isDark ? "#2a3038" : "#e8ecf0";
 let charts = [];
 
-const short = v => v == null ? "" : Math.abs(v) >= 1e9 ? +(v / 1e9).toPrecision(4) + " G" : Math.abs(v) >= 1e6 ? +(v / 1e6).toPrecision(4) + " M"
-  : Math.abs(v) >= 1e4 ? +(v / 1e3).toPrecision(4) + " k" : Math.abs(v) < 1e-3 && v !== 0 ? v.toExponential(1) : String(+v.toPrecision(4));
+const short = (v, digits = 4) => v == null ? "" : Math.abs(v) >= 1e9 ? +(v / 1e9).toPrecision(digits) + " G"
+  : Math.abs(v) >= 1e6 ? +(v / 1e6).toPrecision(digits) + " M" : Math.abs(v) >= 1e4 ? +(v / 1e3).toPrecision(digits) + " k"
+  : Math.abs(v) < 1e-3 && v !== 0 ? v.toExponential(Math.max(1, digits - 4)) : String(+v.toPrecision(digits));
+
+// As many digits as tell the ticks of an axis apart.
+function tickLabels(u, ticks) {
+  const known = new Set(ticks.filter(v => v != null));
+  let digits = 4;
+  while (digits < 15 && new Set([...known].map(v => short(v, digits))).size < known.size) ++digits;
+  return ticks.map(v => short(v, digits));
+}
 
 // Values of a curve on the union of all x values.
 function aligned(curves, key) {
@@ -51,8 +60,8 @@ function draw() {
     charts.push(new uPlot({
       width: box.clientWidth - 24, height: 250, series, cursor: { sync: { key: figure.x } },
       scales: { x: { time: false }, y: { distr: positive && (allLog || figure.log) ? 3 : 1 } },
-      axes: [{ ...axis, label: figure.x, labelSize: 18, labelFont: "11px system-ui", values: (u, vs) => vs.map(short) },
-             { ...axis, label: figure.y, labelSize: 18, labelFont: "11px system-ui", size: 58, values: (u, vs) => vs.map(short) }],
+      axes: [{ ...axis, label: figure.x, labelSize: 18, labelFont: "11px system-ui", values: tickLabels },
+             { ...axis, label: figure.y, labelSize: 18, labelFont: "11px system-ui", size: 58, values: tickLabels }],
     }, data, box));
     for (const row of box.querySelectorAll(".u-series.raw")) row.style.display = "none";
   }

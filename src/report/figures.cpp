@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
+
+#include "base/text.h"
 
 namespace distil_xlstm::report {
 namespace {
@@ -15,7 +18,7 @@ struct Quantity {
 };
 
 // One curve a run and quantity.
-Figure figure(const std::vector<RunMetrics>& runs, const char* title, const char* y_label, bool is_validation, Axis axis,
+Figure figure(const std::vector<RunMetrics>& runs, const char* title, const std::string& y_label, bool is_validation, Axis axis,
               const std::vector<Quantity>& quantities) {
   Figure result{.title = title, .x_label = axis == Axis::step ? "optimizer step" : "training tokens", .y_label = y_label, .curves = {}};
   for (size_t index = 0; index < runs.size(); ++index) {
@@ -31,6 +34,18 @@ Figure figure(const std::vector<RunMetrics>& runs, const char* title, const char
     }
   }
   return result;
+}
+
+// What the alignment loss measures: the runs' own word for it where they agree.
+std::string alignment_label(const std::vector<RunMetrics>& runs) {
+  const json::json_pointer place("/settings/distill/alignment/distance");
+  std::set<std::string> distances;
+  for (const auto& run : runs) {
+    if (run.train.contains("alignment_loss"))
+      distances.insert(run.description.is_object() ? run.description.value(place, std::string("frobenius")) : "frobenius");
+  }
+  if (distances.size() > 1) return "distance (" + join({distances.begin(), distances.end()}, ", ") + ")";
+  return distances.contains("cosine") ? "1 - cosine" : "Frobenius / sqrt(n)";
 }
 
 }  // namespace
@@ -50,11 +65,11 @@ std::vector<Figure> make_figures(const std::vector<RunMetrics>& runs) {
   add(figure(runs, "Distillation loss (with T squared)", "nats a token", false, Axis::step, {{"kd_loss", ""}}), true);
   add(figure(runs, "KL at T = 1", "nats a token", false, Axis::step, {{"kl_at_1", ""}}), true);
   add(figure(runs, "Gradient norm", "L2 norm before clipping", false, Axis::step, {{"grad_norm", ""}}), true, true);
-  add(figure(runs, "Alignment loss", "Frobenius / sqrt(n)", false, Axis::step, {{"alignment_loss", ""}}), true);
+  add(figure(runs, "Alignment loss", alignment_label(runs), false, Axis::step, {{"alignment_loss", ""}}), true);
   add(figure(runs, "Alpha and beta", "weight", false, Axis::step, {{"alpha", "alpha"}, {"beta", "beta", true}}), false);
   add(figure(runs, "Temperature", "T", false, Axis::step, {{"temperature", ""}}), false);
   add(figure(runs, "Agreement of the likeliest token", "share of tokens", false, Axis::step, {{"agreement", ""}}), true);
-  add(figure(runs, "Learning rate", "", false, Axis::step, {{"learning_rate", ""}}), false);
+  add(figure(runs, "Learning rate", "at the step", false, Axis::step, {{"learning_rate", ""}}), false);
   add(figure(runs, "Speed", "tokens/s", false, Axis::step, {{"tokens_per_second", ""}}), true);
   return figures;
 }

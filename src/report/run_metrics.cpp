@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace distil_xlstm::report {
 namespace {
@@ -48,6 +49,7 @@ RunMetrics read_run(const fs::path& path) {
     if (!text.empty()) add_record(run, parse_json(text, where), where);
     begin = end + 1;
   }
+  if (run.train.empty() && run.validation.empty()) spdlog::warn("{}: holds no step yet: there is nothing to draw", metrics.string());
   return run;
 }
 

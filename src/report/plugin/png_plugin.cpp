@@ -5,15 +5,17 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "report/plugin/ticks.h"
+
 namespace distil_xlstm::report {
 namespace {
 
-constexpr double kWidth = 460, kHeight = 300, kLeft = 62, kRight = 14, kTop = 30, kBottom = 62;
+constexpr double kWidth = 460, kHeight = 300, kLeft = 62, kRight = 14, kTop = 30, kBottom = 62, kLegendLine = 14;
+constexpr double kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = kHeight - kTop - kBottom;
 constexpr int kColumns = 3;
 struct Color {
   double red, green, blue;
@@ -27,33 +29,6 @@ constexpr std::array<Color, 8> kPalette = {{{.09, .41, .78},
                                             {.55, .39, .27},
                                             {.42, .46, .49}}};
 
-// Round steps of 1, 2 or 5 times a power of ten: about `count` of them over [low, high].
-std::vector<double> ticks(double low, double high, int count) {
-  const double rough = std::max(high - low, 1e-300) / count;
-  const double power = std::pow(10.0, std::floor(std::log10(rough)));
-  const double step = power * (rough / power <= 1.5 ? 1 : rough / power <= 3.5 ? 2 : rough / power <= 7.5 ? 5 : 10);
-  std::vector<double> result;
-  for (int index = 0; index < 2 * count + 2; ++index) {
-    const double value = (std::ceil(low / step - 1e-9) + index) * step;
-    if (value > high + step * 1e-9) break;
-    result.push_back(std::abs(value) < step * 1e-9 ? 0.0 : value);
-  }
-  return result;
-}
-
-std::string label(double value) {
-  std::array<char, 32> text{};
-  const double magnitude = std::abs(value);
-  if (magnitude >= 1e6) {
-    std::snprintf(text.data(), text.size(), "%.4g M", value / 1e6);
-  } else if (magnitude >= 1e4) {
-    std::snprintf(text.data(), text.size(), "%.4g k", value / 1e3);
-  } else {
-    std::snprintf(text.data(), text.size(), "%.4g", value);
-  }
-  return text.data();
-}
-
 struct Range {
   double low = std::numeric_limits<double>::infinity(), high = -std::numeric_limits<double>::infinity();
   void add(double value) {
@@ -62,6 +37,49 @@ struct Range {
     high = std::max(high, value);
   }
 };
+
+double text_width(cairo_t* cairo, const std::string& text) {
+  cairo_text_extents_t extents;
+  cairo_text_extents(cairo, text.c_str(), &extents);
+  return extents.x_advance;
+}
+
+// The end of a name, where runs differ, cut at a character so that it fits.
+std::string shortened(cairo_t* cairo, const std::string& name, double width) {
+  if (text_width(cairo, name) <= width) return name;
+  for (size_t begin = 1; begin < name.size(); ++begin) {
+    if ((static_cast<unsigned char>(name[begin]) & 0xC0U) == 0x80) continue;
+    if (std::string cut = "…" + name.substr(begin); text_width(cairo, cut) <= width) return cut;
+  }
+  return "…";
+}
+
+struct LegendEntry {
+  const PlotCurve* curve;
+  std::string name;
+  double x;
+  int line;
+};
+
+// Curves' names in as many lines as they need below the plot.
+std::vector<LegendEntry> legend_of(cairo_t* cairo, const PlotFigure& figure) {
+  cairo_select_font_face(cairo, "sans-serif", CAIRO_FONT_SLANT_NORMAL, CAIRO_FONT_WEIGHT_NORMAL);
+  cairo_set_font_size(cairo, 10);
+  std::vector<LegendEntry> entries;
+  double x = 0;
+  int line = 0;
+  for (int i = 0; i < figure.num_curves; ++i) {
+    const std::string name = shortened(cairo, figure.curves[i].name, kPlotWidth - 20);
+    const double width = 20 + text_width(cairo, name);
+    if (x > 0 && x + width > kPlotWidth) {
+      x = 0;
+      ++line;
+    }
+    entries.push_back({&figure.curves[i], name, x, line});
+    x += width + 14;
+  }
+  return entries;
+}
 
 // One figure's frame: data coordinates to pixels.
 class Frame {
@@ -79,18 +97,25 @@ class Frame {
       }
     }
     is_log_ = figure.is_log != 0 && is_positive;
-    x_ = x;
-    y_ = is_log_ ? Range{std::log10(y.low), std::log10(y.high)} : y;
-    const double margin = std::max((y_.high - y_.low) * 0.06, 1e-9 * std::max(1.0, std::abs(y_.high)));
-    y_.low -= margin;
-    y_.high += margin;
-    if (x_.high <= x_.low) x_.high = x_.low + 1;
+    if (x.low > x.high) x = {0, 1};  // nothing finite
+    if (y.low > y.high) y = {0, 1};
+    const bool is_single = !(x.high > x.low);
+    const Interval x_range = is_single ? padded({x.low, x.high}, 0) : Interval{x.low, x.high};
+    x_ = {x_range.low, x_range.high};
+    if (is_log_ && y.high / y.low > 1 + 1e-9) {
+      const Interval range = padded({std::log10(y.low), std::log10(y.high)}, 0.06);
+      y_ = {range.low, range.high};
+    } else {
+      is_log_ = false;
+      const Interval range = padded({y.low, y.high}, 0.06);
+      y_ = {range.low, range.high};
+    }
   }
 
-  [[nodiscard]] double px(double x) const { return left_ + (x - x_.low) / (x_.high - x_.low) * (kWidth - kLeft - kRight); }
+  [[nodiscard]] double px(double x) const { return left_ + (x - x_.low) / (x_.high - x_.low) * kPlotWidth; }
   [[nodiscard]] double py(double y) const {
     const double value = is_log_ ? std::log10(y) : y;
-    return top_ + (y_.high - value) / (y_.high - y_.low) * (kHeight - kTop - kBottom);
+    return top_ + (y_.high - value) / (y_.high - y_.low) * kPlotHeight;
   }
 
   void draw(cairo_t* cairo) const {
@@ -112,7 +137,7 @@ class Frame {
   }
 
   void draw_axes(cairo_t* cairo) const {
-    const double right = left_ + kWidth - kLeft - kRight, bottom = top_ + kHeight - kTop - kBottom;
+    const double right = left_ + kPlotWidth, bottom = top_ + kPlotHeight;
     cairo_set_source_rgb(cairo, .11, .12, .14);
     cairo_select_font_face(cairo, "sans-serif", CAIRO_FONT_SLANT_NORMAL, CAIRO_FONT_WEIGHT_BOLD);
     cairo_set_font_size(cairo, 13);
@@ -120,22 +145,22 @@ class Frame {
     cairo_select_font_face(cairo, "sans-serif", CAIRO_FONT_SLANT_NORMAL, CAIRO_FONT_WEIGHT_NORMAL);
     cairo_set_font_size(cairo, 10);
     cairo_set_line_width(cairo, 1);
-    for (const double value : ticks(x_.low, x_.high, 5)) {
+    for (const auto& [value, name] : linear_ticks(x_.low, x_.high, 5)) {
       cairo_set_source_rgb(cairo, .91, .93, .94);
       cairo_move_to(cairo, px(value), top_);
       cairo_line_to(cairo, px(value), bottom);
       cairo_stroke(cairo);
       cairo_set_source_rgb(cairo, .36, .39, .44);
-      text(cairo, label(value), px(value), bottom + 14, 0.5);
+      text(cairo, name, px(value), bottom + 14, 0.5);
     }
-    for (const double tick : ticks(y_.low, y_.high, 5)) {
-      const double value = is_log_ ? std::pow(10.0, tick) : tick;
+    const auto y_ticks = is_log_ ? log_ticks(std::pow(10.0, y_.low), std::pow(10.0, y_.high)) : linear_ticks(y_.low, y_.high, 5);
+    for (const auto& [value, name] : y_ticks) {
       cairo_set_source_rgb(cairo, .91, .93, .94);
       cairo_move_to(cairo, left_, py(value));
       cairo_line_to(cairo, right, py(value));
       cairo_stroke(cairo);
       cairo_set_source_rgb(cairo, .36, .39, .44);
-      text(cairo, label(value), left_ - 5, py(value) + 3.5, 1);
+      text(cairo, name, left_ - 5, py(value) + 3.5, 1);
     }
     text(cairo, figure_.x_label, right, bottom + 28, 1);
     text(cairo, figure_.y_label, right, top_ - 12, 1);
@@ -144,32 +169,36 @@ class Frame {
   void draw_line(cairo_t* cairo, const PlotCurve& curve, const double* values, double opacity, double width) const {
     const Color& color = kPalette[static_cast<size_t>(curve.color) % kPalette.size()];
     cairo_save(cairo);
-    cairo_rectangle(cairo, left_, top_, kWidth - kLeft - kRight, kHeight - kTop - kBottom);
+    cairo_rectangle(cairo, left_, top_, kPlotWidth, kPlotHeight);
     cairo_clip(cairo);
     cairo_set_source_rgba(cairo, color.red, color.green, color.blue, opacity);
     cairo_set_line_width(cairo, width);
     const std::array<double, 2> dash = {5, 3};
     if (curve.is_dashed != 0) cairo_set_dash(cairo, dash.data(), 2, 0);
-    bool is_open = false;
+    int num_points = 0;
+    double last_x = 0, last_y = 0;
     for (int at = 0; at < curve.count; ++at) {
       if (!std::isfinite(values[at]) || (is_log_ && values[at] <= 0)) continue;
-      if (is_open) {
-        cairo_line_to(cairo, px(curve.x[at]), py(values[at]));
+      last_x = px(curve.x[at]);
+      last_y = py(values[at]);
+      if (num_points++ > 0) {
+        cairo_line_to(cairo, last_x, last_y);
       } else {
-        cairo_move_to(cairo, px(curve.x[at]), py(values[at]));
+        cairo_move_to(cairo, last_x, last_y);
       }
-      is_open = true;
     }
     cairo_stroke(cairo);
+    if (num_points == 1) {
+      cairo_arc(cairo, last_x, last_y, 3, 0, 6.2832);
+      cairo_fill(cairo);
+    }
     cairo_restore(cairo);
   }
 
   void draw_legend(cairo_t* cairo) const {
-    double x = left_;
-    const double y = top_ + kHeight - kTop - kBottom + 42;
-    cairo_set_font_size(cairo, 10);
-    for (int i = 0; i < figure_.num_curves; ++i) {
-      const PlotCurve& curve = figure_.curves[i];
+    for (const auto& entry : legend_of(cairo, figure_)) {
+      const PlotCurve& curve = *entry.curve;
+      const double x = left_ + entry.x, y = top_ + kPlotHeight + 42 + entry.line * kLegendLine;
       const Color& color = kPalette[static_cast<size_t>(curve.color) % kPalette.size()];
       cairo_set_source_rgb(cairo, color.red, color.green, color.blue);
       cairo_set_line_width(cairo, 2);
@@ -180,10 +209,7 @@ class Frame {
       cairo_stroke(cairo);
       cairo_set_dash(cairo, nullptr, 0, 0);
       cairo_set_source_rgb(cairo, .25, .27, .30);
-      cairo_text_extents_t extents;
-      cairo_text_extents(cairo, curve.name, &extents);
-      text(cairo, curve.name, x + 20, y, 0);
-      x += 34 + extents.x_advance;
+      text(cairo, entry.name, x + 20, y, 0);
     }
   }
 
@@ -198,17 +224,33 @@ class Frame {
 
 extern "C" const char* distil_xlstm_draw_png(const char* path, const distil_xlstm::report::PlotFigure* figures, int num_figures) {
   using namespace distil_xlstm::report;
-  const int rows = (num_figures + kColumns - 1) / kColumns;
   constexpr double kScale = 1.5;  // sharp on dense screens
-  cairo_surface_t* surface = cairo_image_surface_create(CAIRO_FORMAT_RGB24, static_cast<int>(kColumns * kWidth * kScale),
-                                                        static_cast<int>(std::max(rows, 1) * kHeight * kScale));
+  const auto open_surface = [](double width, double height) {
+    return cairo_image_surface_create(CAIRO_FORMAT_RGB24, static_cast<int>(width * kScale), static_cast<int>(height * kScale));
+  };
+  // Rows are as high as their longest legend.
+  const int rows = std::max((num_figures + kColumns - 1) / kColumns, 1);
+  std::vector<double> tops(static_cast<size_t>(rows) + 1, 0.0);
+  cairo_surface_t* scratch = open_surface(1, 1);
+  cairo_t* measure = cairo_create(scratch);
+  for (int row = 0; row < rows; ++row) {
+    int lines = 0;
+    for (int i = row * kColumns; i < std::min((row + 1) * kColumns, num_figures); ++i) {
+      const auto legend = legend_of(measure, figures[i]);
+      if (!legend.empty()) lines = std::max(lines, legend.back().line);
+    }
+    tops[static_cast<size_t>(row) + 1] = tops[static_cast<size_t>(row)] + kHeight + lines * kLegendLine;
+  }
+  cairo_destroy(measure);
+  cairo_surface_destroy(scratch);
+
+  cairo_surface_t* surface = open_surface(kColumns * kWidth, tops.back());
   cairo_t* cairo = cairo_create(surface);
   cairo_scale(cairo, kScale, kScale);
   cairo_set_source_rgb(cairo, 1, 1, 1);
   cairo_paint(cairo);
   for (int i = 0; i < num_figures; ++i) {
-    const int column = i % kColumns, row = i / kColumns;
-    Frame(figures[i], column * kWidth, row * kHeight).draw(cairo);
+    Frame(figures[i], i % kColumns * kWidth, tops[static_cast<size_t>(i / kColumns)]).draw(cairo);
   }
   const cairo_status_t status = cairo_surface_write_to_png(surface, path);
   cairo_destroy(cairo);

@@ -4,9 +4,11 @@
 
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "base/error.h"
 #include "report/figures.h"
+#include "report/plugin/ticks.h"
 #include "report/run_metrics.h"
 #include "unit/data/data_testing.h"
 
@@ -79,6 +81,50 @@ TEST_F(ReportTest, DrawsWhatWasRecordedAndNothingElse) {
   EXPECT_TRUE(figures[0].curves[1].is_dashed);
   EXPECT_EQ(figures[0].curves[2].run, 1);
   EXPECT_THAT(figures[1].curves[0].x, ElementsAre(1.0, 2.0));
+}
+
+TEST_F(ReportTest, NamesTheDistanceThatWasMeasured) {
+  const auto label = [&](const std::string& name, const std::string& distance) {
+    const std::string metrics = R"({"kind": "train", "step": 1, "alignment_loss": 0.5})"
+                                "\n";
+    const json description = {{"settings", {{"distill", {{"alignment", {{"distance", distance}}}}}}}};
+    return make_figures(read_runs({make_run(name, metrics, description).string()})).at(0).y_label;
+  };
+  EXPECT_EQ(label("a", "cosine"), "1 - cosine");
+  EXPECT_EQ(label("b", "frobenius"), "Frobenius / sqrt(n)");
+}
+
+std::vector<std::string> labels(const std::vector<Tick>& ticks) {
+  std::vector<std::string> all;
+  for (const auto& tick : ticks) all.push_back(tick.label);
+  return all;
+}
+
+TEST(Ticks, HaveAsManyDigitsAsTellThemApart) {
+  EXPECT_THAT(labels(linear_ticks(0, 1, 5)), ElementsAre("0.0", "0.2", "0.4", "0.6", "0.8", "1.0"));
+  EXPECT_THAT(labels(linear_ticks(4.10101, 4.10109, 4)), ElementsAre("4.10102", "4.10104", "4.10106", "4.10108"));
+  EXPECT_THAT(labels(linear_ticks(0, 40000, 4)), ElementsAre("0", "10 k", "20 k", "30 k", "40 k"));
+  EXPECT_THAT(labels(linear_ticks(1000000, 1000400, 2)), ElementsAre("1.0000 M", "1.0002 M", "1.0004 M"));
+  EXPECT_THAT(labels(linear_ticks(0.0001, 0.0003, 2)), ElementsAre("1e-04", "2e-04", "3e-04"));
+}
+
+TEST(Ticks, OfALogarithmicAxisAreRound) {
+  EXPECT_THAT(labels(log_ticks(3, 5000)), ElementsAre("10", "100", "1000"));
+  EXPECT_THAT(labels(log_ticks(4, 210)), ElementsAre("5", "10", "20", "50", "100", "200"));
+  EXPECT_THAT(labels(log_ticks(0.08, 0.6)), ElementsAre("0.1", "0.2", "0.5"));
+  EXPECT_THAT(labels(log_ticks(4.1, 4.2)), ElementsAre("4.10", "4.12", "4.14", "4.16", "4.18", "4.20"));
+  EXPECT_LE(log_ticks(1e-9, 1e9).size(), 8U);
+}
+
+TEST(Ticks, OneValueHasARangeOfItsOwn) {
+  for (const double value : {1.0, 4.101, 0.0, -3.0, 2e-4, 512.0}) {
+    const Interval range = padded({value, value}, 0.06);
+    EXPECT_LT(range.low, value);
+    EXPECT_GT(range.high, value);
+    const auto all = labels(linear_ticks(range.low, range.high, 5));
+    EXPECT_GE(all.size(), 3U) << value;
+    EXPECT_EQ(std::set<std::string>(all.begin(), all.end()).size(), all.size()) << value;
+  }
 }
 
 TEST(Smoothed, KeepsAConstantAndPassesOverGaps) {
