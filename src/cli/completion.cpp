@@ -8,11 +8,14 @@
 namespace distil_xlstm::cli {
 namespace {
 
+const std::vector<std::string> kShells = {"bash", "zsh", "fish"};
+
 std::vector<std::string> option_names(const CLI::App& command) {
   std::vector<std::string> names;
   for (const CLI::Option* option : command.get_options()) {
     for (const auto& name : option->get_lnames()) names.push_back("--" + name);
   }
+  names.emplace_back("--log-level");
   return names;
 }
 
@@ -26,12 +29,14 @@ void print_bash(const CLI::App& app, bool is_zsh) {
   std::vector<std::string> names;
   for (const CLI::App* command : commands_of(app)) {
     names.push_back(command->get_name());
-    std::cout << "    " << command->get_name() << ") words='" << join(option_names(*command), " ") << "' ;;\n";
+    const auto& words = command->get_name() == "completion" ? kShells : option_names(*command);
+    std::cout << "    " << command->get_name() << ") words='" << join(words, " ") << "' ;;\n";
   }
-  std::cout << "    *) words='" << join(names, " ") << " --help --version' ;;\n  esac\n"
-            << "  if [[ $COMP_CWORD -gt 1 && $word != -* ]]; then COMPREPLY=($(compgen -f -- \"$word\"))\n"
-            << "  else COMPREPLY=($(compgen -W \"$words\" -- \"$word\")); fi\n}\n"
-            << "complete -o filenames -F _distil_xlstm distil-xlstm\n";
+  std::cout
+      << "    *) words='" << join(names, " ") << " --help --version --log-level' ;;\n  esac\n"
+      << "  if [[ $COMP_CWORD -gt 1 && $word != -* && ${COMP_WORDS[1]} != completion ]]; then COMPREPLY=($(compgen -f -- \"$word\"))\n"
+      << "  else COMPREPLY=($(compgen -W \"$words\" -- \"$word\")); fi\n}\n"
+      << "complete -o filenames -F _distil_xlstm distil-xlstm\n";
 }
 
 void print_fish(const CLI::App& app) {
@@ -43,6 +48,9 @@ void print_fish(const CLI::App& app) {
   for (const CLI::App* command : commands_of(app)) {
     std::cout << "complete -c distil-xlstm -n __fish_use_subcommand -f -a " << command->get_name() << " -d "
               << quoted(command->get_description()) << "\n";
+    if (command->get_name() == "completion") {
+      std::cout << "complete -c distil-xlstm -n '__fish_seen_subcommand_from completion' -f -a '" << join(kShells, " ") << "'\n";
+    }
     for (const CLI::Option* option : command->get_options()) {
       for (const auto& name : option->get_lnames()) {
         std::cout << "complete -c distil-xlstm -n '__fish_seen_subcommand_from " << command->get_name() << "' -l " << name << " -d "
@@ -57,7 +65,7 @@ void print_fish(const CLI::App& app) {
 void add_completion_command(CLI::App& app) {
   auto shell = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("completion", "Print a shell completion script: source <(distil-xlstm completion bash)");
-  command->add_option("SHELL", *shell, "bash, zsh or fish")->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  command->add_option("SHELL", *shell, "bash, zsh or fish")->required()->check(CLI::IsMember(kShells));
   command->callback([&app, shell] {
     if (*shell == "fish") {
       print_fish(app);

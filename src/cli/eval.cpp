@@ -1,7 +1,9 @@
 // distil-xlstm eval: perplexity of one model, or of two side by side.
+#include <algorithm>
 #include <cmath>
 #include <iostream>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "base/error.h"
@@ -10,15 +12,18 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 #include "data/text_reader.h"
 #include "eval/perplexity.h"
 #include "eval/unigram.h"
+#include "ops/device.h"
 
 namespace distil_xlstm::cli {
 namespace {
 
 struct Options {
-  std::string model, teacher, json_path, text_key = "text", document_end = "none", device = "auto", precision = "auto", max_tokens = "0";
+  std::string model, teacher, json_path, text_key = "text", format = "auto", bad_rows = "fail", document_end = "none", device = "auto",
+                                         precision = "auto", max_tokens = "0";
   std::vector<std::string> texts, unigram_from;
   eval::PerplexityOptions perplexity;
   bool stream = false, normalize_newlines = false, strip = false;
@@ -31,18 +36,38 @@ std::optional<int32_t> document_end_id(const std::string& name, const Tokenizer&
   return id;
 }
 
-std::vector<eval::EvalDocument> read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer) {
+data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const Options& options) {
   data::ReaderOptions reader_options;
-  reader_options.inputs = {path.string()};
+  reader_options.inputs = inputs;
+  reader_options.format = data::parse_file_format(options.format);
   reader_options.rows = data::RowKind::text;
   reader_options.text_key = options.text_key;
   reader_options.normalize_newlines = options.normalize_newlines;
   reader_options.strip = options.strip;
-  reader_options.bad_rows = data::BadRowPolicy::fail;
+  reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
   reader_options.max_piece_bytes = std::numeric_limits<uint64_t>::max();
+  return reader_options;
+}
+
+// The texts that the arguments name, each once.
+std::vector<fs::path> find_texts(const Options& options) {
+  std::vector<fs::path> paths;
+  std::set<fs::path> seen;
+  const data::TextReader reader(reader_options(options.texts, options));
+  for (const fs::path& path : reader.files()) {
+    if (seen.insert(fs::weakly_canonical(path)).second) {
+      paths.push_back(path);
+    } else {
+      spdlog::warn("{}: given twice, counted once", path.string());
+    }
+  }
+  return paths;
+}
+
+std::vector<eval::EvalDocument> read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer) {
   const auto end_id = options.stream ? document_end_id(options.document_end, tokenizer) : std::nullopt;
   std::vector<eval::EvalDocument> documents;
-  data::TextReader reader(reader_options);
+  data::TextReader reader(reader_options({path.string()}, options));
   data::Document text;
   while (reader.next(text)) {
     eval::EvalDocument document;
@@ -52,33 +77,95 @@ std::vector<eval::EvalDocument> read_documents(const fs::path& path, const Optio
     document.size_bytes = static_cast<int64_t>(text.text.size());
     documents.push_back(std::move(document));
   }
+  const auto& counts = reader.counts();
+  if (counts.malformed_rows + counts.invalid_utf8 > 0) {
+    spdlog::warn("{}: malformed rows left out: {}, texts with invalid UTF-8 {}: {}", path.string(), counts.malformed_rows,
+                 options.bad_rows == "replace" ? "repaired" : "left out", counts.invalid_utf8);
+  }
+  const bool has_target = std::any_of(documents.begin(), documents.end(), [](const auto& document) { return document.tokens.size() > 1; });
+  if (!has_target) throw DataError("{}: no document has two tokens: there is nothing to predict", path.string());
   return documents;
 }
 
 // All documents as one, cut to whole windows (and to max_tokens targets): what the PyTorch references measure.
-std::vector<eval::EvalDocument> join_stream(std::vector<eval::EvalDocument> documents, int64_t context_length, int64_t max_tokens) {
+std::vector<eval::EvalDocument> join_stream(std::vector<eval::EvalDocument> documents, int64_t context_length, int64_t max_tokens,
+                                            const fs::path& path) {
   eval::EvalDocument stream;
   for (auto& document : documents) stream.tokens.insert(stream.tokens.end(), document.tokens.begin(), document.tokens.end());
   auto targets = static_cast<int64_t>(stream.tokens.size()) - 1;
   if (max_tokens > 0) targets = std::min(targets, max_tokens);
   targets -= targets % context_length;
-  if (targets <= 0) throw DataError("--stream: {} tokens are fewer than one window of {}", stream.tokens.size(), context_length);
+  if (targets <= 0) {
+    throw DataError("{}: --stream: {} tokens do not fill one window of --context-length {}", path.string(), stream.tokens.size(),
+                    context_length);
+  }
   stream.tokens.resize(static_cast<size_t>(targets) + 1);
   return {std::move(stream)};
 }
 
-void print_heading() {
-  fmt::print("{:<44} {:>10} {:>10} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}\n", "text", "targets", "nats/token", "ppl", "bits/byte", "teacher",
-             "ratio", "top-1", "KL");
+// Columns of the table: heading, width, key of the JSON and digits after the point.
+struct Column {
+  const char* heading;
+  int width;
+  const char* key;
+  int digits;
+};
+
+std::vector<Column> table_columns(bool has_unigram) {
+  std::vector<Column> columns = {{"targets", 10, "target_tokens", 0},
+                                 {"nats/token", 10, "nats_per_token", 4},
+                                 {"ppl", 9, "perplexity", 3},
+                                 {"bits/byte", 9, "bits_per_byte", 4},
+                                 {"teacher", 10, "teacher_perplexity", 3},
+                                 {"ratio", 8, "perplexity_ratio", 4},
+                                 {"top-1", 8, "top1_agreement", 4},
+                                 {"KL", 8, "mean_kl", 4}};
+  if (has_unigram) columns.push_back({"unigram", 10, "unigram_perplexity", 3});
+  return columns;
 }
 
-void print_row(const std::string& name, const json& row) {
-  const auto number = [&](const char* key, int digits) {
-    return row.contains(key) && row[key].is_number() ? fmt::format("{:.{}f}", row[key].get<double>(), digits) : std::string("-");
-  };
-  fmt::print("{:<44} {:>10} {:>10} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}\n", name.size() > 44 ? "…" + name.substr(name.size() - 42) : name,
-             row["target_tokens"].get<int64_t>(), number("nats_per_token", 4), number("perplexity", 3), number("bits_per_byte", 4),
-             number("teacher_perplexity", 3), number("perplexity_ratio", 4), number("top1_agreement", 4), number("mean_kl", 4));
+void print_heading(const std::vector<Column>& columns) {
+  fmt::print("{:<44}", "text");
+  for (const auto& column : columns) fmt::print(" {:>{}}", column.heading, column.width);
+  fmt::print("\n");
+}
+
+void print_row(const std::vector<Column>& columns, const std::string& name, const json& row) {
+  fmt::print("{:<44}", name.size() > 44 ? "…" + name.substr(name.size() - 42) : name);
+  for (const auto& column : columns) {
+    const bool has_value = row.contains(column.key) && row[column.key].is_number();
+    fmt::print(" {:>{}}", has_value ? fmt::format("{:.{}f}", row[column.key].get<double>(), column.digits) : "-", column.width);
+  }
+  fmt::print("\n");
+}
+
+void add_unigram(json& row, double nats, int64_t target_tokens) {
+  row["unigram_nats_per_token"] = nats / static_cast<double>(target_tokens);
+  row["unigram_perplexity"] = std::exp(nats / static_cast<double>(target_tokens));
+}
+
+// What the figures depend on.
+json settings_json(const Options& options, const LoadedModel& student, int64_t max_tokens) {
+  const auto& perplexity = options.perplexity;
+  const at::Device device = student.model->device();
+  json settings = {{"model", options.model}, {"description", student.model->description()}};
+  if (!options.teacher.empty()) settings["teacher"] = options.teacher;
+  settings.update({{"context_length", perplexity.context_length},
+                   {"stride", perplexity.stride == 0 ? perplexity.context_length : perplexity.stride},
+                   {"batch_size", perplexity.batch_size},
+                   {"stream", options.stream},
+                   {"carry_state", perplexity.carry_state},
+                   {"max_tokens", max_tokens},
+                   {"document_end", options.document_end},
+                   {"normalize_newlines", options.normalize_newlines},
+                   {"strip", options.strip},
+                   {"text_key", options.text_key},
+                   {"format", options.format},
+                   {"bad_rows", options.bad_rows},
+                   {"precision", ops::precision_name(ops::parse_precision(options.precision, device))},
+                   {"device", device.str()}});
+  if (!options.unigram_from.empty()) settings["unigram_from"] = options.unigram_from;
+  return settings;
 }
 
 // The sum of two results; `seconds` too.
@@ -96,8 +183,15 @@ void run(const Options& options) {
   const SignalGuard guard;
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens > 0 && !options.stream) throw ConfigError("--max-tokens: only with --stream; documents are always evaluated whole");
+  if (max_tokens > 0 && max_tokens < options.perplexity.context_length) {
+    throw ConfigError("--max-tokens {}: does not fill one window of --context-length {}", options.max_tokens,
+                      options.perplexity.context_length);
+  }
   if (options.document_end != "none" && !options.stream)
     throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
+  const auto paths = find_texts(options);
+  std::optional<eval::Unigram> unigram;
+  if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
   const LoadedModel student = load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = student.require_tokenizer();
   std::optional<LoadedModel> teacher;
@@ -110,21 +204,18 @@ void run(const Options& options) {
   }
   nn::LanguageModel* second = teacher ? teacher->model.get() : nullptr;
 
-  json results = {{"model", options.model}, {"description", student.model->description()}};
-  if (teacher) results["teacher"] = options.teacher;
-  results["context_length"] = options.perplexity.context_length;
-  results["stride"] = options.perplexity.stride == 0 ? options.perplexity.context_length : options.perplexity.stride;
-  results["stream"] = options.stream;
-  results["carry_state"] = options.perplexity.carry_state;
+  warn_beyond_positions(student, options.perplexity.context_length, "--context-length");
+  if (teacher) warn_beyond_positions(*teacher, options.perplexity.context_length, "--context-length");
+
+  json results = settings_json(options, student, max_tokens);
   results["files"] = json::object();
   eval::PerplexityResult total;
-  const auto paths = expand_paths(options.texts);
-  std::optional<eval::Unigram> unigram;
-  if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
-  bool has_heading = false;
+  double total_unigram_nats = 0;
+  const auto columns = table_columns(unigram.has_value());
+  if (options.json_path != "-") print_heading(columns);
   for (const fs::path& path : paths) {
     auto documents = read_documents(path, options, tokenizer);
-    if (options.stream) documents = join_stream(std::move(documents), options.perplexity.context_length, max_tokens);
+    if (options.stream) documents = join_stream(std::move(documents), options.perplexity.context_length, max_tokens, path);
     ProgressLine progress;
     const auto result = eval::perplexity(*student.model, second, documents, options.perplexity, [&](int64_t done, int64_t all) {
       if (progress.due())
@@ -133,24 +224,23 @@ void run(const Options& options) {
     });
     progress.finish(
         fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
-    results["files"][path.string()] = result.to_json(second != nullptr);
+    json& row = results["files"][path.string()];
+    row = result.to_json(second != nullptr);
     if (unigram) {
-      const double nats = unigram->nats(documents) / static_cast<double>(result.target_tokens);
-      results["files"][path.string()]["unigram_nats_per_token"] = nats;
-      results["files"][path.string()]["unigram_perplexity"] = std::exp(nats);
+      const double nats = unigram->nats(documents);
+      total_unigram_nats += nats;
+      add_unigram(row, nats, result.target_tokens);
     }
-    if (options.json_path != "-") {
-      if (!std::exchange(has_heading, true)) print_heading();
-      print_row(path.string(), results["files"][path.string()]);
-    }
+    if (options.json_path != "-") print_row(columns, path.string(), row);
     add(total, result);
   }
   if (paths.size() > 1) {
     results["total"] = total.to_json(second != nullptr);
-    if (options.json_path != "-") print_row("all", results["total"]);
+    if (unigram) add_unigram(results["total"], total_unigram_nats, total.target_tokens);
+    if (options.json_path != "-") print_row(columns, "all", results["total"]);
   }
   if (options.json_path == "-") {
-    std::cout << results.dump(2) << "\n";
+    std::cout << results.dump(2, ' ', false, json::error_handler_t::replace) << "\n";
   } else if (!options.json_path.empty()) {
     write_json(options.json_path, results);
   }
@@ -165,10 +255,15 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--teacher", options->teacher, "A second model: its perplexity, top-1 agreement and KL beside the first's");
   command->add_option("--text", options->texts, "Files, directories or globs: a .txt file is one document, a JSONL row is one")->required();
   command->add_option("--text-key", options->text_key, "Key of the text in JSONL and Parquet rows")->capture_default_str();
-  command->add_option("--context-length", options->perplexity.context_length, "Targets a window")->capture_default_str();
-  command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
+  command->add_option("--format", options->format, "auto (by the name's ending), text, jsonl or parquet")->capture_default_str();
+  command->add_option("--bad-rows", options->bad_rows, "Malformed rows and invalid UTF-8: skip, replace or fail")->capture_default_str();
+  command->add_option("--context-length", options->perplexity.context_length, "Targets a window")
+      ->check(at_least(1))
       ->capture_default_str();
-  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time")->capture_default_str();
+  command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
+      ->check(at_least(0))
+      ->capture_default_str();
+  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time")->check(at_least(1))->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
   command->add_flag("--stream", options->stream, "Join the documents of a file, cut into whole windows, drop the remainder");
   command->add_option("--max-tokens", options->max_tokens, "With --stream: targets at most (32k, 1M); 0 = all")->capture_default_str();
@@ -177,8 +272,8 @@ void add_eval_command(CLI::App& app) {
   command->add_flag("--normalize-newlines", options->normalize_newlines, "Make one of every run of newlines");
   command->add_flag("--strip", options->strip, "Strip white space around each document");
   command->add_option("--unigram-from", options->unigram_from, "Training shards: also report the perplexity of their token frequencies");
-  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
-  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->capture_default_str();
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
+  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)");
   command->callback([options] { run(*options); });
 }

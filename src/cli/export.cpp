@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/counted.h"
 #include "io/model_files.h"
 #include "io/safetensors.h"
 #include "student/model.h"
@@ -54,8 +55,8 @@ void run(const Options& options) {
   });
   int64_t size_bytes = 0;
   for (const auto& view : views) size_bytes += static_cast<int64_t>(view.bytes.size());
-  fmt::print("{}: {} tensors, {}; open it with: python {}/load_student.py\n", target.string(), views.size(),
-             format_bytes(static_cast<double>(size_bytes)), target.string());
+  fmt::print("{}: {}, {}; open it with: python {}/load_student.py\n", target.string(),
+             counted(static_cast<int64_t>(views.size()), "tensor"), format_bytes(static_cast<double>(size_bytes)), target.string());
 }
 
 }  // namespace

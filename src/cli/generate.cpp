@@ -5,7 +5,9 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/counted.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 #include "generate/generator.h"
 
 namespace distil_xlstm::cli {
@@ -34,9 +36,10 @@ std::string unescape(const std::string& text) {
 
 void print_statistics(const generate::GenerateResult& result) {
   const auto decoded = static_cast<double>(result.tokens.size());
-  fmt::print(stderr, "prompt {} tokens, {:.1f} tokens/s; generated {} tokens, {:.1f} tokens/s; state {}; {}\n", result.prompt_tokens,
-             static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9), result.tokens.size(),
-             decoded / std::max(result.decode_seconds, 1e-9), format_bytes(static_cast<double>(result.state_bytes)), result.finish_reason);
+  fmt::print(stderr, "prompt {}, {:.1f} tokens/s; generated {}, {:.1f} tokens/s; state {}; {}\n", counted(result.prompt_tokens, "token"),
+             static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9),
+             counted(static_cast<int64_t>(result.tokens.size()), "token"), decoded / std::max(result.decode_seconds, 1e-9),
+             format_bytes(static_cast<double>(result.state_bytes)), result.finish_reason);
 }
 
 json to_json(const generate::GenerateResult& result) {
@@ -50,34 +53,55 @@ json to_json(const generate::GenerateResult& result) {
           {"state_bytes", result.state_bytes}};
 }
 
-// Answers of one conversation on the terminal, a line a turn, until the input ends.
-void chat(const LoadedModel& loaded, const Options& options) {
+// What --prompt or --prompt-file holds.
+std::string given_text(const Options& options) {
+  return options.prompt_file.empty() ? unescape(options.prompt) : read_file(options.prompt_file);
+}
+
+// Statistics, and the result as JSON where it was asked for. Throws Interrupted after a signal.
+void finish(const generate::GenerateResult& result, const Options& options) {
+  if (options.json_path == "-") {
+    std::cout << to_json(result).dump(2, ' ', false, json::error_handler_t::replace) << "\n";
+  } else {
+    std::cout << std::endl;
+    if (!options.json_path.empty()) write_json(options.json_path, to_json(result));
+  }
+  if (!options.quiet) print_statistics(result);
+  throw_if_interrupted();
+}
+
+// Answers of one conversation: to the given text alone, or on the terminal, a line a turn, until the input ends.
+void chat(const LoadedModel& loaded, Options options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const ChatTemplate chat_template(tokenizer.files());
   std::vector<ChatMessage> messages;
-  if (!options.system.empty()) messages.push_back({"system", options.system});
-  std::string line = options.prompt;
-  const bool is_single = !line.empty();
+  if (!options.system.empty()) messages.push_back({"system", unescape(options.system)});
+  std::string text = given_text(options);
+  const bool is_single = !text.empty();
+  if (!is_single && !options.json_path.empty()) throw ConfigError("--json with --chat: needs --prompt or --prompt-file: one turn");
+  options.generate.continues_text = false;
   const auto read_turn = [&] {
     if (is_single) return messages.empty() || messages.back().role == "system";
     if (!options.quiet) std::cerr << "> ";
-    return static_cast<bool>(std::getline(std::cin, line));
+    if (!std::getline(std::cin, text)) return false;
+    text = unescape(text);
+    return true;
   };
   while (read_turn()) {
-    messages.push_back({"user", line});
+    messages.push_back({"user", text});
     const auto prompt = tokenizer.encode(chat_template.render(messages, true));
-    const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate,
-                                           [](const std::string& text) { std::cout << text << std::flush; });
-    std::cout << std::endl;
-    if (!options.quiet) print_statistics(result);
+    warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+    const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
+      if (options.json_path != "-") std::cout << piece << std::flush;
+    });
     messages.push_back({"assistant", result.text});
-    throw_if_interrupted();
+    finish(result, options);
   }
 }
 
 void complete(const LoadedModel& loaded, const Options& options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
-  const std::string text = options.prompt_file.empty() ? unescape(options.prompt) : read_file(options.prompt_file);
+  const std::string text = given_text(options);
   std::vector<int32_t> prompt = tokenizer.encode(text);
   // Documents begin as they did in training; a model without BOS starts an empty prompt from its end-of-text token.
   if (tokenizer.adds_bos() && tokenizer.bos_id()) prompt.insert(prompt.begin(), *tokenizer.bos_id());
@@ -86,18 +110,12 @@ void complete(const LoadedModel& loaded, const Options& options) {
     if (!start) throw ConfigError("--prompt is empty, and the tokenizer has no BOS or EOS to start from: give a text");
     prompt.push_back(*start);
   }
-  if (options.json_path.empty() || options.json_path != "-") std::cout << text << std::flush;
+  warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+  if (options.json_path != "-") std::cout << text << std::flush;
   const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
     if (options.json_path != "-") std::cout << piece << std::flush;
   });
-  if (options.json_path == "-") {
-    std::cout << to_json(result).dump(2) << "\n";
-  } else {
-    std::cout << std::endl;
-    if (!options.json_path.empty()) write_json(options.json_path, to_json(result));
-  }
-  if (!options.quiet) print_statistics(result);
-  throw_if_interrupted();
+  finish(result, options);
 }
 
 }  // namespace
@@ -108,22 +126,25 @@ void add_generate_command(CLI::App& app) {
   auto& sampling = generate.sampling;
   CLI::App* command = app.add_subcommand("generate", "Write text with a student or a teacher");
   command->add_option("--model,-m", options->model, "Run, checkpoint, Hugging Face directory, GGUF file or built-in name")->required();
-  auto* prompt = command->add_option("--prompt,-p", options->prompt, "Text to continue (\\n and \\t are understood)");
-  command->add_option("--prompt-file", options->prompt_file, "File with the text to continue")->check(CLI::ExistingFile)->excludes(prompt);
-  command->add_flag("--chat", options->chat,
-                    "Converse through the model's chat template: turns from standard input, or --prompt as the only one");
-  command->add_option("--system", options->system, "System message of a conversation");
-  command->add_option("--max-new-tokens,-n", generate.max_new_tokens, "Tokens to write at most")->capture_default_str();
+  auto* prompt =
+      command->add_option("--prompt,-p", options->prompt, "Text to continue, or the turn to answer (\\n and \\t are understood)");
+  command->add_option("--prompt-file", options->prompt_file, "File with that text, taken as it is")
+      ->check(CLI::ExistingFile)
+      ->excludes(prompt);
+  auto* chat_flag = command->add_flag("--chat", options->chat,
+                                      "Converse through the model's chat template: turns from standard input, or one, the prompt");
+  command->add_option("--system", options->system, "With --chat: system message of the conversation")->needs(chat_flag);
+  command->add_option("--max-new-tokens,-n", generate.max_new_tokens, "Tokens to write at most")->check(at_least(1))->capture_default_str();
   command->add_option("--temperature", sampling.temperature, "0 = greedy")->capture_default_str();
   command->add_option("--top-k", sampling.top_k, "Keep the k likeliest tokens; 0 = all")->capture_default_str();
   command->add_option("--top-p", sampling.top_p, "Keep the likeliest tokens that reach this probability together")->capture_default_str();
   command->add_option("--min-p", sampling.min_p, "Drop tokens below this share of the likeliest one")->capture_default_str();
   command->add_option("--repetition-penalty", sampling.repetition_penalty, "1 = none")->capture_default_str();
-  command->add_option("--seed", sampling.seed, "Same seed, same text")->capture_default_str();
+  command->add_option("--seed", sampling.seed, "Same seed, same text")->check(at_least(0))->capture_default_str();
   command->add_option("--stop", generate.stop, "End before this text (may be given several times)");
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-text token");
-  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
-  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->capture_default_str();
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
+  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->add_option("--json", options->json_path,
                       "Write text, tokens and timings to this file (- = standard output, instead of the text)");
   command->add_flag("--quiet,-q", options->quiet, "No statistics");

@@ -1,6 +1,7 @@
 #include "cli/loaded_model.h"
 
 #include "base/error.h"
+#include "base/log.h"
 #include "ops/device.h"
 #include "student/model.h"
 #include "teacher/teacher.h"
@@ -25,6 +26,14 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
   }
   if (loaded.files.tokenizer) loaded.tokenizer.emplace(*loaded.files.tokenizer);
   return loaded;
+}
+
+void warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what) {
+  if (loaded.files.kind == io::ModelKind::student) return;
+  const auto positions = get_or<int64_t>(loaded.files.config, "max_position_embeddings", 0);
+  if (positions > 0 && num_tokens > positions) {
+    spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, positions, loaded.files.name);
+  }
 }
 
 }  // namespace distil_xlstm::cli

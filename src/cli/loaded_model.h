@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "io/model_files.h"
 #include "nn/language_model.h"
@@ -22,5 +23,8 @@ struct LoadedModel {
 
 // `device` and `precision` as ops/device.h takes them; teachers and students alike.
 LoadedModel load_model(const std::string& name_or_path, const std::string& device, const std::string& precision);
+
+// Warns when a transformer gets more tokens than it was made for; `what` says what asks for them ("--context-length").
+void warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what);
 
 }  // namespace distil_xlstm::cli

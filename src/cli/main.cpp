@@ -1,13 +1,13 @@
 // distil-xlstm: one program, one subcommand a task.
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
+#include <torch/headeronly/version.h>
 
 #include <algorithm>
 #include <iostream>
 
 #include "base/error.h"
 #include "base/log.h"
-#include "base/text.h"
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "ops/device.h"
 
@@ -16,15 +16,17 @@ namespace {
 
 std::string version_text() {
   const auto& cuda = ops::load_cuda();
-  return fmt::format("distil-xlstm {}\nLibTorch 2.11.0, CPU {}, {} threads\nCUDA: {}", DISTIL_XLSTM_VERSION, at::get_cpu_capability(),
-                     at::get_num_threads(), cuda.detail);
+  return fmt::format("distil-xlstm {}\nLibTorch {}, CPU {}, {} threads\nCUDA: {}", DISTIL_XLSTM_VERSION, TORCH_VERSION,
+                     at::get_cpu_capability(), at::get_num_threads(), cuda.detail);
 }
 
 int run(int argc, char** argv) {
   CLI::App app("Distils a transformer language model into a recurrent xLSTM one, then evaluates and runs the result.", "distil-xlstm");
   app.set_version_flag("--version", version_text, "Print versions, and what was found of CUDA, and exit");
   std::string verbosity = "info";
-  app.add_option("--log-level", verbosity, "debug, info, warn or error")->check(CLI::IsMember({"debug", "info", "warn", "error"}));
+  app.add_option("--log-level", verbosity, "How much to say; may also stand after the command")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
   app.require_subcommand(1);
   app.get_formatter()->column_width(36);
   app.footer("Each command explains itself: distil-xlstm COMMAND --help");
@@ -46,15 +48,10 @@ int run(int argc, char** argv) {
     std::cerr << app.help();
     return 2;
   }
-  std::vector<std::string> names;
-  for (const CLI::App* known : app.get_subcommands({})) names.push_back(known->get_name());
-  if (const std::string command = argv[1]; !command.starts_with('-') && std::find(names.begin(), names.end(), command) == names.end()) {
-    std::cerr << fmt::format("distil-xlstm: unknown command '{}'{}\nRun with --help for the commands.\n", command,
-                             did_you_mean(command, names));
-    return 2;
-  }
+  auto words = arrange_arguments(app, {argv + 1, argv + argc});
+  std::reverse(words.begin(), words.end());  // as CLI11 takes them
   try {
-    app.parse(argc, argv);
+    app.parse(words);
     return 0;
   } catch (const CLI::CallForHelp& error) {
     return app.exit(error);

@@ -8,6 +8,8 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/counted.h"
+#include "cli/option_checks.h"
 #include "cli/run_options.h"
 #include "data/token_shard.h"
 #include "distill/schedule_table.h"
@@ -25,12 +27,24 @@ struct Options {
 };
 
 // The configuration alone: a directory or config.json needs no weights beside it.
-json teacher_config(const std::string& model) {
-  if (model.empty()) throw ConfigError("teacher.model is not set: name a model, or its config.json, with --teacher");
+json read_config(const std::string& model) {
   const fs::path path = model;
   if (fs::is_regular_file(path) && path.extension() == ".json") return read_json(path);
   if (fs::is_regular_file(path / "config.json")) return read_json(path / "config.json");
-  return io::open_model(model).config;
+  try {
+    const auto files = io::open_model(model);
+    return files.kind == io::ModelKind::student ? json::object() : files.config;
+  } catch (const ConfigError& error) {
+    throw ConfigError("{}; for a plan its config.json is enough: --teacher path/to/config.json", error.what());
+  }
+}
+
+json teacher_config(const std::string& model) {
+  if (model.empty()) throw ConfigError("teacher.model is not set: name a model, or its config.json, with --teacher");
+  const json config = read_config(model);
+  if (!config.contains("model_type"))
+    throw ConfigError("teacher.model = \"{}\": is a student or no model's configuration, a transformer is needed", model);
+  return config;
 }
 
 int64_t parse_bytes(const std::string& text) {
@@ -91,21 +105,26 @@ struct Plan {
   bool rows_are_counted = false;
 };
 
-// Both meanings of "512 M tokens, ten epochs", or the run's length as it is set.
+// The run's length as it is set; where the text is not prepared yet, both meanings of "512 M tokens, ten epochs".
 std::vector<std::pair<std::string, train::RunLength>> readings(const Plan& p) {
   std::vector<std::pair<std::string, train::RunLength>> all;
   const auto& t = p.config.train;
-  const auto tokens = format_count(static_cast<double>(p.rows * p.config.data.context_length));
+  const int64_t context_length = p.config.data.context_length;
+  const auto tokens = format_count(static_cast<double>(p.rows * context_length));
+  const auto length = train::run_length(t, p.rows, context_length);
   if (t.num_epochs > 1 && !p.rows_are_counted) {
     auto in_all = t;
     in_all.num_epochs = 0;
-    in_all.max_tokens = p.rows * p.config.data.context_length;
+    in_all.max_tokens = p.rows * context_length;
     all.emplace_back(fmt::format("{} tokens in all", tokens),
-                     train::run_length(in_all, std::max<int64_t>(p.rows / t.num_epochs, 1), p.config.data.context_length));
-    all.emplace_back(fmt::format("{} tokens an epoch, {} epochs", tokens, t.num_epochs),
-                     train::run_length(t, p.rows, p.config.data.context_length));
+                     train::run_length(in_all, std::max<int64_t>(p.rows / t.num_epochs, 1), context_length));
+    all.emplace_back(fmt::format("{} tokens an epoch, {}", tokens, counted(t.num_epochs, "epoch")), length);
+  } else if (t.max_tokens > 0) {
+    all.emplace_back(fmt::format("train.max_tokens = {}", t.max_tokens), length);
+  } else if (t.max_steps > 0) {
+    all.emplace_back(fmt::format("train.max_steps = {}", t.max_steps), length);
   } else {
-    all.emplace_back(fmt::format("{} tokens an epoch", tokens), train::run_length(t, p.rows, p.config.data.context_length));
+    all.emplace_back(fmt::format("{} of {} tokens", counted(std::max<int64_t>(t.num_epochs, 1), "epoch"), tokens), length);
   }
   return all;
 }
@@ -114,16 +133,22 @@ std::string share(int64_t part, int64_t whole) {
   return fmt::format("{:.2f} %", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
 }
 
+// In millions as the paper has it, with three digits at least.
+std::string trainable_text(int64_t count) {
+  const double millions = static_cast<double>(count) / 1e6;
+  return fmt::format("{:.{}f} M", millions, millions >= 1 ? 2 : millions >= 0.1 ? 3 : 4);
+}
+
 void print_models(const Plan& p) {
   const auto counts = train::count_parameters(p.teacher, p.student);
   std::vector<int64_t> slstm = p.student.slstm_at;
-  fmt::print("Teacher    {}, {} layers, hidden {}, {} heads, vocabulary {}: {} parameters\n", p.teacher.model_type, p.teacher.num_layers,
-             p.teacher.hidden_size, p.teacher.num_heads, p.teacher.vocab_size, format_parameters(static_cast<double>(counts.teacher)));
-  fmt::print("Student    {} blocks ({} sLSTM, {} mLSTM), {} heads, inner width {}, feed-forward {}\n", p.student.num_blocks, slstm.size(),
-             p.student.num_blocks - static_cast<int64_t>(slstm.size()), p.student.mlstm_num_heads, p.student.mlstm_inner_dim(),
-             p.student.ffn_dim());
-  fmt::print("  trainable                  {:>10}   blocks and final norm\n",
-             fmt::format("{:.2f} M", static_cast<double>(counts.trainable) / 1e6));
+  fmt::print("Teacher    {}, {}, hidden {}, {}, vocabulary {}: {} parameters\n", p.teacher.model_type,
+             counted(p.teacher.num_layers, "layer"), p.teacher.hidden_size, counted(p.teacher.num_heads, "head"), p.teacher.vocab_size,
+             format_parameters(static_cast<double>(counts.teacher)));
+  fmt::print("Student    {} ({} sLSTM, {} mLSTM), {}, inner width {}, feed-forward {}\n", counted(p.student.num_blocks, "block"),
+             slstm.size(), p.student.num_blocks - static_cast<int64_t>(slstm.size()), counted(p.student.mlstm_num_heads, "head"),
+             p.student.mlstm_inner_dim(), p.student.ffn_dim());
+  fmt::print("  trainable                  {:>10}   blocks and final norm\n", trainable_text(counts.trainable));
   fmt::print("  frozen embedding           {:>10}   {}\n", format_parameters(static_cast<double>(counts.embedding)),
              p.teacher.is_tied ? "also the head: tied in the teacher" : "and as many in the head");
   fmt::print("  stored                     {:>10}   trainable share {}\n", format_parameters(static_cast<double>(counts.stored)),
@@ -136,8 +161,8 @@ void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) 
   const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_dtype)),
              compute_bytes = static_cast<int64_t>(c10::elementSize(p.compute_dtype));
   const auto items = train::estimate_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu());
-  fmt::print("Memory     teacher {}, compute {}, {} rows of {} tokens a micro-batch\n", ops::precision_name(p.teacher_dtype),
-             ops::precision_name(p.compute_dtype), p.config.train.micro_batch_size, p.config.data.context_length);
+  fmt::print("Memory     teacher {}, compute {}, {} of {} tokens a micro-batch\n", ops::precision_name(p.teacher_dtype),
+             ops::precision_name(p.compute_dtype), counted(p.config.train.micro_batch_size, "row"), p.config.data.context_length);
   for (const auto& item : items)
     fmt::print("  {:<30} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
   fmt::print("  {:<30} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
@@ -145,6 +170,8 @@ void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) 
     const auto advice = train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), limit_bytes);
     if (advice.empty())
       fmt::print("  fits into {}\n", limit);
+    else if (advice.front().starts_with("nothing"))
+      fmt::print("  does not fit into {}: {}\n", limit, advice.front());
     else
       fmt::print("  does not fit into {}. Any of these does it:\n    {}\n", limit, join(advice, "\n    "));
   }
@@ -153,27 +180,31 @@ void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) 
 
 void print_schedule(const Plan& p, const train::RunLength& length) {
   const auto& optimizer = p.config.optimizer;
-  fmt::print("Schedule   {}, {} steps an epoch\n  {:>9} {:>6} {:>7} {:>7} {:>7}\n", p.config.distill.method, length.steps_per_epoch, "step",
-             "epoch", "alpha", "T", "beta");
+  fmt::print("Schedule   {}, {} an epoch{}\n  {:>9} {:>6} {:>7} {:>7} {:>7}\n", p.config.distill.method,
+             counted(length.steps_per_epoch, "step"),
+             p.rows_are_counted ? ""
+                                : fmt::format(" of {} tokens (assumed: no shards yet, see --tokens)",
+                                              format_count(static_cast<double>(p.rows * p.config.data.context_length))),
+             "step", "epoch", "alpha", "T", "beta");
   for (const auto& row : distill::schedule_table(p.config.distill, length.total_steps, length.steps_per_epoch)) {
     fmt::print("  {:>9} {:>6} {:>7.3f} {:>7.3f} {:>7.3f}   {}\n", row.step, row.epoch + 1, row.plan.alpha, row.plan.temperature,
                row.plan.beta, row.note);
   }
   const auto warmup = static_cast<int64_t>(std::ceil(optimizer.warmup_ratio * static_cast<double>(length.total_steps)));
-  fmt::print("  learning rate {} after {} steps of warm-up, then {} to {}\n\n", optimizer.learning_rate, warmup, optimizer.schedule,
+  fmt::print("  learning rate {} after {} of warm-up, then {} to {}\n\n", optimizer.learning_rate, counted(warmup, "step"),
+             optimizer.schedule,
              optimizer.schedule == "constant" ? optimizer.learning_rate : optimizer.learning_rate * optimizer.min_learning_rate_ratio);
 }
 
 void print_time(const Plan& p, const Options& options, const std::vector<std::pair<std::string, train::RunLength>>& lengths) {
   const auto flops = train::count_flops(p.teacher, p.student, p.config.data.context_length);
-  fmt::print(
-      "Arithmetic a token\n  teacher {:.2f} GFLOP (body {:.2f}, head {:.2f}), student {:.2f} GFLOP (mixer {:.2f} forward and backward, "
-      "frozen head {:.2f})\n",
-      (flops.teacher_body + flops.teacher_head) / 1e9, flops.teacher_body / 1e9, flops.teacher_head / 1e9,
-      (flops.student_mixer + flops.student_head) / 1e9, flops.student_mixer / 1e9, flops.student_head / 1e9);
+  const auto flop = [](double count) { return format_count(count) + (count < 999.5 ? " FLOP" : "FLOP"); };
+  fmt::print("Arithmetic a token\n  teacher {} (body {}, head {}), student {} (mixer {} forward and backward, frozen head {})\n",
+             flop(flops.teacher_body + flops.teacher_head), flop(flops.teacher_body), flop(flops.teacher_head),
+             flop(flops.student_mixer + flops.student_head), flop(flops.student_mixer), flop(flops.student_head));
   const bool is_given = options.tflops > 0;
   const double rate = is_given ? options.tflops * 1e12 : measure_flops(p.device, p.compute_dtype);
-  fmt::print("Time       at {:.2f} TFLOP/s ({}) at best {} tokens/s\n", rate / 1e12,
+  fmt::print("Time       at {}FLOP/s ({}) at best {} tokens/s\n", format_count(rate),
              is_given ? "as given" : "large matrix products, measured on " + p.device.str(), format_count(rate / flops.total()));
   for (const auto& [name, length] : lengths) {
     fmt::print("  {:<38} at least {}\n", name, format_duration(static_cast<double>(length.total_tokens) * flops.total() / rate));
@@ -198,9 +229,11 @@ void plan(const Options& options) {
   print_memory(p, options.memory, limit_bytes);
   const auto lengths = readings(p);
   const int64_t rows = p.config.train.micro_batch_size * p.config.train.gradient_accumulation_steps;
-  fmt::print("Steps      {} tokens each ({} rows of {})\n", rows * p.config.data.context_length, rows, p.config.data.context_length);
+  fmt::print("Steps      {} tokens each ({} of {})\n", rows * p.config.data.context_length, counted(rows, "row"),
+             p.config.data.context_length);
   for (const auto& [name, length] : lengths) {
-    fmt::print("  {:<38} {:>9} steps, {} tokens\n", name, length.total_steps, format_count(static_cast<double>(length.total_tokens)));
+    fmt::print("  {:<38} {:>15}, {} tokens\n", name, counted(length.total_steps, "step"),
+               format_count(static_cast<double>(length.total_tokens)));
   }
   fmt::print("\n");
   print_schedule(p, lengths.back().second);
@@ -212,9 +245,9 @@ void plan(const Options& options) {
 void add_plan_command(CLI::App& app) {
   auto* command = app.add_subcommand("plan", "What a run will need and do: parameters, memory, arithmetic, steps, schedule, time");
   auto options = std::make_shared<Options>();
-  command->add_option("--tokens", options->tokens, "Tokens of training text, such as 512M [those of the shards, else 512M]");
+  command->add_option("--tokens", options->tokens, "Tokens of training text, such as 512M")->default_str("those of the shards, else 512M");
   command->add_option("--memory", options->memory, "Memory of the device, such as 24GiB: says what to change when it does not suffice");
-  command->add_option("--tflops", options->tflops, "Speed of the device in TFLOP/s [measured]")->check(CLI::PositiveNumber);
+  command->add_option("--tflops", options->tflops, "Speed of the device in TFLOP/s")->check(positive_number())->default_str("measured");
   options->run.add_to(*command);
   command->callback([options] { plan(*options); });
 }

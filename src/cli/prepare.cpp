@@ -71,8 +71,8 @@ void add_prepare_command(CLI::App& app) {
       "An interrupted run goes on when the same command is given again.");
   command->add_option("INPUT", options.reader.inputs, "Files, directories or globs: .txt .md .jsonl .ndjson (+ .gz .zst), .parquet")
       ->required();
-  command->add_option("--model", options.model, "Whose tokenizer: a model, or a tokenizer.json")->required();
-  command->add_option("--output", arguments->output, "Directory for the shards")->required();
+  command->add_option("--model,-m", options.model, "Whose tokenizer: a model, or a tokenizer.json")->required();
+  command->add_option("--output,-o", arguments->output, "Directory for the shards")->required();
   command->add_option("--context-length", options.context_length, "Targets in a row")->capture_default_str();
   command->add_option("--document-end", options.document_end, "What ends each document: none, eos, or a token such as <|endoftext|>")
       ->capture_default_str();

@@ -1,12 +1,14 @@
 // distil-xlstm selfcheck: the identities that a right loss and right kernels must meet, on this machine and device, in under a minute.
 #include <chrono>
 #include <cmath>
-#include <functional>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/counted.h"
+#include "cli/option_checks.h"
+#include "cli/selfcheck.h"
 #include "distill/schedule.h"
 #include "ops/device.h"
 #include "ops/head_loss.h"
@@ -15,20 +17,18 @@
 #include "ops/slstm.h"
 #include "student/model.h"
 
-// B batch, S sequence, H heads, G gates, K head width, V vocabulary (or value width in the mLSTM), D width.
 namespace distil_xlstm::cli {
-namespace {
-
-struct Check {
-  std::string name;
-  double bound;
-  std::function<double()> error;  // what must not exceed the bound
-};
 
 double relative(const Tensor& out, const Tensor& reference) {
   const Tensor wide = reference.detach().to(at::kCPU, at::kDouble);
   return ((out.detach().to(at::kCPU, at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-30)).item<double>();
 }
+
+double best_of_three(const std::function<double()>& draw) {
+  return std::min({draw(), draw(), draw()});
+}
+
+namespace {
 
 Tensor random(at::IntArrayRef shape, at::Device device, double scale = 1.0) {
   return at::randn(shape, at::kDouble).mul_(scale).to(device);
@@ -61,13 +61,7 @@ double mlstm_split(at::Device device) {
   return relative(at::cat({first.h_BSHV, second.h_BSHV}, 1), whole);
 }
 
-// Directional derivative against central differences in float64. The mLSTM's normaliser has a kink (max of two terms), and a draw
-// that lies on it says nothing: the best of three draws counts, which a wrong gradient fails all the same.
-double best_of_three(const std::function<double()>& draw) {
-  return std::min({draw(), draw(), draw()});
-}
-
-// Relative.
+// Directional derivative against central differences in float64, relative.
 double gradient_error(const std::function<Tensor(const Tensor&)>& loss, const Tensor& at_point) {
   const Tensor point = at_point.detach().clone().requires_grad_(true);
   const Tensor value = loss(point);
@@ -189,6 +183,39 @@ double loss_mask(at::Device device) {
   return relative(poisoned.sums, clean.sums) + relative(poisoned.grad_student_hidden_BSD, clean.grad_student_hidden_BSD);
 }
 
+// The same positions in one call and in two.
+double loss_accumulation(at::Device device) {
+  const LossCase c = loss_case(device);
+  const ops::HeadLossOptions options{.ce_weight = 0.4, .kd_weight = 0.6, .temperature = 1.5};
+  const auto whole = run_loss(c, options);
+  const auto part = [&](int64_t row) {
+    LossCase half = c;
+    for (Tensor LossCase::* member : {&LossCase::student, &LossCase::teacher, &LossCase::targets, &LossCase::mask})
+      half.*member = (c.*member).slice(0, row, row + 1);
+    return run_loss(half, options);
+  };
+  const auto first = part(0), second = part(1);
+  return relative(first.sums + second.sums, whole.sums) +
+         relative(at::cat({first.grad_student_hidden_BSD, second.grad_student_hidden_BSD}), whole.grad_student_hidden_BSD);
+}
+
+// Rows of both heads that pad the vocabulary, with logits of -1000: through a hidden channel that is always 1.
+double loss_padding(at::Device device) {
+  LossCase c = loss_case(device);
+  const ops::HeadLossOptions options{.ce_weight = 0.4, .kd_weight = 0.6, .temperature = 1.5};
+  const auto plain = run_loss(c, options);
+  for (const auto& [hidden, head] : {std::pair(&c.student, &c.student_head), std::pair(&c.teacher, &c.teacher_head)}) {
+    *hidden = at::cat({*hidden, at::ones_like(hidden->slice(2, 0, 1))}, 2);
+    *head = at::cat({*head, at::zeros_like(head->slice(1, 0, 1))}, 1);
+    Tensor padding = at::zeros_like(head->slice(0, 0, 31));
+    padding.slice(1, -1).fill_(-1000);
+    *head = at::cat({*head, padding});
+  }
+  const auto padded = run_loss(c, options);
+  return relative(padded.sums.slice(0, 0, 2), plain.sums.slice(0, 0, 2)) +
+         relative(padded.grad_student_hidden_BSD.slice(2, 0, -1), plain.grad_student_hidden_BSD);
+}
+
 double schedule_values(at::Device) {
   const distill::Schedule alpha({.schedule = "delta-paper", .start = 0.8, .final = 0.5}, 2000, "alpha");
   const std::vector<std::pair<int64_t, double>> expected = {{0, 0.8}, {1, 0.677185}, {10, 0.588290}, {1000, 0.537933}};
@@ -223,6 +250,37 @@ double decode_equals_forward(at::Device device) {
   return relative(at::cat(parts, 1), whole);
 }
 
+// Hidden states, and all gradients of a weighted sum of them in one vector.
+std::pair<Tensor, Tensor> forward_backward(student::Student& student, const Tensor& tokens_BS, const Tensor& is_start_BS,
+                                           const Tensor& weight_BSD) {
+  for (const auto& [name, parameter] : student.parameters()) parameter.mutable_grad() = Tensor();
+  const Tensor hidden = student.forward(tokens_BS, is_start_BS, {.compute_dtype = at::kDouble}).last_hidden_BSD;
+  (hidden * weight_BSD).sum().backward();
+  std::vector<Tensor> gradients;
+  for (const auto& [name, parameter] : student.parameters()) gradients.push_back(parameter.grad().flatten());
+  return {hidden.detach(), at::cat(gradients)};
+}
+
+double student_accumulation(at::Device device) {
+  const auto student = small_student(device, at::kDouble);
+  const Tensor tokens = at::randint(50, {2, 21}, at::kLong).to(device), weight = random({2, 21, 32}, device);
+  const auto [hidden, gradients] = forward_backward(*student, tokens, {}, weight);
+  const auto first = forward_backward(*student, tokens.slice(0, 0, 1), {}, weight.slice(0, 0, 1));
+  const auto second = forward_backward(*student, tokens.slice(0, 1, 2), {}, weight.slice(0, 1, 2));
+  return relative(at::cat({first.first, second.first}), hidden) + relative(first.second + second.second, gradients);
+}
+
+double student_borders(at::Device device) {
+  const auto student = small_student(device, at::kDouble);
+  const Tensor tokens = at::randint(50, {1, 30}, at::kLong).to(device), weight = random({1, 30, 32}, device);
+  Tensor starts = at::zeros({1, 30}, at::kByte);
+  starts[0][13] = 1;
+  const auto [hidden, gradients] = forward_backward(*student, tokens, starts.to(device), weight);
+  const auto first = forward_backward(*student, tokens.slice(1, 0, 13), {}, weight.slice(1, 0, 13));
+  const auto second = forward_backward(*student, tokens.slice(1, 13, 30), {}, weight.slice(1, 13, 30));
+  return relative(at::cat({first.first, second.first}, 1), hidden) + relative(first.second + second.second, gradients);
+}
+
 double low_precision(at::Device device) {
   const auto student = small_student(device, at::kFloat);
   const at::NoGradGuard no_grad;
@@ -234,7 +292,7 @@ double low_precision(at::Device device) {
 
 std::vector<Check> checks(at::Device device) {
   const auto on = [device](double (*check)(at::Device)) { return [device, check] { return check(device); }; };
-  return {
+  std::vector<Check> all = {
       {"mLSTM: chunkwise = recurrent, chunks of 1 to 128", 1e-10, on(mlstm_forms)},
       {"mLSTM: a split sequence with its state = the whole", 1e-10, on(mlstm_split)},
       {"mLSTM: gradient = differences", 1e-5, [device] { return best_of_three([device] { return mlstm_gradient(device); }); }},
@@ -245,10 +303,17 @@ std::vector<Check> checks(at::Device device) {
       {"head loss: gradient = differences", 1e-5, on(loss_gradient)},
       {"head loss: nothing to learn from equal models", 1e-12, on(loss_of_equals)},
       {"head loss: masked positions never matter", 1e-12, on(loss_mask)},
+      {"head loss: a batch = two micro-batches", 1e-10, on(loss_accumulation)},
+      {"head loss: padding of the vocabulary changes nothing", 1e-10, on(loss_padding)},
       {"schedule: the paper's alpha at steps 0, 1, 10, 1000", 1e-6, on(schedule_values)},
       {"student: token by token = whole sequence, state constant", 1e-10, on(decode_equals_forward)},
+      {"student: a batch = two micro-batches, with gradients", 1e-10, on(student_accumulation)},
+      {"student: a border = two documents apart, with gradients", 1e-10, on(student_borders)},
       {"student: bfloat16 near float32", 5e-2, on(low_precision)},
   };
+  const auto more = precision_checks(device);
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
 }
 
 void run(const std::string& device_name) {
@@ -265,7 +330,8 @@ void run(const std::string& device_name) {
   }
   fmt::print("{} in {}\n", failures == 0 ? "all good" : fmt::format("{} FAILED", failures), format_duration(monotonic_seconds() - begin));
   if (failures > 0)
-    throw DeviceError("selfcheck: {} checks failed on {}: do not trust results of this machine; please report it", failures, device.str());
+    throw DeviceError("selfcheck: {} failed on {}: do not trust results of this machine; please report it", counted(failures, "check"),
+                      device.str());
 }
 
 }  // namespace
@@ -273,7 +339,7 @@ void run(const std::string& device_name) {
 void add_selfcheck_command(CLI::App& app) {
   auto device = std::make_shared<std::string>("auto");
   CLI::App* command = app.add_subcommand("selfcheck", "Check losses and kernels on this machine and device, in under a minute");
-  command->add_option("--device", *device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  command->add_option("--device", *device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
   command->callback([device] { run(*device); });
 }
 

@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 #include "data/shard_writer.h"
 #include "generate/generator.h"
 #include "generate/synthesize.h"
@@ -74,7 +75,7 @@ void run(Options options) {
   shard.synthetic = true;
   shard.source = settings;
 
-  json state;
+  json state = json::object();
   if (fs::exists(journal) && !options.overwrite) {
     const std::string bytes = read_file(journal);
     state = json::from_cbor(bytes, true, false);
@@ -92,22 +93,33 @@ void run(Options options) {
   }
   data::ShardWriter writer(folder, shard);
   uint64_t next_document = 0;
-  if (!state.is_null()) {
-    if (state.value("is_complete", false)) {
-      spdlog::info("{}: complete already ({} tokens)", folder.string(), state["num_tokens"].get<int64_t>());
+  if (!state.empty()) {
+    const bool is_complete = state.value("is_complete", false);
+    const auto num_tokens = require<int64_t>(state, "num_tokens", journal.string());
+    if (is_complete && num_tokens >= max_tokens) {
+      spdlog::info("{}: complete already ({} tokens, --max-tokens {})", folder.string(), num_tokens, options.max_tokens);
       return;
+    }
+    if (!state.contains("writer")) {
+      throw ConfigError("{}: complete with {} tokens, written by a version that cannot extend it to --max-tokens {}: give --overwrite",
+                        folder.string(), num_tokens, options.max_tokens);
     }
     writer.restore(state["writer"]);
     next_document = state["next_document"].get<uint64_t>();
     spdlog::info("going on after {} documents, {} tokens", next_document, writer.num_tokens());
   }
-  const auto save = [&](bool is_complete) {
-    json now = {
-        {"settings", settings}, {"next_document", next_document}, {"num_tokens", writer.num_tokens()}, {"is_complete", is_complete}};
-    if (!is_complete) now["writer"] = writer.save();
+  // A complete output keeps the writer's place too: a greater --max-tokens goes on there.
+  const auto save = [&](bool is_complete, const json& place) {
+    const json now = {{"settings", settings},
+                      {"next_document", next_document},
+                      {"num_tokens", writer.num_tokens()},
+                      {"is_complete", is_complete},
+                      {"writer", place}};
     const auto bytes = json::to_cbor(now);
     write_file_atomic(journal, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   };
+
+  if (state.value("is_complete", false)) save(false, writer.save());  // its last shard is open again
 
   ProgressLine progress;
   const double begin = monotonic_seconds();
@@ -124,7 +136,7 @@ void run(Options options) {
     try {
       documents = generate::synthesize_batch(*loaded.model, options.synthesize, next_document);
     } catch (const Interrupted&) {
-      save(false);
+      save(false, writer.save());
       throw Interrupted(received_signal(), fmt::format("stopped; {} tokens are kept: the same command goes on there", writer.num_tokens()));
     }
     for (auto& document : documents) {
@@ -135,12 +147,14 @@ void run(Options options) {
     }
     progress.update(rate_text());
     if (monotonic_seconds() - saved > 30) {
-      save(false);
+      save(false, writer.save());
       saved = monotonic_seconds();
     }
   }
+  const json place = writer.save();
+  save(false, place);
   writer.finish();
-  save(true);
+  save(true, place);
   progress.finish(fmt::format("{} ({})", rate_text(), format_duration(monotonic_seconds() - begin)));
 }
 
@@ -152,21 +166,24 @@ void add_synthesize_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("synthesize", "Let a teacher write training text into token shards");
   command->add_option("--model,-m", options->model, "Run, checkpoint, Hugging Face directory, GGUF file or built-in name")->required();
   command->add_option("--output,-o", options->output, "Directory of the shards (an interrupted run goes on there)")->required();
-  command->add_option("--max-tokens", options->max_tokens, "Tokens to write (1M, 512k)")->capture_default_str();
+  command->add_option("--max-tokens", options->max_tokens, "Tokens to write (1M, 512k); a greater number later goes on with what is there")
+      ->capture_default_str();
   command->add_option("--prompt", options->prompt, "What every document begins with (BOS goes before it where the tokenizer adds one)");
-  command->add_option("--context-length", options->context_length, "Of the rows")->capture_default_str();
+  command->add_option("--context-length", options->context_length, "Of the rows")->check(at_least(1))->capture_default_str();
   command->add_option("--document-end", options->document_end, "none, eos or a token put after each document")->capture_default_str();
-  command->add_option("--max-document-tokens", options->synthesize.max_document_tokens, "A document is cut there")->capture_default_str();
-  command->add_option("--batch-size", options->synthesize.batch_size, "Documents at a time")->capture_default_str();
+  command->add_option("--max-document-tokens", options->synthesize.max_document_tokens, "A document is cut there")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option("--batch-size", options->synthesize.batch_size, "Documents at a time")->check(at_least(1))->capture_default_str();
   command->add_option("--temperature", sampling.temperature, "1 = the model's own distribution")->capture_default_str();
   command->add_option("--top-k", sampling.top_k, "Keep the k likeliest tokens; 0 = all")->capture_default_str();
   command->add_option("--top-p", sampling.top_p, "Keep the likeliest tokens that reach this probability together")->capture_default_str();
   command->add_option("--min-p", sampling.min_p, "Drop tokens below this share of the likeliest one")->capture_default_str();
-  command->add_option("--seed", sampling.seed, "Same seed, same text")->capture_default_str();
+  command->add_option("--seed", sampling.seed, "Same seed, same text")->check(at_least(0))->capture_default_str();
   command->add_flag("--validation", options->is_validation, "Write the validation split");
   command->add_flag("--overwrite", options->overwrite, "Begin again where the directory holds other text");
-  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
-  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->capture_default_str();
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
+  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->callback([options] { run(*options); });
 }
 

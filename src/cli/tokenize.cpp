@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/counted.h"
 #include "io/model_files.h"
 #include "io/model_files_tokenizer.h"
 #include "tokenizer/tokenizer.h"
@@ -27,8 +28,15 @@ Tokenizer open_tokenizer(const std::string& model) {
   return Tokenizer(*files.tokenizer);
 }
 
+void check_utf8(std::string_view text, std::string_view where) {
+  const size_t valid = valid_utf8_prefix(text);
+  if (valid != text.size()) throw DataError("{}: not UTF-8 at byte {}", where, valid);
+}
+
 std::string read_stdin() {
-  return {std::istreambuf_iterator<char>(std::cin), {}};
+  std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+  check_utf8(text, "standard input");
+  return text;
 }
 
 // One JSON value a line of standard input; empty lines are left out.
@@ -36,7 +44,9 @@ std::vector<json> read_lines() {
   std::vector<json> values;
   std::string line;
   for (int64_t number = 1; std::getline(std::cin, line); ++number) {
-    if (!line.empty()) values.push_back(parse_json(line, fmt::format("standard input, line {}", number)));
+    const auto where = fmt::format("standard input, line {}", number);
+    check_utf8(line, where);
+    if (!line.empty()) values.push_back(parse_json(line, where));
   }
   return values;
 }
@@ -51,7 +61,10 @@ std::vector<std::string> read_texts(const Options& options) {
     for (const json& value : read_lines()) texts.push_back(text_of(value));
     return texts;
   }
-  for (const std::string& text : options.texts) texts.push_back(text == "-" ? read_stdin() : text);
+  for (const std::string& text : options.texts) {
+    if (text != "-") check_utf8(text, "TEXT");
+    texts.push_back(text == "-" ? read_stdin() : text);
+  }
   if (texts.empty()) texts.push_back(read_stdin());
   return texts;
 }
@@ -87,14 +100,20 @@ void count(const Tokenizer& tokenizer, const Options& options) {
     return;
   }
   const double per_second = static_cast<double>(size_bytes) / std::max(seconds, 1e-9);
-  fmt::print("{} texts, {} bytes, {} tokens, {:.2f} bytes a token, {}/s\n", texts.size(), size_bytes, num_tokens,
+  fmt::print("{}, {}, {}, {:.2f} bytes a token, {}/s\n", counted(static_cast<int64_t>(texts.size()), "text"),
+             counted(static_cast<int64_t>(size_bytes), "byte"), counted(static_cast<int64_t>(num_tokens), "token"),
              static_cast<double>(size_bytes) / static_cast<double>(std::max<size_t>(num_tokens, 1)), format_bytes(per_second));
 }
 
 void decode(const Tokenizer& tokenizer, const Options& options) {
   for (const json& value : read_lines()) {
     const json ids = value.is_object() ? value : json{{"ids", value}};
-    const std::string text = tokenizer.decode(require<std::vector<int32_t>>(ids, "ids", "standard input"));
+    const auto list = require<std::vector<int32_t>>(ids, "ids", "standard input");
+    for (const int32_t id : list) {
+      if (id < 0 || tokenizer.piece(id).empty())
+        throw DataError("standard input: id {} lies outside the tokenizer's vocabulary of {}", id, tokenizer.vocab_size());
+    }
+    const std::string text = tokenizer.decode(list);
     if (options.as_json) {
       fmt::print("{}\n", json{{"text", text}}.dump());
     } else {
@@ -128,6 +147,8 @@ void render_chat(const Tokenizer& tokenizer, const Options& options) {
 }
 
 void run(const Options& options) {
+  if (!options.texts.empty() && (options.jsonl || options.chat || options.decode))
+    throw ConfigError("TEXT: not with --jsonl, --chat or --decode, which read standard input");
   const Tokenizer tokenizer = open_tokenizer(options.model);
   if (options.chat) {
     render_chat(tokenizer, options);
@@ -145,7 +166,7 @@ void run(const Options& options) {
 void add_tokenize_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("tokenize", "Print the ids and pieces of a text");
-  command->add_option("--model", options->model, "Any model, or a directory with a tokenizer.json")->required();
+  command->add_option("--model,-m", options->model, "Any model, or a directory with a tokenizer.json")->required();
   command->add_option("TEXT", options->texts, "Texts; '-' or none: standard input");
   command->add_flag("--json", options->as_json, "Print one JSON object a text");
   auto* jsonl = command->add_flag("--jsonl", options->jsonl, "Standard input holds one JSON text, or object with 'text', a line");
@@ -153,10 +174,11 @@ void add_tokenize_command(CLI::App& app) {
   auto* count = command->add_flag("--count", options->count, "Only count the tokens, with the speed");
   auto* decode = command->add_flag("--decode", options->decode, "Standard input holds a JSON list of ids a line: print their text");
   command->add_flag("--add-special-tokens", options->special_tokens, "Add the tokens that the tokenizer puts around a text");
-  command->add_flag("--plain", options->plain, "Special tokens written in the text are plain text");
+  auto* plain = command->add_flag("--plain", options->plain, "Special tokens written in the text are plain text");
   command->add_flag("--add-generation-prompt", options->generation_prompt, "With --chat: end with the header of an answer")->needs(chat);
   chat->excludes(count)->excludes(decode);
-  decode->excludes(count)->excludes(jsonl);
+  decode->excludes(count)->excludes(jsonl)->excludes(plain);
+  plain->excludes(count)->excludes(chat);
   command->callback([options] { run(*options); });
 }
 

@@ -178,7 +178,10 @@ struct TextReader::Impl {
           sizes.push_back(fs::file_size(path));
         }
       }
-      if (num_passed_over > 0) spdlog::warn("{}: {} files that are no text, JSONL or Parquet are passed over", input, num_passed_over);
+      if (num_passed_over > 0) {
+        spdlog::warn("{}: {} passed over: no text, JSONL or Parquet", input,
+                     num_passed_over == 1 ? "1 file" : fmt::format("{} files", num_passed_over));
+      }
     }
     if (files.empty()) throw IoError("{}: no text here", options.inputs.empty() ? "inputs" : options.inputs.front());
   }

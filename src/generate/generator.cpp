@@ -49,6 +49,13 @@ class StopFilter {
   bool stopped_ = false;
 };
 
+constexpr size_t kDecoderContext = 16;  // more ids than one character takes
+
+// Decoders treat the first piece of a text differently (some strip its leading space): the text goes on after the prompt's last ids.
+void begin_after(StreamDecoder& decoder, const std::vector<int32_t>& prompt) {
+  for (size_t at = prompt.size() - std::min(prompt.size(), kDecoderContext); at < prompt.size(); ++at) decoder.push(prompt[at]);
+}
+
 Tensor to_tensor(const std::vector<int32_t>& ids, size_t begin, size_t end, at::Device device) {
   std::vector<int64_t> wide(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end));
   return at::tensor(wide, at::kLong).unsqueeze(0).to(device);
@@ -81,6 +88,7 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
 
   Sampler sampler(options.sampling);
   StreamDecoder decoder(tokenizer, options.skip_special_tokens);
+  if (options.continues_text) begin_after(decoder, prompt);
   StopFilter filter(options.stop);
   std::vector<int32_t> context = prompt;
   const auto show = [&](const std::string& text) {

@@ -24,6 +24,28 @@ const Tokenizer& tokenizer() {
   return instance;
 }
 
+// The tokenizer of stories260K strips the space of a text's first piece.
+std::string decoded_after(std::vector<int32_t> ids, const std::vector<int32_t>& more) {
+  const std::string before = tokenizer().decode(ids);
+  ids.insert(ids.end(), more.begin(), more.end());
+  return tokenizer().decode(ids).substr(before.size());
+}
+
+TEST(Generate, KeepsTheSpaceBetweenPromptAndContinuation) {
+  const auto prompt = tokenizer().encode("Lily and"), more = tokenizer().encode("T");
+  ASSERT_EQ(more.size(), 1U);
+  Tensor logits = at::full({tokenizer().vocab_size(), tokenizer().vocab_size()}, -20.0);
+  logits.select(1, more[0]).fill_(20.0);
+  ToyModel model(logits);
+  GenerateOptions options;
+  options.sampling.temperature = 0;
+  options.max_new_tokens = 1;
+  EXPECT_EQ(generate(model, tokenizer(), prompt, options).text, " T");
+  EXPECT_EQ(generate(model, tokenizer(), {*tokenizer().bos_id()}, options).text, "T") << "the first piece of a text";
+  options.continues_text = false;
+  EXPECT_EQ(generate(model, tokenizer(), prompt, options).text, "T") << "an answer begins a text";
+}
+
 TEST(Generate, ContinuesGreedilyInPieces) {
   ToyModel model = counting_model(tokenizer().vocab_size());
   for (const int64_t piece : {1, 2, 512}) {
@@ -35,7 +57,7 @@ TEST(Generate, ContinuesGreedilyInPieces) {
     EXPECT_THAT(result.tokens, ElementsAre(303, 304, 305, 306));
     EXPECT_EQ(result.finish_reason, "length");
     EXPECT_EQ(result.prompt_tokens, 3);
-    EXPECT_EQ(result.text, tokenizer().decode(result.tokens));
+    EXPECT_EQ(result.text, decoded_after({300, 301, 302}, result.tokens));
   }
 }
 
