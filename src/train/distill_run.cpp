@@ -315,6 +315,8 @@ void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t voc
     if (!has_validation_split(path)) {
       check_no_overlap(options.sources, path);
       options.split = "any";
+    } else if (!shards_in(path, data::Split::train).empty()) {
+      spdlog::info("data.validation: of {} the validation split alone is measured", path);
     }
     options.sources = {{path, 1.0}};
   } else {
