@@ -258,7 +258,8 @@ std::vector<Setting> build_table() {
   t.custom(
       "student.slstm_at", "\"alternate\", \"all\", \"none\", or a list of block indices", "which blocks are sLSTM, the others are mLSTM",
       "", [](const RunConfig& c) { return std::visit([](const auto& held) { return json(held); }, c.student.slstm_at); }, read_slstm_at);
-  t.integer("student.conv1d_kernel_size", MEMBER(student.conv1d_kernel_size), {.low = 1, .high = 64}, "taps of the causal convolution");
+  t.integer("student.conv1d_kernel_size", MEMBER(student.conv1d_kernel_size), {.low = 0, .high = 64},
+            "taps of the causal convolution; 0: none, for students of sLSTM blocks alone");
   t.integer("student.qkv_proj_blocksize", MEMBER(student.qkv_proj_blocksize), kAtLeastOne, "block size of the mLSTM's q, k, v projections");
   t.number("student.mlstm_proj_factor", MEMBER(student.mlstm_proj_factor), kPositive, "inner width of an mLSTM block / hidden size");
   t.number("student.ffn_proj_factor", MEMBER(student.ffn_proj_factor), kPositive, "width of the sLSTM block's feed-forward / hidden size");

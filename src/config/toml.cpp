@@ -229,12 +229,12 @@ LoadedConfig load_layers(const toml::table& table, const std::string& name, std:
     }
   }
   collect_table(table, "", name, 1, entries, problems);
-  int layer = 2;
+  constexpr int kCommandLine = 2;  // one layer: settings that exclude each other are a mistake there too
   for (const auto& given : overrides) {
     const auto* setting = find_setting(given.key);
     auto value = parse_text_value(given.text);
     if (setting != nullptr && setting->takes_text && !value.is_string()) value = given.text;
-    collect(given.key, value, given.origin, layer++, entries, problems);
+    collect(given.key, value, given.origin, kCommandLine, entries, problems);
   }
   return apply(std::move(entries), std::move(problems));
 }

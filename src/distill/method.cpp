@@ -18,18 +18,17 @@ struct MethodRow {
   const char* name;
   Family family;
   Use alpha, temperature, beta;
-  bool needs_teacher;
 };
 
 constexpr MethodRow kMethods[] = {
-    {"ce", Family::combined, Use::none, Use::scheduled, Use::none, false},
-    {"hinton", Family::combined, Use::constant, Use::constant, Use::none, true},
-    {"teacher-annealing", Family::teacher_annealing, Use::none, Use::scheduled, Use::none, true},
-    {"annealing-kd", Family::annealing_kd, Use::none, Use::none, Use::none, true},
-    {"delta", Family::combined, Use::scheduled, Use::scheduled, Use::none, true},
-    {"delta-frobenius", Family::combined, Use::scheduled, Use::scheduled, Use::scheduled, true},
-    {"hinton-frobenius", Family::combined, Use::constant, Use::constant, Use::constant, true},
-    {"ce-frobenius", Family::combined, Use::none, Use::scheduled, Use::scheduled, true},
+    {"ce", Family::combined, Use::none, Use::scheduled, Use::none},
+    {"hinton", Family::combined, Use::constant, Use::constant, Use::none},
+    {"teacher-annealing", Family::teacher_annealing, Use::none, Use::scheduled, Use::none},
+    {"annealing-kd", Family::annealing_kd, Use::none, Use::none, Use::none},
+    {"delta", Family::combined, Use::scheduled, Use::scheduled, Use::none},
+    {"delta-frobenius", Family::combined, Use::scheduled, Use::scheduled, Use::scheduled},
+    {"hinton-frobenius", Family::combined, Use::constant, Use::constant, Use::constant},
+    {"ce-frobenius", Family::combined, Use::none, Use::scheduled, Use::scheduled},
 };
 
 const MethodRow& find_method(const std::string& name) {
@@ -55,7 +54,6 @@ class ScheduledMethod : public Method {
         beta_(used(settings.beta, row.beta, 0.0), total_steps, "distill.beta") {}
 
   [[nodiscard]] std::string name() const override { return row_.name; }
-  [[nodiscard]] bool needs_teacher() const override { return row_.needs_teacher; }
   void end_epoch(int64_t steps_done) override {
     alpha_.end_epoch(steps_done);
     temperature_.end_epoch(steps_done);
@@ -175,14 +173,13 @@ class AnnealingKd : public ScheduledMethod {
 };
 
 // alpha + beta over the run: both move monotonically inside an epoch, but their sum need not, so the steps themselves are looked at.
-void check_convex(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs) {
+void check_convex(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t steps_per_epoch) {
   if (settings.combine != "convex" || row.beta == Use::none) return;
   Schedule alpha(used(settings.alpha, row.alpha, 0.0), total_steps, "distill.alpha");
   Schedule beta(used(settings.beta, row.beta, 0.0), total_steps, "distill.beta");
-  const int64_t steps_per_epoch = std::max<int64_t>((total_steps + num_epochs - 1) / std::max<int64_t>(num_epochs, 1), 1);
   const int64_t stride = std::max<int64_t>(total_steps / 1'000'000, 1);
   for (int64_t begin = 0; begin < std::max<int64_t>(total_steps, 1); begin += steps_per_epoch) {
-    for (int64_t step = begin; step < begin + steps_per_epoch; step += stride) {
+    for (int64_t step = begin; step < std::min(begin + steps_per_epoch, std::max<int64_t>(total_steps, 1)); step += stride) {
       const double a = alpha.value(step), b = beta.value(step);
       if (a + b <= 1.0 + 1e-12) continue;
       throw ConfigError(
@@ -226,10 +223,23 @@ std::vector<std::string> ignored_keys(const std::string& method) {
   return keys;
 }
 
-std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs) {
+void check_before_length(const config::DistillSettings& settings, int64_t max_steps) {
   const MethodRow& row = find_method(settings.method);
   check_settings(settings);
-  check_convex(row, settings, total_steps, num_epochs);
+  const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) {
+    return use == Use::scheduled && s.schedule.starts_with("delta") && (s.decay > 0.0 || s.schedule == "delta-code");
+  };
+  const bool needs_epochs = moves_with_epochs(settings.alpha, row.alpha) || moves_with_epochs(settings.beta, row.beta);
+  const int64_t known_steps = max_steps > 0 && !needs_epochs ? max_steps : 1;
+  check_convex(row, settings, known_steps, known_steps);
+}
+
+std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs,
+                                    int64_t steps_per_epoch) {
+  const MethodRow& row = find_method(settings.method);
+  check_settings(settings);
+  if (steps_per_epoch < 1) steps_per_epoch = (total_steps + num_epochs - 1) / std::max<int64_t>(num_epochs, 1);
+  check_convex(row, settings, total_steps, std::max<int64_t>(steps_per_epoch, 1));
   switch (row.family) {
     case Family::teacher_annealing:
       return std::make_unique<TeacherAnnealing>(row, settings, total_steps);

@@ -31,7 +31,6 @@ class Method {
  public:
   virtual ~Method() = default;
   [[nodiscard]] virtual std::string name() const = 0;
-  [[nodiscard]] virtual bool needs_teacher() const = 0;  // for the loss; parts are measured with a teacher whenever one is given
   [[nodiscard]] virtual StepPlan plan(const StepContext& context) const = 0;
   virtual void end_epoch(int64_t steps_done) = 0;
   [[nodiscard]] virtual json state() const = 0;
@@ -45,7 +44,12 @@ const std::vector<std::string>& method_names();
 // Throws ConfigError for an unknown name.
 std::vector<std::string> ignored_keys(const std::string& method);
 
-// Checks everything about [distill] before anything loads: unknown names, alpha + beta > 1 for "convex", T <= 0, ... Throws ConfigError.
-std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs);
+// What is wrong with [distill] whatever the text's length: unknown names, T <= 0, alpha + beta > 1 for "convex" at the first step, or at
+// any of max_steps (0: not set) where the schedules do not depend on epochs. make_method says the rest. Throws ConfigError.
+void check_before_length(const config::DistillSettings& settings, int64_t max_steps);
+
+// Checks everything about [distill] over the whole run. Throws ConfigError. steps_per_epoch 0: the steps divide evenly into the epochs.
+std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs,
+                                    int64_t steps_per_epoch = 0);
 
 }  // namespace distil_xlstm::distill

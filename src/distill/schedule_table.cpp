@@ -32,7 +32,7 @@ std::vector<ScheduleRow> schedule_table(const config::DistillSettings& settings,
   if (steps_per_epoch < 1)
     throw ConfigError("an epoch has {} optimizer steps: it needs at least 1; is the training text empty?", steps_per_epoch);
   const int64_t num_epochs = (total_steps + steps_per_epoch - 1) / steps_per_epoch;
-  const auto method = make_method(settings, total_steps, num_epochs);
+  const auto method = make_method(settings, total_steps, num_epochs, steps_per_epoch);
   std::vector<ScheduleRow> rows;
   int64_t epoch = 0;
   for (const auto& [step, note] : chosen_steps(total_steps, steps_per_epoch, num_epochs)) {

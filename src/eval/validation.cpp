@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/signals.h"
 #include "ops/head_loss.h"
 
 namespace distil_xlstm::eval {
@@ -25,12 +26,17 @@ ValidationResult validate(nn::LanguageModel& student, nn::LanguageModel& teacher
   Tensor sums;
   data::Batch batch;
   loader.begin_epoch(0);
+  // The same tensor for both where they share it.
+  const Tensor teacher_head_VD = ops::product_head(teacher.head_weight());
+  const Tensor student_head_VD =
+      student.head_weight().is_alias_of(teacher.head_weight()) ? teacher_head_VD : ops::product_head(student.head_weight());
   while ((max_tokens == 0 || result.target_tokens < max_tokens) && loader.next(batch)) {
+    throw_if_interrupted();
     const auto on_device = to_device(batch, student.device());
     const auto student_hidden_BSD = student.forward_hidden(on_device.tokens_BS, on_device.is_start_BS);
     const auto teacher_hidden_BSD = teacher.forward_hidden(on_device.tokens_BS, on_device.is_start_BS);
-    const auto losses = ops::head_losses(student_hidden_BSD, student.head_weight(), teacher_hidden_BSD, teacher.head_weight(),
-                                         on_device.targets_BS, on_device.mask_BS, options, 1.0);
+    const auto losses = ops::head_losses(student_hidden_BSD, student_head_VD, teacher_hidden_BSD, teacher_head_VD, on_device.targets_BS,
+                                         on_device.mask_BS, options, 1.0);
     sums = sums.defined() ? sums + losses.sums : losses.sums;
     result.target_tokens += batch.num_targets;
   }

@@ -20,7 +20,8 @@ struct ValidationResult {
   static ValidationResult from_json(const json& value, const std::string& where);
 };
 
-// Reads `loader` from the start of its epoch 0 in its order, until `max_tokens` targets (0: all). Throws DataError when it has none.
+// Reads `loader` from the start of its epoch 0 in its order, until `max_tokens` targets (0: all). Throws DataError when it has none,
+// Interrupted after a signal that a SignalGuard caught.
 ValidationResult validate(nn::LanguageModel& student, nn::LanguageModel& teacher, data::Loader& loader, int64_t max_tokens);
 
 // A micro-batch on the model's device.

@@ -13,8 +13,9 @@ namespace distil_xlstm::nn {
 // How a checkpoint stretches its angles. Frequencies before scaling: f_i = theta^(-2 i / head_dim).
 //   none    f
 //   linear  f / factor
-//   llama3  f / factor for wavelengths above original_context / low_freq_factor, f below original_context / high_freq_factor, blended
-//   between yarn    f / factor and f blended over the channels that turn beta_slow to beta_fast times within original_context
+//   llama3  f / factor for wavelengths above original_context / low_freq_factor, f below original_context / high_freq_factor,
+//           blended between
+//   yarn    f / factor and f blended over the channels that turn beta_slow to beta_fast times within original_context
 enum class RopeScaling { none, linear, llama3, yarn };
 
 struct RopeConfig {

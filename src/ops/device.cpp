@@ -151,8 +151,4 @@ int64_t peak_memory_bytes(at::Device device) {
   return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
 }
 
-void reset_peak_memory(at::Device device) {
-  if (!device.is_cpu()) at::accelerator::resetPeakStats(index_of(device));
-}
-
 }  // namespace distil_xlstm::ops

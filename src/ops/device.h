@@ -30,8 +30,7 @@ std::string precision_name(at::ScalarType dtype);  // "bf16"
 // Waits for the device's queue (nothing on a CPU).
 void synchronize(at::Device device);
 
-// Bytes of device memory in use by tensors, and the most since the last reset (0 on a CPU).
+// The most bytes of device memory that tensors have had in use (0 on a CPU).
 int64_t peak_memory_bytes(at::Device device);
-void reset_peak_memory(at::Device device);
 
 }  // namespace distil_xlstm::ops

@@ -71,16 +71,6 @@ void check_targets(const Tensor& targets_P, int64_t vocab_size) {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
 
-// Positions of a tile: small ones stay in cache on a CPU, and every tile has enough of them for its matrix products to be efficient. The
-// CUDA kernel needs no memory beyond the logits, so its tiles are the largest that half a GiB allows: each reads both heads anew.
-int64_t tile_size(const HeadLossOptions& options, int64_t vocab_size, int64_t element_size, bool is_cpu, bool has_kernel) {
-  if (options.tile_positions > 0) return options.tile_positions;
-  const int64_t position_bytes = 2 * vocab_size * element_size;
-  if (has_kernel) return std::max<int64_t>(448 * kMiB / position_bytes / 256 * 256, 256);
-  if (!is_cpu) return std::max<int64_t>(256 * kMiB / position_bytes / 64 * 64, 64);
-  return std::max({8 * kMiB / position_bytes, std::min<int64_t>(256, 256 * kMiB / position_bytes), int64_t{1}});
-}
-
 bool is_half_precision(at::ScalarType type) {
   return type == at::kHalf || type == at::kBFloat16;
 }
@@ -114,8 +104,8 @@ class Logits {
     if (kept.defined()) hidden_PD_ = hidden_PD_.index_select(0, kept);
     if (hidden_BSD.scalar_type() == at::kDouble || head_VD.scalar_type() == at::kDouble) {
       head_VD_ = head_VD_.to(at::kDouble);
-    } else if (!head_VD.is_cuda()) {
-      head_VD_ = head_VD_.to(at::kFloat);
+    } else {
+      head_VD_ = product_head(head_VD_);
     }
     hidden_PD_ = hidden_PD_.to(head_VD_.scalar_type());
     product_type_ = head_VD_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -159,6 +149,26 @@ class Logits {
 
 }  // namespace
 
+// Small tiles stay in cache on a CPU, and every tile has enough positions for its matrix products to be efficient; the threads of a step
+// share a quarter of a GiB. The CUDA kernel needs no memory beyond the logits, so its tiles are the largest that half a GiB allows: each
+// reads both heads anew.
+HeadTile head_tile(HeadBackend backend, int64_t vocab_size, int64_t element_size, int64_t num_callers) {
+  HeadTile tile{.position_bytes = 2 * vocab_size * element_size};
+  if (backend == HeadBackend::cuda_kernel) {
+    tile.positions = std::max<int64_t>(448 * kMiB / tile.position_bytes / 256 * 256, 256);
+  } else if (backend == HeadBackend::aten) {
+    tile.positions = std::max<int64_t>(256 * kMiB / tile.position_bytes / 64 * 64, 64);
+  } else {
+    const int64_t share = 256 * kMiB / std::max<int64_t>(num_callers, 1) / tile.position_bytes;
+    tile.positions = std::max({8 * kMiB / tile.position_bytes, std::min<int64_t>(256, share), int64_t{1}});
+  }
+  return tile;
+}
+
+Tensor product_head(const Tensor& head_VD) {
+  return head_VD.is_cpu() && is_half_precision(head_VD.scalar_type()) ? head_VD.to(at::kFloat) : head_VD;
+}
+
 HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_head_VD, const Tensor& teacher_hidden_BSD,
                        const Tensor& teacher_head_VD, const Tensor& targets_BS, const Tensor& mask_BS, const HeadLossOptions& options,
                        double gradient_scale) {
@@ -199,8 +209,11 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_h
   }
   const int64_t positions = student.positions();
   const auto element_size = static_cast<int64_t>(at::elementSize(student.dtype()));
-  const int64_t step =
-      std::min(tile_size(options, student_head_VD.size(0), element_size, is_cpu, has_kernel), std::max<int64_t>(positions, 1));
+  const auto backend = is_cpu ? HeadBackend::cpu : has_kernel ? HeadBackend::cuda_kernel : HeadBackend::aten;
+  const int64_t chosen = options.tile_positions > 0
+                             ? options.tile_positions
+                             : head_tile(backend, student_head_VD.size(0), element_size, options.num_callers).positions;
+  const int64_t step = std::min(chosen, std::max<int64_t>(positions, 1));
   for (int64_t begin = 0; begin < positions; begin += step) {
     const int64_t size = std::min(step, positions - begin);
     const HeadLossTile tile{.student_PV = student.tile(begin, size),

@@ -21,7 +21,8 @@ struct HeadLossOptions {
   double jsd_beta = 0.5;
   double mse_scale = 1.0;
   bool mse_centered = false;   // subtract row means of both logits first
-  int64_t tile_positions = 0;  // 0: chosen by size
+  int64_t tile_positions = 0;  // 0: chosen by size (head_tile)
+  int64_t num_callers = 1;     // threads that are in head_losses at once and share its memory
   bool with_gradient = true;
 };
 
@@ -35,6 +36,21 @@ struct HeadLosses {
 };
 
 enum HeadLossIndex : int { kCe = 0, kKd, kKlAt1, kTeacherNll, kAgreement, kMse, kMixedCe, kNumHeadLosses };
+
+// How the losses cut their positions: a tile's two logits together take positions * position_bytes.
+struct HeadTile {
+  int64_t positions = 0, position_bytes = 0;
+  [[nodiscard]] int64_t size_bytes() const { return positions * position_bytes; }
+};
+
+enum class HeadBackend { cpu, cuda_kernel, aten };
+
+// The tile that head_losses takes by itself; element_size in bytes is that of the logits. Estimates of memory ask it too.
+HeadTile head_tile(HeadBackend backend, int64_t vocab_size, int64_t element_size, int64_t num_callers);
+
+// A head as the products on its device take it: float32 in place of half precision on a CPU. head_losses converts by itself, in each
+// call; a caller with many calls does it once.
+Tensor product_head(const Tensor& head_VD);
 
 //   student_hidden_BSD, teacher_hidden_BSD  after each model's final norm; the widths may differ
 //   student_head_VD, teacher_head_VD        the LM heads, whose dtype the matrix products have (float32 on a CPU; float64 with float64);

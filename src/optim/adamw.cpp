@@ -140,6 +140,14 @@ double learning_rate_factor(const std::string& schedule, int64_t step, int64_t t
   return min_ratio + (1.0 - min_ratio) * std::max(factor, 0.0);
 }
 
+void LearningRateBackoff::update(bool is_skipped) {
+  scale_ = is_skipped ? scale_ * 0.5 : std::min(1.0, scale_ * std::exp2(1.0 / kRecoverySteps));
+}
+
+void LearningRateBackoff::restore(const json& state) {
+  scale_ = require<double>(state, "scale", "learning rate backoff state");
+}
+
 LossScaler::LossScaler(bool enabled, double initial_scale, int64_t growth_interval)
     : enabled_(enabled), scale_(initial_scale), growth_interval_(growth_interval) {
   if (enabled && !(std::isfinite(initial_scale) && initial_scale > 0.0)) {

@@ -47,6 +47,20 @@ std::vector<std::string> non_finite_gradients(const NamedTensors& parameters);
 // ("cosine", "linear", "constant") to min_ratio at total_steps, as transformers has it. Throws ConfigError for another name.
 double learning_rate_factor(const std::string& schedule, int64_t step, int64_t total_steps, double warmup_ratio, double min_ratio);
 
+// Factor of the learning rate after skipped steps in float32 and bfloat16, which have no loss scale to lower: half for each skipped step,
+// back to 1 over kRecoverySteps good ones a halving.
+class LearningRateBackoff {
+ public:
+  static constexpr int kRecoverySteps = 16;
+  [[nodiscard]] double scale() const { return scale_; }
+  void update(bool is_skipped);
+  [[nodiscard]] json state() const { return {{"scale", scale_}}; }
+  void restore(const json& state);
+
+ private:
+  double scale_ = 1.0;
+};
+
 // Dynamic loss scale for float16, as torch.amp.GradScaler: halves on overflow, doubles after growth_interval good steps in a row.
 class LossScaler {
  public:

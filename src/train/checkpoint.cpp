@@ -50,9 +50,21 @@ fs::path checkpoints_of(const fs::path& run) {
   return run / "checkpoints";
 }
 
+std::string checkpoint_name(int64_t step) {
+  return fmt::format("{}{:08}", kStepPrefix, step);
+}
+
 bool is_checkpoint_name(const std::string& name) {
   return name.size() == kStepPrefix.size() + 8 && name.starts_with(kStepPrefix) &&
          name.find_first_not_of("0123456789", kStepPrefix.size()) == std::string::npos;
+}
+
+void remove_leftovers(const fs::path& run) {
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(checkpoints_of(run))) {
+    if (entry.path().filename().string().find(".tmp-") != std::string::npos) leftovers.push_back(entry.path());
+  }
+  for (const auto& path : leftovers) fs::remove_all(path);
 }
 
 void check_file(const fs::path& path, const json& expected) {
@@ -71,7 +83,7 @@ void check_file(const fs::path& path, const json& expected) {
 }  // namespace
 
 fs::path write_checkpoint(const fs::path& run, int64_t step, const CheckpointContent& content) {
-  const fs::path target = checkpoints_of(run) / fmt::format("{}{:08}", kStepPrefix, step);
+  const fs::path target = checkpoints_of(run) / checkpoint_name(step);
   write_directory_atomic(target, [&](const fs::path& staging) {
     write_tensors(staging / "model.safetensors", content.model);
     write_tensors(staging / "optimizer.safetensors", content.optimizer);
@@ -114,6 +126,30 @@ std::vector<fs::path> list_checkpoints(const fs::path& run) {
   return found;
 }
 
+std::optional<fs::path> checkpoint_at(const fs::path& run, int64_t step) {
+  const fs::path path = checkpoints_of(run) / checkpoint_name(step);
+  if (!fs::is_directory(path)) return std::nullopt;
+  return path;
+}
+
+void drop_checkpoints_after(const fs::path& run, int64_t step) {
+  for (const auto& path : list_checkpoints(run)) {
+    if (path.filename().string() > checkpoint_name(step)) fs::remove_all(path);
+  }
+}
+
+void remove_checkpoints(const fs::path& run) {
+  if (!fs::is_directory(checkpoints_of(run))) return;
+  for (const char* pointer : {"last", "best"}) remove_pointer(run, pointer);
+  for (const auto& path : list_checkpoints(run)) fs::remove_all(path);
+  remove_leftovers(run);
+  if (fs::is_empty(checkpoints_of(run))) fs::remove(checkpoints_of(run));
+}
+
+void remove_pointer(const fs::path& run, const std::string& pointer) {
+  fs::remove(checkpoints_of(run) / pointer);
+}
+
 void prune_checkpoints(const fs::path& run, int64_t keep) {
   const auto last = follow_pointer(run, "last"), best = follow_pointer(run, "best");
   auto all = list_checkpoints(run);
@@ -122,11 +158,7 @@ void prune_checkpoints(const fs::path& run, int64_t keep) {
     const auto& candidate = all[static_cast<size_t>(i)];
     if (candidate != last && candidate != best) fs::remove_all(candidate);
   }
-  std::vector<fs::path> leftovers;
-  for (const auto& entry : fs::directory_iterator(checkpoints_of(run))) {
-    if (entry.path().filename().string().find(".tmp-") != std::string::npos) leftovers.push_back(entry.path());
-  }
-  for (const auto& path : leftovers) fs::remove_all(path);
+  remove_leftovers(run);
 }
 
 json read_checkpoint(const fs::path& checkpoint) {

@@ -29,6 +29,18 @@ void point_to(const fs::path& run, const std::string& pointer, const fs::path& c
 // Where a pointer leads, if it exists. Throws DataError when it names no checkpoint.
 std::optional<fs::path> follow_pointer(const fs::path& run, const std::string& pointer);
 
+// Where the checkpoint of a step is, if it exists.
+std::optional<fs::path> checkpoint_at(const fs::path& run, int64_t step);
+
+// Removes checkpoints of later steps than `step`: what a run left that was resumed from an earlier one, or was killed before `last` moved.
+void drop_checkpoints_after(const fs::path& run, int64_t step);
+
+// Removes all checkpoints and pointers, and their directory where nothing else is in it.
+void remove_checkpoints(const fs::path& run);
+
+// Removes a pointer, if it exists.
+void remove_pointer(const fs::path& run, const std::string& pointer);
+
 // Removes the oldest checkpoints above `keep`, never `last` or `best`, and what interrupted writes left behind.
 void prune_checkpoints(const fs::path& run, int64_t keep);
 

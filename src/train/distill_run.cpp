@@ -2,15 +2,19 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "data/prepare.h"
+#include "distill/alignment.h"
 #include "ops/device.h"
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
+#include "train/run_length.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -25,64 +29,82 @@ constexpr std::array kFreeSettings = {"output",
                                       "train.max_skipped_steps",
                                       "eval.every_steps"};
 
+// And these too where the run ended with status "failed": they are what can make its steps finite.
+constexpr std::array kFreeAfterFailure = {"optimizer.learning_rate", "optimizer.initial_loss_scale", "train.precision"};
+
+constexpr const char* kRunFormat = "distil-xlstm run 1";
+constexpr const char* kData = "data";
+constexpr const char* kValidationData = "validation-data";
+constexpr const char* kNewSuffix = ".new";  // of text prepared anew while the run that is to be replaced still keeps its own
+
 // Everything of a run in progress, in the order in which it is made.
 struct Session {
   config::RunConfig config;
   fs::path run;
+  bool resumes = false, replaces = false;
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
+  student::StudentConfig wanted;      // the student's shape
+  std::vector<std::string> prepared;  // directories of the run whose shards it reads
+  std::unique_ptr<data::Loader> train, validation;
   std::unique_ptr<teacher::Teacher> teacher;
   std::unique_ptr<student::Student> student;
-  std::unique_ptr<data::Loader> train, validation;
   json description;  // run.json
 };
 
-void check_before_loading(const config::LoadedConfig& loaded) {
-  const auto& run = loaded.run;
+void warn_of_ignored_keys(const config::LoadedConfig& loaded) {
+  const config::RunConfig defaults;
+  for (const auto& key : distill::ignored_keys(loaded.run.distill.method)) {
+    for (const auto& [said, where] : loaded.sources) {
+      if (where.starts_with("preset ") || (said != "distill." + key && !said.starts_with("distill." + key + "."))) continue;
+      // A file with every key in it asks for nothing where it says the default.
+      const auto* setting = config::find_setting(said);
+      if (setting == nullptr || setting->get(loaded.run) == setting->get(defaults)) continue;
+      spdlog::warn("{}: {} has no effect with distill.method = \"{}\"", where, said, loaded.run.distill.method);
+    }
+  }
+}
+
+void check_settings_alone(const config::RunConfig& run) {
   std::vector<std::string> problems;
   if (run.teacher.model.empty()) problems.emplace_back("teacher.model is not set: name a model, such as --teacher stories260K");
   if (run.data.train.empty() && run.data.sources.empty())
     problems.emplace_back("data.train is not set: name shards or text, such as --train FILE");
   try {
-    // Depends on the run's length in epochs and steps only for annealing-kd, which is checked again with the real one.
-    distill::make_method(run.distill, 1 << 20, 1 << 10);
+    distill::check_before_length(run.distill, run.train.max_steps);
   } catch (const ConfigError& error) {
     problems.emplace_back(error.what());
   }
   if (!problems.empty()) throw ConfigError("{}", join(problems, "\n"));
-  for (const auto& key : distill::ignored_keys(run.distill.method)) {
-    for (const auto& [said, where] : loaded.sources) {
-      const bool is_preset = where.starts_with("preset ");
-      if (!is_preset && (said == "distill." + key || said.starts_with("distill." + key + "."))) {
-        spdlog::warn("{}: {} has no effect with distill.method = \"{}\"", where, said, run.distill.method);
-      }
-    }
-  }
 }
 
-void claim_output(const DistillRequest& request, const fs::path& run) {
-  const bool is_run = fs::exists(run / "run.json") || fs::exists(run / "settings.toml");
-  if (request.resume) {
-    if (!is_run) throw ConfigError("output = \"{}\": there is no run to resume", run.string());
-    const auto changes = changed_settings(saved_settings(run, {}).run, request.config.run);
-    if (!changes.empty()) throw ConfigError("{}: cannot be resumed with other settings:\n{}", run.string(), join(changes, "\n"));
-    return;
+// Differences between two students that matter: what fixes shapes and the function. How long rows are, how they are cut into chunks and
+// how fresh weights are drawn does not.
+std::vector<std::string> shape_differences(const student::StudentConfig& wanted, const student::StudentConfig& found) {
+  auto same = found;
+  same.context_length = wanted.context_length;
+  same.chunk_size = wanted.chunk_size;
+  same.bias_init = wanted.bias_init;
+  same.recurrent_weight_init = wanted.recurrent_weight_init;
+  const json here = wanted.to_json(), there = same.to_json();
+  std::vector<std::string> differences;
+  for (const auto& change : json::diff(here, there)) {
+    const json::json_pointer at(change["path"].get<std::string>());
+    const auto shown = [&](const json& config) { return config.contains(at) ? config[at].dump() : "nothing"; };
+    differences.push_back(
+        fmt::format("  {}: [student] and the teacher give {}, there it is {}", at.to_string().substr(1), shown(here), shown(there)));
   }
-  if (!list_checkpoints(run).empty() && !request.overwrite) {
-    throw ConfigError(
-        "output = \"{}\": holds a run already: --resume goes on with it, --overwrite replaces it, --output names another place",
-        run.string());
-  }
-  const bool is_ours = is_run || !fs::exists(run) || fs::is_empty(run) || fs::exists(run / "data");
-  if (!is_ours) throw ConfigError("output = \"{}\": is not empty and no run: choose another place", run.string());
-  if (is_run) {
-    // The prepared text stays: `prepare` sees by itself whether it is still the right one.
-    std::vector<fs::path> old;
-    for (const auto& entry : fs::directory_iterator(run)) old.push_back(entry.path());
-    std::erase_if(old, [](const fs::path& path) { return path.filename() == "data" || path.filename() == "validation-data"; });
-    for (const auto& path : old) fs::remove_all(path);
-  }
-  fs::create_directories(run);
+  return differences;
+}
+
+io::ModelFiles open_start(const std::string& from, const student::StudentConfig& wanted) {
+  auto files = io::open_model(from);
+  if (files.kind != io::ModelKind::student) throw ConfigError("student.init_from = \"{}\": is no student", from);
+  const auto found = student::StudentConfig::from_json(files.config, files.path.string() + " (configuration)");
+  if (const auto differences = shape_differences(wanted, found); !differences.empty())
+    throw ConfigError("{}: is a student of another shape:\n{}", from, join(differences, "\n"));
+  files.config = wanted.to_json();
+  return files;
 }
 
 bool is_shards(const std::string& path) {
@@ -90,54 +112,213 @@ bool is_shards(const std::string& path) {
   return std::any_of(files.begin(), files.end(), [](const fs::path& file) { return file.extension() == data::kShardExtension; });
 }
 
-// Shards as they are; text is prepared into the run's directory first (and found there again when the run is resumed).
-std::string shards_of(const config::RunConfig& config, const std::string& path, const fs::path& output, double validation_fraction) {
-  if (is_shards(path)) return path;
-  data::PrepareOptions options;
-  options.reader.inputs = {path};
-  options.output = output;
-  options.model = config.teacher.model;
-  options.context_length = config.data.context_length;
-  options.document_end = config.data.document_end;
-  options.validation_fraction = validation_fraction;
-  options.overwrite = true;  // the directory is the run's own
-  const auto report = data::prepare(options);
-  if (!report.was_complete) {
-    spdlog::info("prepared {}: {} train and {} validation tokens", path, format_count(static_cast<double>(report.train_tokens)),
-                 format_count(static_cast<double>(report.validation_tokens)));
-  }
-  return output.string();
+bool is_prepared(const fs::path& directory) {
+  return fs::is_regular_file(directory / "prepare.json");
 }
 
-bool has_validation_split(const std::string& path) {
-  const auto shards = data::find_shards(path);
-  return std::any_of(shards.begin(), shards.end(), [](const fs::path& shard) {
-    return data::TokenShard(shard, /*verify_content=*/false).split() == data::Split::validation;
+// Missing files are found before anything is read, written or removed. A resumed run needs its text no more once it is prepared.
+void check_paths(const Session& s) {
+  const auto& settings = s.config.data;
+  for (const auto& source : settings.sources) data::find_shards(source.path);
+  const auto check = [&](const std::string& path, const char* name) {
+    if (!path.empty() && !(s.resumes && is_prepared(s.run / name))) expand_paths({path});
+  };
+  if (settings.sources.empty()) check(settings.train, kData);
+  if (s.config.eval.every_steps > 0) check(settings.validation, kValidationData);
+}
+
+// ---- The run's directory.
+
+std::string status_of(const fs::path& run) {
+  const auto path = run / "run.json";
+  if (!fs::is_regular_file(path)) return "";
+  try {
+    const json description = read_json(path);
+    if (!description.is_object() || get_or<std::string>(description, "format", "", path.string()) != kRunFormat) return "";
+    return get_or<std::string>(description, "status", "unknown", path.string());
+  } catch (const DataError&) {
+    return "";
+  }
+}
+
+// "settings.toml" or "run.json" alone say nothing: other programs have files of those names.
+bool is_run(const fs::path& directory) {
+  return !status_of(directory).empty();
+}
+
+bool is_name_of_data(const std::string& name) {
+  return name == kData || name == kValidationData || name == std::string(kData) + kNewSuffix ||
+         name == std::string(kValidationData) + kNewSuffix;
+}
+
+// What a run leaves that ended while its text was prepared.
+bool holds_prepared_text_alone(const fs::path& directory) {
+  return std::all_of(fs::directory_iterator(directory), fs::directory_iterator(), [](const fs::directory_entry& entry) {
+    return entry.is_directory() && is_name_of_data(entry.path().filename().string()) &&
+           (fs::is_empty(entry.path()) || is_prepared(entry.path()) || fs::exists(entry.path() / "prepare.journal"));
   });
 }
 
-void open_data(Session& s, const Tokenizer& tokenizer) {
+void check_output(const DistillRequest& request, Session& s) {
+  const bool has_run = is_run(s.run);
+  if (request.resume) {
+    if (!has_run) throw ConfigError("output = \"{}\": there is no run to resume", s.run.string());
+    if (list_checkpoints(s.run).empty())
+      throw ConfigError("output = \"{}\": the run has no checkpoint to resume from: --overwrite begins it anew", s.run.string());
+    const bool has_failed = status_of(s.run) == "failed";
+    const auto changes = changed_settings(saved_settings(s.run, {}).run, request.config.run, has_failed);
+    if (!changes.empty()) throw ConfigError("{}: cannot be resumed with other settings:\n{}", s.run.string(), join(changes, "\n"));
+    return;
+  }
+  if (has_run && !request.overwrite) {
+    throw ConfigError(
+        "output = \"{}\": holds a run already: --resume goes on with it, --overwrite replaces it, --output names another place",
+        s.run.string());
+  }
+  s.replaces = has_run;
+  if (has_run || !fs::exists(s.run)) return;
+  if (!fs::is_directory(s.run)) throw ConfigError("output = \"{}\": is a file: choose another place", s.run.string());
+  if (!holds_prepared_text_alone(s.run))
+    throw ConfigError("output = \"{}\": is not empty and no run: choose another place", s.run.string());
+}
+
+// The files of `prepare` and nothing else; the directory where it is then empty.
+void remove_prepared(const fs::path& directory) {
+  if (!fs::is_directory(directory)) return;
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_shard = (name.starts_with("train-") || name.starts_with("validation-")) &&
+                          (name.ends_with(data::kShardExtension) || name.ends_with(std::string(data::kShardExtension) + ".partial"));
+    if (is_shard || name == "prepare.json" || name == "prepare.journal") files.push_back(entry.path());
+  }
+  for (const auto& file : files) fs::remove(file);
+  if (fs::is_empty(directory)) fs::remove(directory);
+}
+
+// Removes what the run before has left, by the names that this program writes, and makes the directory. run.json goes last: until then
+// the directory is a run, which --overwrite may replace again.
+void make_output(const Session& s) {
+  fs::create_directories(s.run);
+  for (const char* name : {kData, kValidationData}) {
+    const auto place = s.run / name, anew = s.run / (std::string(name) + kNewSuffix);
+    const bool is_used = std::find(s.prepared.begin(), s.prepared.end(), name) != s.prepared.end();
+    const bool is_new = std::find(s.prepared.begin(), s.prepared.end(), anew.filename()) != s.prepared.end();
+    if (!is_used) remove_prepared(place);
+    if (!is_new) remove_prepared(anew);
+    if (is_new) fs::rename(anew, place);
+  }
+  if (!s.replaces) return;
+  remove_checkpoints(s.run);
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(s.run)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_ours = name == "settings.toml" || name == "metrics.jsonl" || name == "frozen.safetensors" ||
+                         name == "frozen.safetensors.tmp" || name == "tokenizer.json" || name == "tokenizer_config.json" ||
+                         name.starts_with("events.out.tfevents.");
+    if (is_ours && entry.is_regular_file()) files.push_back(entry.path());
+  }
+  for (const auto& path : files) fs::remove(path);
+  fs::remove(s.run / "run.json");
+}
+
+// ---- Data.
+
+// Shards as they are; text is prepared into the run's directory first. Shards of the same text and settings that lie there are taken; a
+// resumed run takes those that it has, whatever became of the text.
+std::string shards_of(Session& s, const std::string& path, const std::string& name, double validation_fraction) {
+  const auto use = [&](const std::string& directory) {
+    s.prepared.push_back(directory);
+    return (s.run / directory).string();
+  };
+  if (s.resumes && is_prepared(s.run / name)) return use(name);
+  if (is_shards(path)) return path;
+  data::PrepareOptions options;
+  options.reader.inputs = {path};
+  options.model = s.config.teacher.model;
+  options.context_length = s.config.data.context_length;
+  options.document_end = s.config.data.document_end;
+  options.validation_fraction = validation_fraction;
+  const auto prepare = [&](const std::string& directory, bool overwrite) {
+    options.output = s.run / directory;
+    options.overwrite = overwrite;
+    const auto report = data::prepare(options);
+    if (!report.was_complete) {
+      spdlog::info("prepared {}: {} train and {} validation tokens", path, format_count(static_cast<double>(report.train_tokens)),
+                   format_count(static_cast<double>(report.validation_tokens)));
+    }
+    return use(directory);
+  };
+  if (s.resumes) return prepare(name, false);
+  // Without overwrite other settings, or another text, are a ConfigError.
+  std::vector<std::pair<std::string, bool>> attempts = {{name, false}, {name, true}};
+  if (s.replaces) attempts = {{name, false}, {name + kNewSuffix, false}, {name + kNewSuffix, true}};
+  for (size_t i = 0; i + 1 < attempts.size(); ++i) {
+    try {
+      return prepare(attempts[i].first, attempts[i].second);
+    } catch (const ConfigError& error) {
+      spdlog::debug("{}", error.what());
+    }
+  }
+  return prepare(attempts.back().first, attempts.back().second);
+}
+
+// Header checksums by path: equal ones mean equal content, also of copies.
+std::map<uint64_t, fs::path> shards_in(const std::string& path, std::optional<data::Split> split) {
+  std::map<uint64_t, fs::path> found;
+  for (const auto& file : data::find_shards(path)) {
+    const data::TokenShard shard(file, /*verify_content=*/false);
+    if (!split || shard.split() == *split) found.emplace(shard.header().checksum, file);
+  }
+  return found;
+}
+
+bool has_validation_split(const std::string& path) {
+  return !shards_in(path, data::Split::validation).empty();
+}
+
+void check_no_overlap(const std::vector<data::LoaderSource>& training, const std::string& validation) {
+  const auto held_out = shards_in(validation, std::nullopt);
+  for (const auto& source : training) {
+    for (const auto& [checksum, file] : shards_in(source.path, data::Split::train)) {
+      if (const auto it = held_out.find(checksum); it != held_out.end()) {
+        throw ConfigError(
+            "data.validation: {} is also trained on ({}), and {} has no validation split: name other text, or leave data.validation empty "
+            "and set data.validation_fraction",
+            it->second.string(), file.string(), validation);
+      }
+    }
+  }
+}
+
+void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t vocab_size) {
   data::LoaderOptions options;
   const auto& settings = s.config.data;
   for (const auto& source : settings.sources) options.sources.push_back({source.path, source.weight});
   if (settings.sources.empty()) {
     const double fraction = settings.validation.empty() ? settings.validation_fraction : 0.0;
-    options.sources.push_back({shards_of(s.config, settings.train, s.run / "data", fraction), 1.0});
+    options.sources.push_back({shards_of(s, settings.train, kData, fraction), 1.0});
   }
   options.context_length = settings.context_length;
   options.micro_batch_size = s.config.train.micro_batch_size;
   options.seed = s.config.seed;
   options.document_isolation = data::parse_document_isolation(settings.document_isolation);
-  options.tokenizer_fingerprint = tokenizer.fingerprint();
-  options.vocab_size = s.teacher->vocab_size();
+  options.tokenizer_fingerprint = tokenizer_fingerprint;
+  options.vocab_size = vocab_size;
   s.train = std::make_unique<data::Loader>(options);
 
   if (s.config.eval.every_steps == 0) return;
   options.shuffle = false;
   options.split = "validation";
   if (!settings.validation.empty()) {
-    options.split = "any";
-    options.sources = {{shards_of(s.config, settings.validation, s.run / "validation-data", 0.0), 1.0}};
+    const auto path = shards_of(s, settings.validation, kValidationData, 0.0);
+    if (!has_validation_split(path)) {
+      check_no_overlap(options.sources, path);
+      options.split = "any";
+    } else if (!shards_in(path, data::Split::train).empty()) {
+      spdlog::info("data.validation: of {} the validation split alone is measured", path);
+    }
+    options.sources = {{path, 1.0}};
   } else {
     std::erase_if(options.sources, [](const data::LoaderSource& source) { return !has_validation_split(source.path); });
     for (auto& source : options.sources) source.weight = 1.0;
@@ -149,24 +330,21 @@ void open_data(Session& s, const Tokenizer& tokenizer) {
   s.validation = std::make_unique<data::Loader>(options);
 }
 
-void make_student(Session& s, const teacher::TeacherShape& shape, const fs::path& checkpoint) {
-  const auto wanted = student::derive_student(s.config.student, shape, s.config.data.context_length);
-  const auto& embedding = s.teacher->embedding_weight();
-  const auto& head = s.teacher->head_weight();
-  const std::string from = checkpoint.empty() ? s.config.student.init_from : checkpoint.string();
-  if (from.empty()) {
-    s.student = student::Student::create(wanted, embedding, head, s.config.seed, s.device);
-    return;
-  }
-  s.student = student::Student::load(io::open_model(from), s.device, at::kFloat, embedding, head);
-  if (s.student->config().to_json() != wanted.to_json()) {
-    throw ConfigError("{}: its shape is not the one that [student] and the teacher give; from [student]:\n{}\nthere:\n{}", from,
-                      wanted.to_json().dump(), s.student->config().to_json().dump());
-  }
+void check_length(const Session& s) {
+  const auto length = run_length(s.config.train, s.train->rows_per_epoch(), s.train->context_length());
+  distill::make_method(s.config.distill, length.total_steps, length.num_epochs, length.steps_per_epoch);
 }
 
-// What every checkpoint of the run shares, written once.
+void make_student(Session& s, const std::optional<io::ModelFiles>& start) {
+  const auto& embedding = s.teacher->embedding_weight();
+  const auto& head = s.teacher->head_weight();
+  s.student = start ? student::Student::load(*start, s.device, at::kFloat, embedding, head)
+                    : student::Student::create(s.wanted, embedding, head, s.config.seed, s.device);
+}
+
+// What every checkpoint of the run shares, written once. run.json comes first: it makes the directory a run.
 void write_run_files(const Session& s, const Tokenizer& tokenizer) {
+  write_json(s.run / "run.json", s.description);
   write_file_atomic(s.run / "settings.toml", config::to_toml(s.config));
   write_file_atomic(s.run / "tokenizer.json", tokenizer.files().tokenizer_json);
   write_json(s.run / "tokenizer_config.json", tokenizer.files().tokenizer_config);
@@ -185,7 +363,7 @@ void write_status(Session& s, const std::string& status, const Trainer* trainer)
 
 json describe_session(const Session& s, const teacher::TeacherShape& shape) {
   return {
-      {"format", "distil-xlstm run 1"},
+      {"format", kRunFormat},
       {"program_version", DISTIL_XLSTM_VERSION},
       {"status", "starting"},
       {"method", s.config.distill.method},
@@ -209,6 +387,8 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
   spdlog::info("{} steps of {} rows of {} tokens, {} epochs; from step {}", trainer.length().total_steps,
                s.config.train.micro_batch_size * s.config.train.gradient_accumulation_steps, s.config.data.context_length,
                trainer.length().num_epochs, trainer.step());
+  // The trainer took the checkpoint with these settings: they are the run's from here on.
+  if (s.resumes) write_file_atomic(s.run / "settings.toml", config::to_toml(s.config));
   write_status(s, "running", &trainer);
   try {
     const auto status = trainer.run();
@@ -220,8 +400,12 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
     return status;
   } catch (const Interrupted&) {
     throw;
-  } catch (const Error&) {
-    write_status(s, "failed", &trainer);
+  } catch (const std::exception&) {  // LibTorch's too, such as memory that ran out
+    try {
+      write_status(s, "failed", &trainer);
+    } catch (const Error& error) {
+      spdlog::warn("{}", error.what());
+    }
     throw;
   }
 }
@@ -233,7 +417,10 @@ TrainStatus run_distillation(const DistillRequest& request) {
   Session s;
   s.config = request.config.run;
   s.run = s.config.output;
-  check_before_loading(request.config);
+  s.resumes = request.resume;
+  // Nothing of an old run is touched before everything about the new one is known to be good: make_output is the last step.
+  check_settings_alone(s.config);
+  if (!s.resumes) warn_of_ignored_keys(request.config);
   s.device = ops::parse_device(s.config.train.device);
   s.compute_dtype = ops::parse_precision(s.config.train.precision, s.device);
   const auto files = io::open_model(s.config.teacher.model);
@@ -241,22 +428,33 @@ TrainStatus run_distillation(const DistillRequest& request) {
     throw ConfigError("teacher.model = \"{}\": is a student, a transformer is needed", s.config.teacher.model);
   if (!files.tokenizer) throw ConfigError("teacher.model = \"{}\": has no tokenizer.json beside it", s.config.teacher.model);
   const auto shape = teacher::teacher_shape(files.config);
-  student::derive_student(s.config.student, shape, s.config.data.context_length);  // wrong shapes fail before weights load
+  s.wanted = student::derive_student(s.config.student, shape, s.config.data.context_length);
+  const distill::Alignment fits(s.config.distill.alignment, shape.num_layers, s.wanted.num_blocks);  // throws where depths do not
   if (shape.max_position_embeddings > 0 && s.config.data.context_length > shape.max_position_embeddings) {
     spdlog::warn("data.context_length = {} is longer than the {} positions the teacher was made for", s.config.data.context_length,
                  shape.max_position_embeddings);
   }
-  claim_output(request, s.run);
-  const fs::path checkpoint = request.resume ? checked_last_checkpoint(s.run) : fs::path();
+  check_output(request, s);
+  check_paths(s);
+  const fs::path checkpoint = s.resumes ? checked_last_checkpoint(s.run) : fs::path();
+  const std::string from = s.resumes ? checkpoint.string() : s.config.student.init_from;
+  std::optional<io::ModelFiles> start;
+  if (!from.empty()) start = open_start(from, s.wanted);
   const Tokenizer tokenizer(*files.tokenizer);
+  open_data(s, tokenizer.fingerprint(), shape.vocab_size);
+  check_length(s);
+  throw_if_interrupted();
   s.teacher = teacher::load_teacher(files, s.device, ops::parse_precision(s.config.teacher.precision, s.device));
   spdlog::info("teacher: {}, {}", s.config.teacher.model, s.teacher->description());
-  open_data(s, tokenizer);
-  throw_if_interrupted();
-  make_student(s, shape, checkpoint);
+  make_student(s, start);
+  start.reset();  // an old run's weights are mapped by it
   spdlog::info("student: {}", s.student->description());
   s.description = describe_session(s, shape);
-  if (!request.resume) write_run_files(s, tokenizer);
+  throw_if_interrupted();
+  if (!s.resumes) {
+    make_output(s);
+    write_run_files(s, tokenizer);
+  }
   return train_session(s, request, checkpoint);
 }
 
@@ -266,10 +464,11 @@ config::LoadedConfig saved_settings(const fs::path& directory, const std::vector
   return config::load_config({.file = path, .preset = "", .overrides = overrides});
 }
 
-std::vector<std::string> changed_settings(const config::RunConfig& saved, const config::RunConfig& now) {
+std::vector<std::string> changed_settings(const config::RunConfig& saved, const config::RunConfig& now, bool has_failed) {
+  const auto is_among = [](const auto& keys, const std::string& key) { return std::find(keys.begin(), keys.end(), key) != keys.end(); };
   std::vector<std::string> changes;
   for (const auto& setting : config::all_settings()) {
-    if (std::find(kFreeSettings.begin(), kFreeSettings.end(), setting.key) != kFreeSettings.end()) continue;
+    if (is_among(kFreeSettings, setting.key) || (has_failed && is_among(kFreeAfterFailure, setting.key))) continue;
     const auto before = config::toml_value(setting.get(saved)), after = config::toml_value(setting.get(now));
     if (before != after) changes.push_back(fmt::format("  {}: was {}, is {}", setting.key, before, after));
   }

@@ -1,10 +1,13 @@
 #include "train/estimate.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <numeric>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "ops/head_loss.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -39,13 +42,18 @@ int64_t activation_bytes(const config::RunConfig& config, const student::Student
   return tokens * (checkpoints ? largest + s.num_blocks * s.embedding_dim * compute_bytes : all);
 }
 
-int64_t head_tile_bytes(const teacher::TeacherShape& t, int64_t compute_bytes, bool is_cpu) {
-  // ops/head_loss.cpp chooses tiles whose two logits take about this much; softmaxes and the gradient take as much again.
-  constexpr int64_t kMiB = int64_t{1} << 20;
-  const int64_t position_bytes = 2 * t.vocab_size * 4;
-  const int64_t positions =
-      is_cpu ? std::max<int64_t>(8 * kMiB / position_bytes, 1) : std::max<int64_t>(256 * kMiB / (2 * t.vocab_size * compute_bytes), 64);
-  return 2 * positions * position_bytes;
+// Threads that each take a share of a micro-batch's rows (MicroBatches).
+int64_t num_shares(const config::RunConfig& config, bool is_cpu, int64_t num_threads) {
+  return is_cpu && config.train.micro_batch_size >= num_threads ? num_threads : 1;
+}
+
+// The two logits of a tile for each thread; the gradient replaces the student's. A micro-batch that is shorter than a tile needs less.
+int64_t head_tile_bytes(const config::RunConfig& config, const teacher::TeacherShape& t, int64_t teacher_bytes, bool is_cpu,
+                        int64_t shares) {
+  const auto tile = is_cpu ? ops::head_tile(ops::HeadBackend::cpu, t.vocab_size, 4, shares)
+                           : ops::head_tile(ops::HeadBackend::cuda_kernel, t.vocab_size, std::min<int64_t>(teacher_bytes, 4), 1);
+  const int64_t positions = std::max<int64_t>(config.train.micro_batch_size / shares, 1) * config.data.context_length;
+  return shares * std::min(tile.positions, positions) * tile.position_bytes;
 }
 
 config::RunConfig with_micro_batch(config::RunConfig config, int64_t micro_batch_size) {
@@ -68,7 +76,10 @@ ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const stu
 }
 
 std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
-                                        const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu) {
+                                        const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
+                                        int64_t num_threads) {
+  if (num_threads < 1) num_threads = at::get_num_threads();
+  const int64_t shares = num_shares(config, is_cpu, num_threads);
   const auto counts = count_parameters(teacher, student);
   const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
   const int64_t teacher_width = 6 * teacher.hidden_size + 3 * teacher.intermediate_size;
@@ -77,11 +88,18 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   items.push_back({"student weights", counts.trainable * 4, "float32"});
   if (compute_bytes < 4) items.push_back({"student weights, compute type", counts.trainable * compute_bytes, "copies of the step"});
   items.push_back({"gradients", counts.trainable * 4, "float32"});
+  if (shares > 1) {
+    items.push_back({"gradients of other threads", (shares - 1) * counts.trainable * 4,
+                     fmt::format("float32, {} threads with a share of the rows each", shares)});
+  }
   items.push_back({"optimizer", counts.trainable * 8, "two moments of AdamW"});
   items.push_back({"student activations", activation_bytes(config, student, compute_bytes), "estimate, of a micro-batch"});
   items.push_back(
       {"teacher activations", tokens * (teacher_width * teacher_bytes + 4 * teacher.hidden_size), "estimate, one layer at a time"});
-  items.push_back({"head tiles", head_tile_bytes(teacher, compute_bytes, is_cpu) + 2 * tokens * teacher.hidden_size * 4,
+  if (is_cpu && teacher_bytes < 4) {
+    items.push_back({"head in float32", counts.embedding * 4, "a CPU's products take no half precision"});
+  }
+  items.push_back({"head tiles", head_tile_bytes(config, teacher, teacher_bytes, is_cpu, shares) + 2 * tokens * teacher.hidden_size * 4,
                    "estimate, never full logits"});
   return items;
 }
@@ -133,13 +151,15 @@ std::vector<std::string> advise_memory(const config::RunConfig& config, const te
   };
   try_micro_batches(config, teacher_bytes, "");
   if (config.train.checkpointing == "none") try_micro_batches(checkpointed, teacher_bytes, "train.checkpointing = \"blocks\"");
-  if (teacher_bytes > 2) try_micro_batches(config, 2, "teacher.precision = \"bf16\"");
+  const bool has_smaller_teacher = teacher_bytes > 2 && !is_cpu;  // on a CPU half precision is slow, and its head is converted anyway
+  if (has_smaller_teacher) try_micro_batches(config, 2, "teacher.precision = \"bf16\"");
   if (advice.empty()) {
     checkpointed = with_micro_batch(checkpointed, 1);
     advice.push_back(fmt::format(
-        "nothing here makes it fit: even one row at a time, with checkpointing and the teacher in bf16, needs {}; take a smaller teacher, "
-        "or a shorter data.context_length",
-        format_bytes(static_cast<double>(need(checkpointed, 2)))));
+        "nothing here makes it fit: even one row at a time, with checkpointing{}, needs {}; take a smaller teacher, or a shorter "
+        "data.context_length",
+        has_smaller_teacher ? " and the teacher in bf16" : "",
+        format_bytes(static_cast<double>(need(checkpointed, has_smaller_teacher ? 2 : teacher_bytes)))));
   }
   return advice;
 }

@@ -36,7 +36,12 @@ void LossSums::add(const LossSums& other) {
 }
 
 MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment)
-    : teacher_(teacher), student_(student), alignment_(alignment) {}
+    : teacher_(teacher),
+      student_(student),
+      alignment_(alignment),
+      teacher_head_VD_(ops::product_head(teacher.head_weight())),
+      student_head_VD_(student.head_weight().is_alias_of(teacher.head_weight()) ? teacher_head_VD_
+                                                                                : ops::product_head(student.head_weight())) {}
 
 int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings) const {
   const int64_t threads = at::get_num_threads();
@@ -47,7 +52,7 @@ int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings)
 LossSums MicroBatches::run(const data::Batch& batch, const GradientSettings& settings) {
   const auto on_device = eval::to_device(batch, student_.device());
   const int64_t rows = on_device.tokens_BS.size(0), shares = num_shares(rows, settings);
-  if (shares == 1) return run_rows(student_, on_device, settings);
+  if (shares == 1) return run_rows(student_, on_device, settings, 1);
 
   while (static_cast<int64_t>(replicas_.size()) < shares - 1) replicas_.push_back(student_.replica());
   std::vector<LossSums> sums(static_cast<size_t>(shares));
@@ -56,7 +61,7 @@ LossSums MicroBatches::run(const data::Batch& batch, const GradientSettings& set
     for (int64_t share = begin; share < end; ++share) {
       const int64_t first = rows * share / shares, last = rows * (share + 1) / shares;
       student::Student& student = share == 0 ? student_ : *replicas_[static_cast<size_t>(share - 1)];
-      sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first), settings);
+      sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first), settings, shares);
     }
   });
   LossSums total;
@@ -65,12 +70,15 @@ LossSums MicroBatches::run(const data::Batch& batch, const GradientSettings& set
   return total;
 }
 
-LossSums MicroBatches::run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings) const {
+LossSums MicroBatches::run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings,
+                                int64_t num_shares) const {
   const auto teacher_options = settings.measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
   const auto teacher = teacher_.forward(batch.tokens_BS, batch.is_start_BS, teacher_options);
   const auto output = student.forward(batch.tokens_BS, batch.is_start_BS, settings.student);
-  const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student.head_weight(), teacher.last_hidden_BSD,
-                                       teacher_.head_weight(), batch.targets_BS, batch.mask_BS, settings.plan.head, settings.target_scale);
+  auto head = settings.plan.head;
+  head.num_callers = num_shares;
+  const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student_head_VD_, teacher.last_hidden_BSD, teacher_head_VD_,
+                                       batch.targets_BS, batch.mask_BS, head, settings.target_scale);
   LossSums sums{losses.sums, {}};
   std::vector<Tensor> roots = {output.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};
   if (settings.measures_alignment) {

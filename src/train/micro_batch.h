@@ -44,11 +44,12 @@ class MicroBatches {
  private:
   // How many shares of rows there are: as many as threads, or one.
   [[nodiscard]] int64_t num_shares(int64_t rows, const GradientSettings& settings) const;
-  LossSums run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings) const;
+  LossSums run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings, int64_t num_shares) const;
 
   teacher::Teacher& teacher_;
   student::Student& student_;
   const distill::Alignment& alignment_;
+  Tensor teacher_head_VD_, student_head_VD_;                 // as the products take them; one tensor where the models share it
   std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
 };
 

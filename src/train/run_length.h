@@ -15,7 +15,8 @@ struct RunLength {
   int64_t total_tokens = 0;
 };
 
-// From [train] and the rows of one epoch; max_tokens ends with the step that reaches it. With none of the three lengths: one epoch.
+// From [train] and the rows of one epoch; max_tokens ends with the step that reaches it. With none of the three lengths: one epoch. Throws
+// ConfigError for more than one of them, DataError without rows.
 RunLength run_length(const config::TrainSettings& settings, int64_t rows_per_epoch, int64_t context_length);
 
 }  // namespace distil_xlstm::train

@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <ATen/Parallel.h>
+
 #include <cmath>
 
 #include "base/error.h"
@@ -59,6 +61,18 @@ json optional_json(const std::optional<eval::ValidationResult>& result) {
   return result ? result->to_json() : json(nullptr);
 }
 
+// The first row of a micro-batch, as a micro-batch.
+data::Batch first_row(const data::Batch& batch) {
+  data::Batch row;
+  row.num_rows = 1;
+  row.context_length = batch.context_length;
+  row.tokens.assign(batch.tokens.begin(), batch.tokens.begin() + batch.context_length);
+  row.targets.assign(batch.targets.begin(), batch.targets.begin() + batch.context_length);
+  row.mask.assign(batch.mask.begin(), batch.mask.begin() + batch.context_length);
+  row.is_start.assign(batch.is_start.begin(), batch.is_start.begin() + batch.context_length);
+  return row;
+}
+
 std::optional<eval::ValidationResult> optional_result(const json& trainer, const char* key, const std::string& where) {
   const auto it = trainer.find(key);
   if (it == trainer.end() || it->is_null()) return std::nullopt;
@@ -70,7 +84,7 @@ std::optional<eval::ValidationResult> optional_result(const json& trainer, const
 Trainer::Trainer(const TrainerInputs& inputs)
     : in_(inputs),
       length_(run_length(in_.config.train, in_.train.rows_per_epoch(), in_.train.context_length())),
-      method_(distill::make_method(in_.config.distill, length_.total_steps, length_.num_epochs)),
+      method_(distill::make_method(in_.config.distill, length_.total_steps, length_.num_epochs, length_.steps_per_epoch)),
       alignment_(in_.config.distill.alignment, in_.teacher.num_layers(), in_.student.config().num_blocks),
       micro_batches_(in_.teacher, in_.student, alignment_),
       scaler_(in_.compute_dtype == at::kHalf, in_.config.optimizer.initial_loss_scale) {
@@ -97,35 +111,58 @@ distill::StepContext Trainer::context() const {
 
 TrainStatus Trainer::run() {
   const SignalGuard guard;
-  if (in_.validation != nullptr && step_ == 0 && validated_step_ != 0) validate();
+  try {
+    train();
+  } catch (const Interrupted&) {  // between two steps, or in a validation, which the resumed run makes up for
+    if (last_good_) progress_.finish(progress_text(*last_good_));
+    if (!is_saved_) save();
+    return TrainStatus::stopped;
+  }
+  const bool is_finished = step_ >= length_.total_steps || has_no_more_data_;
+  if (last_good_ && !is_finished) progress_.finish(progress_text(*last_good_));
+  if (!is_saved_) save();
+  if (is_finished && !is_saved_) {
+    throw Error(fmt::format("step {}: the run's last weights give no finite loss and were not saved. {}", step_, how_to_go_on()));
+  }
+  return is_finished ? TrainStatus::finished : TrainStatus::stopped;
+}
+
+void Trainer::train() {
+  catch_up();
   while (step_ < length_.total_steps) {
+    if (stage_ == 1 && method_->plan(context()).stage == 2) start_stage_two();
     const double began = monotonic_seconds();
     const auto batches = next_batches();
     if (batches.empty()) {
-      if (length_.ends_with_epochs && epoch_ + 1 >= length_.num_epochs) break;
+      if (length_.ends_with_epochs && epoch_ + 1 >= length_.num_epochs) {
+        // The data ended before total_steps, since steps were skipped.
+        has_no_more_data_ = true;
+        if (in_.validation != nullptr && validated_step_ != step_) validate();
+        return;
+      }
       end_epoch();
       continue;
     }
-    const auto plan = method_->plan(context());
-    if (plan.stage == 2 && stage_ == 1) start_stage_two();
     const auto result = train_step(batches);
     const double seconds = monotonic_seconds() - began;
     tokens_ += result.num_tokens;
     seconds_ += seconds;
+    is_saved_ = false;
     if (result.is_skipped)
       on_skipped_step(result);
     else
       on_good_step(result, seconds);
     const bool is_told_to_stop = in_.stop_after_steps > 0 && ++process_steps_ >= in_.stop_after_steps;
-    if (received_signal() != 0 || is_told_to_stop) {
-      if (saved_step_ != step_) save();
-      if (step_ < length_.total_steps) return TrainStatus::stopped;
-    }
+    if (received_signal() != 0 || is_told_to_stop) return;
   }
-  // Only where the data ended before total_steps, since steps were skipped: otherwise the last step has done both.
-  if (in_.validation != nullptr && validated_step_ != step_) validate();
-  if (saved_step_ != step_) save();
-  return TrainStatus::finished;
+}
+
+// The validation that belongs to this step, where a signal kept the process before this one from it.
+void Trainer::catch_up() {
+  if (in_.validation == nullptr || validated_step_ == step_) return;
+  if (step_ != 0 && step_ != length_.total_steps && !is_due(step_, in_.config.eval.every_steps)) return;
+  validate();
+  if (best_step_ == step_ && best_) save();
 }
 
 std::vector<data::Batch> Trainer::next_batches() {
@@ -139,6 +176,7 @@ std::vector<data::Batch> Trainer::next_batches() {
 void Trainer::end_epoch() {
   method_->end_epoch(step_);
   in_.train.begin_epoch(++epoch_);
+  is_saved_ = false;
 }
 
 // Letters: B rows, S tokens, D width. Losses are sums over micro-batches; what divides them belongs to the whole step: its unmasked
@@ -152,8 +190,10 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
     r.num_tokens += batch.num_rows * batch.context_length;
   }
   const auto& optimizer = in_.config.optimizer;
-  r.learning_rate = optimizer.learning_rate * optim::learning_rate_factor(optimizer.schedule, step_, length_.total_steps,
-                                                                          optimizer.warmup_ratio, optimizer.min_learning_rate_ratio);
+  r.learning_rate_scale = backoff_.scale();
+  r.learning_rate = r.learning_rate_scale * optimizer.learning_rate *
+                    optim::learning_rate_factor(optimizer.schedule, step_, length_.total_steps, optimizer.warmup_ratio,
+                                                optimizer.min_learning_rate_ratio);
   r.loss_scale = scaler_.scale();
   GradientSettings settings;
   settings.plan = r.plan;
@@ -177,6 +217,8 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
 
   r.is_skipped = !is_finite || !std::isfinite(r.grad_norm) || !std::isfinite(r.loss);
   scaler_.update(r.is_skipped);
+  if (in_.compute_dtype != at::kHalf) backoff_.update(r.is_skipped);  // in float16 an overflow is a matter of the loss scale
+  probe_ = first_row(batches.front());
   if (!r.is_skipped) {
     optimizer_->step(r.learning_rate);
     ++step_;
@@ -187,6 +229,7 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
 
 void Trainer::on_good_step(const StepResult& result, double seconds) {
   num_skipped_ = 0;
+  last_good_ = result;
   log_step(result, seconds);
   const bool is_last = step_ == length_.total_steps;
   const bool validates = in_.validation != nullptr && (is_last || is_due(step_, in_.config.eval.every_steps));
@@ -200,8 +243,10 @@ void Trainer::on_skipped_step(const StepResult& result) {
   const std::string what = !bad_parameters_.empty() ? "gradient is not finite in " + shortened(bad_parameters_)
                                                     : fmt::format("loss is {} (ce {:.4g}, kd {:.4g}), grad_norm {}", result.loss,
                                                                   result.ce_loss, result.kd_loss, result.grad_norm);
-  const std::string scale =
-      scaler_.scale() != result.loss_scale ? fmt::format(", loss_scale {} -> {}", result.loss_scale, scaler_.scale()) : "";
+  std::string scale;
+  if (scaler_.scale() != result.loss_scale) scale = fmt::format(", loss_scale {} -> {}", result.loss_scale, scaler_.scale());
+  if (backoff_.scale() != result.learning_rate_scale)
+    scale = fmt::format(", learning_rate_scale {:.3g} -> {:.3g}", result.learning_rate_scale, backoff_.scale());
   const auto limit = in_.config.train.max_skipped_steps;
   const auto message = fmt::format("step {}: {}; skipped{} ({} in a row, stops at {})", step_, what, scale, num_skipped_, limit);
   spdlog::warn(message);
@@ -210,12 +255,25 @@ void Trainer::on_skipped_step(const StepResult& result) {
                    {"loss", result.loss},
                    {"grad_norm", result.grad_norm},
                    {"loss_scale", result.loss_scale},
+                   {"learning_rate_scale", result.learning_rate_scale},
                    {"parameters", bad_parameters_}});
   if (num_skipped_ < limit) return;
+  throw Error(fmt::format("{}: {} steps in a row could not be taken. {}", message, num_skipped_, how_to_go_on()));
+}
+
+// After a failure: what there is, and the settings that may then be others.
+std::string Trainer::how_to_go_on() const {
+  const double learning_rate = in_.config.optimizer.learning_rate;
+  std::string advice = "Lower optimizer.learning_rate";
+  if (in_.compute_dtype == at::kHalf) advice += ", or set train.precision to bf16 or fp32";
+  if (in_.compute_dtype == at::kBFloat16) advice += ", or set train.precision to fp32";
   const auto last = follow_pointer(in_.run, "last");
-  throw Error(fmt::format(
-      "{}: {} steps in a row could not be taken. {}. Lower optimizer.learning_rate, or set train.precision to bf16 or fp32", message,
-      num_skipped_, last ? fmt::format("The last checkpoint, {}, is intact", last->string()) : "No checkpoint was made yet"));
+  if (!last) {
+    return fmt::format("No checkpoint was made yet. {}: distil-xlstm distill ... --learning-rate {:g} --overwrite", advice,
+                       learning_rate / 4);
+  }
+  return fmt::format("The last checkpoint, {}, is intact. {}: distil-xlstm distill --resume --output {} --learning-rate {:g}",
+                     last->string(), advice, in_.run.string(), learning_rate / 4);
 }
 
 void Trainer::log_step(const StepResult& r, double seconds) {
@@ -242,6 +300,7 @@ void Trainer::log_step(const StepResult& r, double seconds) {
                    {"beta", r.plan.beta},
                    {"stage", r.plan.stage},
                    {"learning_rate", r.learning_rate},
+                   {"learning_rate_scale", r.learning_rate_scale},
                    {"grad_norm", r.grad_norm},
                    {"parameter_norm", norm_of(in_.student.parameters())},
                    {"loss_scale", r.loss_scale},
@@ -272,6 +331,7 @@ void Trainer::validate() {
                100.0 * result.agreement, result.mean_kl, format_count(static_cast<double>(result.target_tokens)));
   last_ = result;
   validated_step_ = step_;
+  is_saved_ = false;
   if (step_ == 0) {
     initial_ = result;
   } else if (std::isfinite(result.ce_loss) && (!best_ || result.ce_loss < best_->ce_loss)) {
@@ -280,14 +340,23 @@ void Trainer::validate() {
   }
 }
 
-// annealing-kd: stage II starts from the best checkpoint of stage I, with fresh moments.
+// annealing-kd: stage II starts from the best checkpoint of stage I, with fresh moments. The last weights of stage I may be the best.
 void Trainer::start_stage_two() {
+  if (in_.validation != nullptr && step_ > 0) {
+    if (validated_step_ != step_) validate();
+    if (!is_saved_) save();
+  }
   stage_ = 2;
+  is_saved_ = false;
   make_optimizer();
-  const auto best = follow_pointer(in_.run, "best");
   spdlog::info("step {}: stage II begins from {}", step_,
-               best ? best->filename().string() : "the weights as they are: no validation chose better ones");
-  if (!best) return;
+               best_ ? fmt::format("the weights of step {}", best_step_) : "the weights as they are: no validation chose better ones");
+  if (!best_ || best_step_ == step_) return;
+  const auto best = checkpoint_at(in_.run, best_step_);
+  if (!best) {
+    throw DataError("{}: there is no checkpoint of step {}, the best of stage I, from which stage II begins: put it back",
+                    (in_.run / "checkpoints").string(), best_step_);
+  }
   const at::NoGradGuard no_grad;
   const auto chosen = student::Student::load(io::open_model(best->string()), in_.student.device(), at::kFloat,
                                              in_.student.embedding_weight(), in_.student.head_weight());
@@ -296,7 +365,38 @@ void Trainer::start_stage_two() {
   for (size_t i = 0; i < to.size(); ++i) Tensor(to[i].second).copy_(from[i].second);
 }
 
+// Whether the weights are worth keeping: they are finite, and so is the loss that they give on a row of the last step. (Adam may make
+// weights of 1e30, which are finite and useless.)
+bool Trainer::is_sound() {
+  const at::NoGradGuard no_grad;
+  std::vector<Tensor> finite;
+  for (const auto& [name, tensor] : in_.student.parameters()) finite.push_back(tensor.isfinite().all());
+  if (!at::stack(finite).all().item<bool>()) return false;
+  if (probe_.num_rows == 0) return true;  // no step was taken since they were loaded or drawn
+  const auto batch = eval::to_device(probe_, in_.student.device());
+  const auto hidden_BSD = in_.student.forward_hidden(batch.tokens_BS, batch.is_start_BS);
+  if (!hidden_BSD.isfinite().all().item<bool>()) return false;
+  ops::HeadLossOptions options;
+  options.with_gradient = false;
+  const auto losses =
+      ops::head_losses(hidden_BSD, in_.student.head_weight(), Tensor(), Tensor(), batch.targets_BS, batch.mask_BS, options, 1.0);
+  return std::isfinite(losses.sums[ops::kCe].item<double>());
+}
+
+// What a failed run may be resumed with otherwise than before.
+json Trainer::numerics() const {
+  return {{"learning_rate", in_.config.optimizer.learning_rate},
+          {"precision", in_.config.train.precision},
+          {"initial_loss_scale", in_.config.optimizer.initial_loss_scale}};
+}
+
 void Trainer::save() {
+  if (!is_sound()) {
+    const auto last = follow_pointer(in_.run, "last");
+    spdlog::warn("step {}: the weights give no finite loss and are not saved{}", step_,
+                 last ? "; the last checkpoint stays " + last->filename().string() : "");
+    return;
+  }
   const auto layout = in_.config.student.slstm_layout == "vanilla" ? student::SlstmLayout::vanilla : student::SlstmLayout::cuda;
   CheckpointContent content;
   content.student_config = in_.student.config().to_json(in_.config.student.slstm_layout);
@@ -313,6 +413,9 @@ void Trainer::save() {
                      {"loader", in_.train.state()},
                      {"method", method_->state()},
                      {"loss_scaler", scaler_.state()},
+                     {"learning_rate_backoff", backoff_.state()},
+                     {"numerics", numerics()},
+                     {"threads", at::get_num_threads()},
                      {"metrics", metrics_->position().to_json()},
                      {"initial_validation", optional_json(initial_)},
                      {"last_validation", optional_json(last_)},
@@ -322,7 +425,7 @@ void Trainer::save() {
   const auto checkpoint = write_checkpoint(in_.run, step_, content);
   if (best_ && best_step_ == step_) point_to(in_.run, "best", checkpoint);
   prune_checkpoints(in_.run, in_.config.train.keep_checkpoints);
-  saved_step_ = step_;
+  is_saved_ = true;
 }
 
 void Trainer::restore(const fs::path& checkpoint) {
@@ -346,7 +449,12 @@ void Trainer::restore(const fs::path& checkpoint) {
   best_ = optional_result(trainer, "best_validation", where);
   in_.train.restore(require<json>(trainer, "loader", where));
   method_->restore(require<json>(trainer, "method", where));
-  scaler_.restore(require<json>(trainer, "loss_scaler", where));
+  if (get_or<json>(trainer, "numerics", numerics(), where) == numerics()) {
+    scaler_.restore(require<json>(trainer, "loss_scaler", where));
+    if (trainer.contains("learning_rate_backoff")) backoff_.restore(trainer["learning_rate_backoff"]);
+  } else {  // resumed with other settings after a failure: what that failure had lowered begins anew
+    num_skipped_ = 0;
+  }
   const auto tensors = read_tensors(checkpoint / "optimizer.safetensors");
   optimizer_->restore(
       [&](const std::string& name) {
@@ -357,7 +465,36 @@ void Trainer::restore(const fs::path& checkpoint) {
       },
       require<int64_t>(trainer, "optimizer_steps", where));
   metrics_ = std::make_unique<MetricsLog>(in_.run, MetricsPosition::from_json(require<json>(trainer, "metrics", where), where));
-  saved_step_ = step_;
+  const auto threads = get_or<int>(trainer, "threads", 0, where);
+  if (in_.student.device().is_cpu() && threads != 0 && threads != at::get_num_threads()) {
+    spdlog::warn("{}: was trained with {} threads, now there are {}: the run goes on, but not to the same bits", where, threads,
+                 at::get_num_threads());
+  }
+  is_saved_ = true;
+  restore_best(checkpoint);
+}
+
+// Lets `best` say what the checkpoint says, which a kill between two writes may have left undone, and drops what was made after it.
+void Trainer::restore_best(const fs::path& checkpoint) {
+  drop_checkpoints_after(in_.run, step_);
+  if (best_) {
+    if (const auto best = checkpoint_at(in_.run, best_step_)) {
+      point_to(in_.run, "best", *best);
+      return;
+    }
+    // It was pruned when a later one took its place, which now is dropped.
+    spdlog::warn("{}: the best checkpoint, of step {}, is gone: the next best is chosen from here on", checkpoint.string(), best_step_);
+    best_.reset();
+    best_step_ = 0;
+    is_saved_ = false;
+    if (validated_step_ == step_ && step_ > 0 && last_ && std::isfinite(last_->ce_loss)) {
+      best_ = last_;
+      best_step_ = step_;
+      point_to(in_.run, "best", checkpoint);
+      return;
+    }
+  }
+  remove_pointer(in_.run, "best");
 }
 
 json Trainer::summary() const {

@@ -40,7 +40,8 @@ struct StepResult {
   double loss = 0.0, ce_loss = 0.0, kd_loss = 0.0, kl_at_1 = 0.0, teacher_nll = 0.0, agreement = 0.0, mse_loss = 0.0, mixed_ce = 0.0;
   std::optional<double> alignment_loss;  // when it was measured
   double grad_norm = 0.0;                // before clipping
-  double learning_rate = 0.0;
+  double learning_rate = 0.0;            // as used: schedule times learning_rate_scale
+  double learning_rate_scale = 1.0;      // below 1 after skipped steps
   double loss_scale = 1.0;
   int64_t num_targets = 0, num_rows = 0, num_tokens = 0;
 };
@@ -53,11 +54,11 @@ class Trainer {
   explicit Trainer(const TrainerInputs& inputs);
 
   // Trains to the end of the run, or until a signal or stop_after_steps, and leaves a checkpoint either way. Throws Error after
-  // max_skipped_steps in a row; the last checkpoint is then as it was.
+  // max_skipped_steps in a row; the last checkpoint is then as it was. Weights that give no finite loss are never saved.
   TrainStatus run();
 
   // One optimizer step over all its micro-batches (the last of an epoch may have fewer). A step whose loss or gradient is not finite
-  // changes nothing but the loss scale.
+  // changes nothing but the loss scale, or, without one, the learning rate of the steps after it.
   StepResult train_step(const std::vector<data::Batch>& batches);
 
   [[nodiscard]] int64_t step() const { return step_; }
@@ -66,15 +67,21 @@ class Trainer {
 
  private:
   std::vector<data::Batch> next_batches();
+  void train();
   void end_epoch();
   void start_stage_two();
+  void catch_up();
   void on_good_step(const StepResult& result, double seconds);
   void on_skipped_step(const StepResult& result);
   void log_step(const StepResult& result, double seconds);
   void validate();
   void save();
+  [[nodiscard]] bool is_sound();
   void restore(const fs::path& checkpoint);
+  void restore_best(const fs::path& checkpoint);
   void make_optimizer();
+  [[nodiscard]] json numerics() const;
+  [[nodiscard]] std::string how_to_go_on() const;
   [[nodiscard]] distill::StepContext context() const;
   [[nodiscard]] std::string progress_text(const StepResult& result) const;
 
@@ -85,6 +92,7 @@ class Trainer {
   MicroBatches micro_batches_;
   std::unique_ptr<optim::AdamW> optimizer_;
   optim::LossScaler scaler_;
+  optim::LearningRateBackoff backoff_;
   std::unique_ptr<MetricsLog> metrics_;
   ProgressLine progress_;
 
@@ -100,11 +108,14 @@ class Trainer {
   int64_t validated_step_ = -1;  // of last_
 
   std::vector<std::string> bad_parameters_;  // of the last skipped step
-  int64_t saved_step_ = -1;                  // of the newest checkpoint of this process
+  bool is_saved_ = false;                    // whether the newest checkpoint holds all of the above
+  data::Batch probe_;                        // one row of the last step: what weights are tried on before they are saved
+  std::optional<StepResult> last_good_;      // for the progress line
   int64_t interval_tokens_ = 0;              // since the last logged step
   double interval_seconds_ = 0.0;
   double tokens_per_second_ = 0.0;
   int64_t process_steps_ = 0;
+  bool has_no_more_data_ = false;
 };
 
 }  // namespace distil_xlstm::train

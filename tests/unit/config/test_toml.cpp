@@ -133,9 +133,20 @@ TEST(Toml, NamesTheLineOfASyntaxError) {
   EXPECT_THAT(problems_of("a = 1\nb = = 2\n"), HasSubstr("run.toml:2:"));
 }
 
+TEST(Toml, AStudentMayDoWithoutConvolutions) {
+  EXPECT_EQ(load_config_text("[student]\nconv1d_kernel_size = 0\n", "run.toml").run.student.conv1d_kernel_size, 0);
+  EXPECT_THAT(problems_of("[student]\nconv1d_kernel_size = -1\n"), HasSubstr("conv1d_kernel_size"));
+}
+
 TEST(Toml, OneLengthOfTheRun) {
   EXPECT_THAT(problems_of("[train]\nmax_steps = 5\nnum_epochs = 2\n"), HasSubstr("are set together"));
   EXPECT_THAT(problems_of("[data]\ntrain = \"a\"\nsources = [\"b\"]\n"), HasSubstr("set one of them"));
+  try {
+    load_config_text("", "run.toml", {{"train.max_tokens", "1000", "--max-tokens"}, {"train.max_steps", "5", "--max-steps"}});
+    ADD_FAILURE() << "took two lengths";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("train.max_tokens (--max-tokens) and train.max_steps (--max-steps) are set together"));
+  }
   // The command line's choice replaces the file's, the file's the preset's.
   const auto run =
       load_config_text("preset = \"paper\"\n[train]\nmax_tokens = 1000\n", "run.toml", {{"train.max_steps", "5", "--max-steps"}}).run;

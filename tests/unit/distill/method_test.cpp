@@ -39,7 +39,6 @@ TEST(Method, NamesInOrder) {
   for (const auto& name : method_names()) {
     const auto method = make_method(settings_of(name), 100, 4);
     EXPECT_EQ(method->name(), name);
-    EXPECT_EQ(method->needs_teacher(), name != "ce");
   }
 }
 
@@ -183,6 +182,44 @@ TEST(Method, SumsOfExactlyOneAndUnusedSumsAreAccepted) {
   settings.method = "hinton-frobenius";
   settings.combine = "additive";
   EXPECT_EQ(message_of(settings), "accepted");
+}
+
+// Schedules are looked at where the run goes and no further, with epochs as long as they are.
+TEST(Method, SumsAreCheckedOverTheRunsOwnSteps) {
+  const auto refusal = [](const config::DistillSettings& settings, int64_t steps, int64_t epochs, int64_t steps_per_epoch) -> std::string {
+    try {
+      (void)make_method(settings, steps, epochs, steps_per_epoch);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  const auto early_refusal = [](const config::DistillSettings& settings, int64_t max_steps) -> std::string {
+    try {
+      check_before_length(settings, max_steps);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  auto settings = settings_of("delta-frobenius");
+  settings.alpha = {.schedule = "delta-paper", .start = 0.3, .final = 0.6, .decay = 0.05};
+  settings.beta = {.schedule = "constant", .start = 0.41};
+  EXPECT_EQ(refusal(settings, 10, 1, 10), "accepted");
+  EXPECT_EQ(early_refusal(settings, 10), "accepted");
+  EXPECT_NE(refusal(settings, 1 << 20, 1 << 10, 1 << 10), "accepted") << "alpha's start moves at each epoch's end";
+
+  settings.alpha = {.schedule = "constant", .start = 0.6};
+  settings.beta = {.schedule = "linear", .start = 0.0, .final = 0.45};
+  EXPECT_NE(early_refusal(settings, 10).find("at step 9 add up to 1.05"), std::string::npos) << early_refusal(settings, 10);
+  EXPECT_EQ(early_refusal(settings, 0), "accepted") << "the length is not known yet";
+  EXPECT_NE(refusal(settings, 10, 1, 10), "accepted");
+
+  // Three steps an epoch, of which the run takes four: at step 3 alpha has begun anew nearer to its end.
+  settings.alpha = {.schedule = "delta-code", .start = 0.2, .final = 0.9, .decay = 0.5, .decay_mode = "subtract"};
+  settings.beta = {.schedule = "constant", .start = 0.31};
+  EXPECT_EQ(refusal(settings, 3, 1, 3), "accepted");
+  EXPECT_NE(refusal(settings, 4, 2, 3).find("at step 3"), std::string::npos) << refusal(settings, 4, 2, 3);
 }
 
 TEST(Method, StatesWhatItIgnores) {

@@ -324,6 +324,19 @@ TEST(HeadLoss, ShiftsOfLogitsDoNotMatter) {
   }
 }
 
+TEST(HeadLoss, CallersShareTheMemoryOfTheirTiles) {
+  for (const int64_t vocab_size : {512, 49152, 151936}) {
+    for (const int64_t callers : {1, 2, 4, 16}) {
+      const auto tile = head_tile(HeadBackend::cpu, vocab_size, 4, callers);
+      EXPECT_GE(tile.positions, 1);
+      EXPECT_LE(callers * tile.size_bytes(), std::max(int64_t{256} << 20, callers * (int64_t{8} << 20))) << vocab_size << " " << callers;
+    }
+  }
+  const auto half = at::ones({4, 2}, at::kBFloat16), single = at::ones({4, 2});
+  EXPECT_EQ(product_head(half).scalar_type(), at::kFloat);
+  EXPECT_TRUE(product_head(single).is_same(single)) << "nothing to convert, nothing to copy";
+}
+
 TEST(HeadLoss, TileSizeDoesNotMatter) {
   for (const at::Device device : devices()) {
     const Inputs in(3, 17, 67, device);

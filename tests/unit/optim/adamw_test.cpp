@@ -183,6 +183,22 @@ TEST(LossScaler, HalvesAndDoublesAsGradScaler) {
   EXPECT_THROW(LossScaler(true, 0.0), ConfigError);
 }
 
+TEST(LearningRateBackoff, HalvesAndRecovers) {
+  LearningRateBackoff backoff;
+  backoff.update(false);
+  EXPECT_EQ(backoff.scale(), 1.0);
+  backoff.update(true);
+  backoff.update(true);
+  EXPECT_EQ(backoff.scale(), 0.25);
+  for (int i = 0; i < LearningRateBackoff::kRecoverySteps; ++i) backoff.update(false);
+  EXPECT_NEAR(backoff.scale(), 0.5, 1e-12);
+  LearningRateBackoff resumed;
+  resumed.restore(json::parse(backoff.state().dump()));
+  EXPECT_EQ(resumed.scale(), backoff.scale()) << "the same bits";
+  for (int i = 0; i <= LearningRateBackoff::kRecoverySteps; ++i) resumed.update(false);
+  EXPECT_EQ(resumed.scale(), 1.0);
+}
+
 TEST(LossScaler, UnscalesAndFindsOverflow) {
   for (const at::Device device : devices()) {
     const NamedTensors parameters = {{"a", leaf(at::zeros({3}, device))}, {"none", leaf(at::zeros({1}, device))}};

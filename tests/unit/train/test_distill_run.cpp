@@ -3,12 +3,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <spdlog/sinks/ostream_sink.h>
+
 #include <chrono>
 #include <fstream>
 #include <thread>
 
 #include "base/error.h"
 #include "config/toml.h"
+#include "data/prepare.h"
 #include "small_run.h"
 #include "train/distill_run.h"
 
@@ -57,13 +60,13 @@ class DistillRunTest : public RunTest {
     return run_distillation({.config = config, .resume = resume, .overwrite = overwrite, .stop_after_steps = stop_after});
   }
 
-  std::string error_of(const std::vector<config::Override>& extra, bool resume = false) {
+  std::string error_of(const std::vector<config::Override>& extra, bool resume = false, int exit_code = 2, bool overwrite = false) {
     auto overrides = settings_for(folder_ / "run", text_);
     overrides.insert(overrides.end(), extra.begin(), extra.end());
     try {
-      run_distillation({.config = load(overrides), .resume = resume});
+      run_distillation({.config = load(overrides), .resume = resume, .overwrite = overwrite});
     } catch (const Error& error) {
-      EXPECT_EQ(error.exit_code(), 2);
+      EXPECT_EQ(error.exit_code(), exit_code);
       return error.what();
     }
     return "";
@@ -188,6 +191,9 @@ TEST_F(DistillRunTest, SaysWhatIsWrongBeforeAnythingLoads) {
   EXPECT_THAT(error_of({{"distill.alpha", "0.95", "--alpha"}, {"distill.beta", "0.1", "--beta"}}), HasSubstr("add up to"));
   EXPECT_THAT(error_of({{"teacher.model", "stories260k", "--teacher"}}), HasSubstr("did you mean"));
   EXPECT_THAT(error_of({{"student.num_heads", "7", "--num-heads"}}), HasSubstr("num_heads"));
+  EXPECT_THAT(error_of({{"distill.alignment.kind", "block_wise", "--alignment-kind"}}), HasSubstr("the teacher has 5 layers"));
+  EXPECT_THAT(error_of({{"student.init_from", "stories260K", "--init-from"}}), HasSubstr("is no student"));
+  EXPECT_THAT(error_of({{"data.train", (folder_ / "mistyped").string(), "--train"}}, false, 1), HasSubstr("no such file"));
   EXPECT_FALSE(fs::exists(folder_ / "run")) << "nothing was written";
   EXPECT_THAT(error_of({}, true), HasSubstr("there is no run to resume"));
 }
@@ -205,6 +211,176 @@ TEST_F(DistillRunTest, ARunIsNotOverwrittenByAccident) {
   EXPECT_THAT(error_of({{"output", (folder_ / "other").string(), "--output"}}), HasSubstr("is not empty and no run"));
 }
 
+// All files below a directory with their content.
+std::map<std::string, std::string> snapshot(const fs::path& directory) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(directory)) {
+    if (entry.is_regular_file()) files[entry.path().string()] = read_file(entry.path());
+  }
+  return files;
+}
+
+TEST_F(DistillRunTest, ForeignDirectoriesStayAsTheyAre) {
+  // Files of the names that a run has, a folder with text in "data": none of it is a run.
+  const auto other = folder_ / "other";
+  const config::Override output{"output", other.string(), "--output"};
+  for (const auto& [name, content] : std::map<std::string, std::string>{{"settings.toml", "mine = true\n"},
+                                                                        {"run.json", "{\"jobs\": 3}"},
+                                                                        {"data/corpus.txt", "text"},
+                                                                        {"checkpoints/best.ckpt", "weights"}}) {
+    SCOPED_TRACE(name);
+    fs::remove_all(other);
+    fs::create_directories((other / name).parent_path());
+    std::ofstream(other / name) << content;
+    const auto before = snapshot(other);
+    EXPECT_THAT(error_of({output}), HasSubstr("is not empty and no run"));
+    EXPECT_THAT(error_of({output}, false, 2, /*overwrite=*/true), HasSubstr("is not empty and no run"));
+    EXPECT_THAT(error_of({output}, true), HasSubstr("there is no run to resume"));
+    EXPECT_TRUE(snapshot(other) == before);
+  }
+}
+
+TEST_F(DistillRunTest, OverwriteKeepsTheOldRunUntilTheNewOneIsChecked) {
+  const auto output = folder_ / "run";
+  EXPECT_EQ(run(output, false, 6), TrainStatus::stopped);
+  std::ofstream(output / "notes.txt") << "mine";
+  const auto before = snapshot(output);
+  const auto other_text = folder_ / "other.jsonl";
+  fs::copy_file(text_, other_text);
+  const auto missing = (folder_ / "mistyped").string();
+  EXPECT_NE(error_of({{"data.train", missing, "--train"}}, false, 1, true), "");
+  EXPECT_NE(error_of({{"data.validation", missing, "--validation"}}, false, 1, true), "");
+  EXPECT_NE(error_of({{"distill.alignment.kind", "block_wise", ""}}, false, 2, true), "");
+  EXPECT_NE(error_of({{"student.init_from", "stories260K", ""}}, false, 2, true), "");
+  // Known when the length is: alpha rises until it and beta are more than 1.
+  EXPECT_THAT(error_of({{"distill.alpha", "{ schedule = \"delta-paper\", start = 0.3, final = 0.95, decay = 0.05 }", ""},
+                        {"distill.beta", "0.3", ""},
+                        {"data.train", other_text.string(), ""}},
+                       false, 2, true),
+              HasSubstr("add up to"));
+  auto after = snapshot(output);
+  std::erase_if(after, [](const auto& file) { return file.first.find("/data.new/") != std::string::npos; });
+  EXPECT_TRUE(after == before);
+  // The old run goes on, and is replaced only by one that begins.
+  EXPECT_EQ(run(output, true, 1), TrainStatus::stopped);
+  text_ = other_text;
+  EXPECT_EQ(run(output, false, 2, true), TrainStatus::stopped);
+  EXPECT_EQ(records_of(output, "train").size(), 2u);
+  EXPECT_TRUE(fs::exists(output / "notes.txt")) << "not ours to remove";
+  EXPECT_FALSE(fs::exists(output / "data.new"));
+  EXPECT_THAT(read_file(output / "data" / "prepare.json"), HasSubstr("other.jsonl"));
+  EXPECT_EQ(run(output, true), TrainStatus::finished);
+}
+
+TEST_F(DistillRunTest, ARunWithoutACheckpointIsARunToo) {
+  const auto output = folder_ / "run";
+  EXPECT_EQ(run(output, false, 1), TrainStatus::stopped);
+  fs::remove_all(output / "checkpoints");
+  EXPECT_THAT(error_of({}), HasSubstr("holds a run already"));
+  EXPECT_THAT(error_of({}, true), HasSubstr("--overwrite begins it anew"));
+}
+
+TEST_F(DistillRunTest, ResumingPreparesNothingAnew) {
+  const auto output = folder_ / "run";
+  ASSERT_EQ(run(folder_ / "whole"), TrainStatus::finished);
+  EXPECT_EQ(run(output, false, 3), TrainStatus::stopped);
+  const auto shards = snapshot(output / "data");
+  std::ofstream(text_, std::ios::app) << "{\"text\": \"one more\"}\n";
+  EXPECT_EQ(run(output, true, 3), TrainStatus::stopped);
+  EXPECT_TRUE(snapshot(output / "data") == shards) << "the text has changed, the run's data has not";
+  fs::remove(text_);
+  EXPECT_EQ(run(output, true), TrainStatus::finished);
+  EXPECT_TRUE(snapshot(output / "data") == shards);
+  expect_same_weights(folder_ / "whole", output);
+}
+
+TEST_F(DistillRunTest, ValidationIsNeverTrainingText) {
+  const auto shards = folder_ / "shards", all = folder_ / "all";
+  const auto prepare = [&](const fs::path& directory, double fraction) {
+    data::PrepareOptions options;
+    options.reader.inputs = {text_.string()};
+    options.output = directory;
+    options.model = "stories260K";
+    options.context_length = 32;
+    options.validation_fraction = fraction;
+    options.show_progress = false;
+    return data::prepare(options);
+  };
+  const auto report = prepare(shards, 0.3);
+  prepare(all, 0.0);
+  const auto result_of = [&](const std::string& train, const std::string& validation) -> int64_t {
+    auto overrides = settings_for(folder_ / "run", text_);
+    overrides.push_back({"data.train", train, ""});
+    overrides.push_back({"data.validation", validation, ""});
+    overrides.push_back({"eval.max_tokens", "0", ""});
+    run_distillation({.config = load(overrides), .overwrite = true, .stop_after_steps = 1});
+    return records_of(folder_ / "run", "validation")[0]["target_tokens"];
+  };
+  EXPECT_LE(result_of(shards.string(), shards.string()), report.validation_tokens);
+  // No split to tell them apart.
+  EXPECT_THAT(error_of({{"data.train", all.string(), ""}, {"data.validation", all.string(), ""}}, false, 2, true),
+              HasSubstr("is also trained on"));
+  fs::create_directories(folder_ / "copies");
+  for (const auto& entry : fs::directory_iterator(all))
+    fs::copy(entry.path(), folder_ / "copies" / ("x" + entry.path().filename().string()));
+  fs::remove(folder_ / "copies" / "xprepare.json");
+  EXPECT_THAT(error_of({{"data.train", all.string(), ""}, {"data.validation", (folder_ / "copies").string(), ""}}, false, 2, true),
+              HasSubstr("is also trained on"));
+}
+
+TEST_F(DistillRunTest, AStudentToStartFromFitsByShapeAlone) {
+  EXPECT_EQ(run(folder_ / "first", false, 2), TrainStatus::stopped);
+  auto overrides = settings_for(folder_ / "run", text_);
+  for (const auto& [key, value] : std::map<std::string, std::string>{{"student.init_from", (folder_ / "first").string()},
+                                                                     {"data.context_length", "24"},
+                                                                     {"student.chunk_size", "16"},
+                                                                     {"student.bias_init", "zeros"},
+                                                                     {"student.recurrent_weight_init", "standard"}})
+    overrides.push_back({key, value, ""});
+  EXPECT_EQ(run_distillation({.config = load(overrides), .stop_after_steps = 1}), TrainStatus::stopped);
+  EXPECT_EQ(read_json(checked_last_checkpoint(folder_ / "run") / "config.json")["context_length"], 24);
+  overrides.push_back({"student.num_blocks", "3", ""});
+  try {
+    run_distillation({.config = load(overrides), .overwrite = true});
+    ADD_FAILURE() << "took another shape";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("num_blocks: [student] and the teacher give 3, there it is 2"));
+  }
+}
+
+TEST_F(DistillRunTest, AFailedRunGoesOnWithALowerLearningRate) {
+  auto overrides = settings_for(folder_ / "run", text_);
+  for (const auto& [key, value] : std::map<std::string, std::string>{{"optimizer.learning_rate", "1e30"},
+                                                                     {"optimizer.warmup_ratio", "0.3"},
+                                                                     {"train.max_skipped_steps", "2"},
+                                                                     {"train.save_every_steps", "1"}})
+    overrides.push_back({key, value, ""});
+  EXPECT_THROW(run_distillation({.config = load(overrides)}), Error);
+  EXPECT_EQ(read_json(folder_ / "run" / "run.json")["status"], "failed");
+  const auto lower = saved_settings(folder_ / "run", {{"optimizer.learning_rate", "1e-3", "--learning-rate"}});
+  EXPECT_EQ(run_distillation({.config = lower, .resume = true, .stop_after_steps = 3}), TrainStatus::stopped);
+  EXPECT_EQ(saved_settings(folder_ / "run", {}).run.optimizer.learning_rate, 1e-3) << "settings.toml says what is in force";
+  EXPECT_EQ(run(folder_ / "run", true, 1), TrainStatus::stopped);
+}
+
+// A settings.toml names every key: what stands at its default asks for nothing.
+TEST_F(DistillRunTest, WarnsOfIgnoredKeysThatWereChangedAndOnce) {
+  std::ostringstream said;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(said)));
+  auto overrides = settings_for(folder_ / "run", text_);
+  overrides.push_back({"distill.temperature_max", "7", "--temperature-max"});
+  overrides.push_back({"distill.boundary", "epoch", "--boundary"});
+  run_distillation({.config = load(overrides), .stop_after_steps = 1});
+  const auto first = said.str();
+  said.str("");
+  run(folder_ / "run", true, 1);
+  spdlog::set_default_logger(before);
+  EXPECT_THAT(first, HasSubstr("--temperature-max: distill.temperature_max has no effect"));
+  EXPECT_THAT(first, ::testing::Not(HasSubstr("distill.boundary")));
+  EXPECT_THAT(said.str(), ::testing::Not(HasSubstr("has no effect")));
+}
+
 TEST_F(DistillRunTest, SettingsThatMayChangeOnResume) {
   config::RunConfig a, b;
   b.output = "elsewhere";
@@ -214,6 +390,12 @@ TEST_F(DistillRunTest, SettingsThatMayChangeOnResume) {
   b.distill.alpha.start = 0.7;
   ASSERT_EQ(changed_settings(a, b).size(), 1u);
   EXPECT_THAT(changed_settings(a, b)[0], HasSubstr("distill.alpha.start: was 0.8, is 0.7"));
+  b = a;
+  b.optimizer.learning_rate = 1e-5;
+  b.optimizer.initial_loss_scale = 1.0;
+  b.train.precision = "fp32";
+  EXPECT_EQ(changed_settings(a, b).size(), 3u);
+  EXPECT_TRUE(changed_settings(a, b, /*has_failed=*/true).empty());
 }
 
 }  // namespace

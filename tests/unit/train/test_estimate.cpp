@@ -74,6 +74,33 @@ TEST(Estimate, MemoryGrowsWithTheMicroBatchAndShrinksWithCheckpointing) {
   EXPECT_EQ(items[1].size_bytes, 4 * 84'360'264);
 }
 
+TEST(Estimate, CountsWhatEachThreadOfACpuHolds) {
+  const Paper paper;
+  const auto item = [&](const std::string& name, int64_t teacher_bytes, int64_t threads) -> int64_t {
+    for (const auto& i : estimate_memory(paper.config, paper.teacher, paper.student, teacher_bytes, 4, true, threads)) {
+      if (i.name == name) return i.size_bytes;
+    }
+    return 0;
+  };
+  EXPECT_EQ(item("gradients of other threads", 4, 1), 0);
+  EXPECT_EQ(item("gradients of other threads", 4, 4), 3 * 4 * 84'360'264);
+  EXPECT_EQ(item("gradients of other threads", 4, 64), 0) << "more threads than rows: they do not share them";
+  EXPECT_EQ(item("head in float32", 4, 4), 0);
+  EXPECT_EQ(item("head in float32", 2, 4), int64_t{4} * 151936 * 1536);
+  // The threads' tiles together stay within a quarter of a GiB.
+  const int64_t tokens = paper.config.train.micro_batch_size * paper.config.data.context_length;
+  for (const int64_t threads : {1, 2, 8}) EXPECT_LE(item("head tiles", 4, threads) - 2 * tokens * 1536 * 4, int64_t{1} << 28) << threads;
+}
+
+TEST(Estimate, AdvisesNoHalfPrecisionTeacherOnACpu) {
+  const Paper paper;
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  for (const int64_t limit : {2 * kGiB, 5 * kGiB, 8 * kGiB, 10 * kGiB}) {
+    for (const auto& line : advise_memory(paper.config, paper.teacher, paper.student, 4, 4, true, limit))
+      EXPECT_THAT(line, ::testing::Not(HasSubstr("bf16")));
+  }
+}
+
 TEST(Estimate, AdviceMakesItFit) {
   Paper paper;
   constexpr int64_t kGiB = int64_t{1} << 30;

@@ -58,5 +58,14 @@ TEST(RunLength, StepsAndTheirEpochs) {
   EXPECT_THROW(run_length(settings(1, 0, 0), 0, 10), DataError);
 }
 
+TEST(RunLength, TwoLengthsAreRefused) {
+  try {
+    run_length(settings(0, 100, 5), 33, 10);
+    FAIL() << "took two lengths";
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(error.what(), "train.max_tokens = 100 and train.max_steps = 5 are set together: set one of them");
+  }
+}
+
 }  // namespace
 }  // namespace distil_xlstm::train

@@ -1,6 +1,9 @@
+#include <signal.h>
+
 #include <fstream>
 
 #include "base/error.h"
+#include "base/signals.h"
 #include "small_run.h"
 
 namespace distil_xlstm::train {
@@ -226,12 +229,20 @@ TEST_F(TrainerTest, ASkippedStepChangesNothing) {
   EXPECT_EQ(run.trainer->step(), 2);
 }
 
+// Whether the student of a checkpoint gives a finite loss.
+bool is_finite_checkpoint(const fs::path& checkpoint, data::Loader& validation) {
+  auto& teacher = small_teacher();
+  const auto student =
+      student::Student::load(io::open_model(checkpoint.string()), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
+  return std::isfinite(eval::validate(*student, teacher, validation, 0).ce_loss);
+}
+
 TEST_F(TrainerTest, StopsAfterTooManySkippedStepsWithTheCheckpointIntact) {
   auto config = small_config();
   config.train.max_skipped_steps = 3;
   config.train.num_epochs = 4;
-  config.optimizer.learning_rate = 1e30;  // the weights overflow with the first step
-  config.optimizer.warmup_ratio = 0.0;
+  config.optimizer.learning_rate = 1e30;  // 0 at the first step, then the weights are lost with the second
+  config.optimizer.warmup_ratio = 0.5;
   config.train.save_every_steps = 1;
   config.eval.every_steps = 0;
   SmallRun run(config, data_, folder_ / "run");
@@ -241,10 +252,76 @@ TEST_F(TrainerTest, StopsAfterTooManySkippedStepsWithTheCheckpointIntact) {
   } catch (const Error& error) {
     EXPECT_EQ(error.exit_code(), 1);
     EXPECT_THAT(error.what(), HasSubstr("3 in a row, stops at 3"));
-    EXPECT_THAT(error.what(), HasSubstr("checkpoints/step-00000001, is intact. Lower optimizer.learning_rate"));
+    EXPECT_THAT(error.what(),
+                HasSubstr("checkpoints/step-00000001, is intact. Lower optimizer.learning_rate: distil-xlstm distill --resume"));
+    EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("fp32"))) << "it is fp32";
   }
   EXPECT_EQ(records_of(folder_ / "run", "skipped").size(), 3u);
   EXPECT_EQ(checked_last_checkpoint(folder_ / "run").filename(), "step-00000001");
+  EXPECT_EQ(list_checkpoints(folder_ / "run").size(), 1u);
+  EXPECT_TRUE(is_finite_checkpoint(checked_last_checkpoint(folder_ / "run"), *run.validation));
+
+  // The learning rate may then be another, and nothing of the failure stays.
+  config.optimizer.learning_rate = 1e-3;
+  SmallRun again(config, data_, folder_ / "run", checked_last_checkpoint(folder_ / "run").string());
+  EXPECT_EQ(again.trainer->run(), TrainStatus::finished);
+  EXPECT_TRUE(is_finite_checkpoint(checked_last_checkpoint(folder_ / "run"), *again.validation));
+}
+
+TEST_F(TrainerTest, ARunWhoseLastWeightsAreLostFailsWithTheOnesBefore) {
+  auto config = small_config();
+  config.train.num_epochs = 0;
+  config.train.max_steps = 2;
+  config.optimizer.learning_rate = 1e30;
+  config.optimizer.warmup_ratio = 0.5;
+  config.train.save_every_steps = 1;
+  config.eval.every_steps = 0;
+  SmallRun run(config, data_, folder_ / "run");
+  EXPECT_THROW(run.trainer->run(), Error);
+  EXPECT_EQ(checked_last_checkpoint(folder_ / "run").filename(), "step-00000001");
+}
+
+TEST_F(TrainerTest, WithoutALossScaleTheLearningRateBacksOffAndRecovers) {
+  auto config = small_config();
+  config.optimizer.warmup_ratio = 0.0;
+  config.optimizer.schedule = "constant";
+  SmallRun run(config, data_, folder_ / "run");
+  auto batches = batches_of(*run.train, 2);
+  auto& weight = run.student->parameters()[3].second;
+  const auto good = weight.detach().clone();
+  const auto set = [&](const Tensor& value) {
+    const at::NoGradGuard no_grad;
+    Tensor(weight).copy_(value);
+  };
+  set(at::full_like(good, std::nan("")));
+  EXPECT_TRUE(run.trainer->train_step(batches).is_skipped);
+  EXPECT_TRUE(run.trainer->train_step(batches).is_skipped);
+  set(good);
+  auto result = run.trainer->train_step(batches);
+  EXPECT_EQ(result.learning_rate_scale, 0.25);
+  EXPECT_EQ(result.learning_rate, 0.25 * config.optimizer.learning_rate);
+  for (int i = 0; i < 2 * optim::LearningRateBackoff::kRecoverySteps + 1; ++i) result = run.trainer->train_step(batches);
+  EXPECT_EQ(result.learning_rate, config.optimizer.learning_rate);
+}
+
+// With skipped steps alone there is no new step, but the data has gone on and the loss scale has fallen.
+TEST_F(TrainerTest, SkippedStepsAloneAreSavedToo) {
+  auto config = small_config();
+  config.train.precision = "fp16";
+  config.optimizer.initial_loss_scale = 1e9;
+  config.train.max_skipped_steps = 50;
+  config.eval.every_steps = 0;
+  config.train.num_epochs = 10;
+  std::string resume_from;
+  std::vector<double> scales;
+  for (int part = 0; part < 3; ++part) {
+    SmallRun run(config, data_, folder_ / "run", resume_from, 2);
+    EXPECT_EQ(run.trainer->run(), TrainStatus::stopped);
+    resume_from = checked_last_checkpoint(folder_ / "run").string();
+    scales.push_back(read_checkpoint(resume_from)["loss_scaler"]["scale"]);
+  }
+  EXPECT_EQ(scales, (std::vector<double>{2.5e8, 6.25e7, 1.5625e7}));
+  EXPECT_EQ(records_of(folder_ / "run", "skipped").size(), 6u);
 }
 
 TEST_F(TrainerTest, Fp16BacksOffItsLossScaleAndNamesTheParameters) {
@@ -296,20 +373,48 @@ TEST_F(TrainerTest, SchedulesAdvanceByStepsAndDecayOnceAnEpoch) {
   EXPECT_NEAR(steps[7]["alpha"].get<double>(), 0.5 + 0.26 / (1 + std::log(2.0)), 1e-12);
 }
 
+// The weights with which stage II begins are those of stage I's lowest validation loss: the last ones too, whenever validation is due.
 TEST_F(TrainerTest, StageTwoBeginsFromTheBestOfStageOne) {
-  auto config = small_config();
-  config.distill.method = "annealing-kd";
-  config.distill.boundary = "slice";
-  config.distill.stage1_fraction = 0.5;
-  config.eval.every_steps = 2;
-  config.optimizer.learning_rate = 0.3;  // so large that the newest is hardly ever the best
-  config.optimizer.schedule = "constant";
-  config.train.num_epochs = 2;
-  SmallRun run(config, data_, folder_ / "run");
-  run.trainer->run();
-  std::vector<int> stages;
-  for (const auto& record : records_of(folder_ / "run", "train")) stages.push_back(record["stage"]);
-  EXPECT_EQ(stages, (std::vector<int>{1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2}));
+  for (const double learning_rate : {0.3, 1e-3}) {  // so large that the newest is hardly ever the best; so small that it is
+    SCOPED_TRACE(learning_rate);
+    auto config = small_config();
+    config.distill.method = "annealing-kd";
+    config.distill.boundary = "slice";
+    config.distill.stage1_fraction = 0.5;
+    config.eval.every_steps = learning_rate > 0.1 ? 2 : 5;
+    config.optimizer.learning_rate = learning_rate;
+    config.optimizer.schedule = "constant";
+    config.train.num_epochs = 2;
+    config.train.keep_checkpoints = 20;
+    config.train.save_every_steps = 1;
+    const auto directory = folder_ / fmt::format("run{}", learning_rate);
+    {
+      SmallRun run(config, data_, directory);
+      run.trainer->run();
+    }
+    std::vector<int> stages;
+    for (const auto& record : records_of(directory, "train")) stages.push_back(record["stage"]);
+    EXPECT_EQ(stages, (std::vector<int>{1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2}));
+    double best = INFINITY;
+    int64_t best_step = 0;
+    bool validates_at_the_end = false;
+    for (const auto& record : records_of(directory, "validation")) {
+      const int64_t step = record["step"];
+      validates_at_the_end = validates_at_the_end || step == 6;
+      if (step == 0 || step > 6 || record["ce_loss"].get<double>() >= best) continue;
+      best = record["ce_loss"];
+      best_step = step;
+    }
+    EXPECT_TRUE(validates_at_the_end);
+    const auto from = checkpoint_at(directory, best_step);
+    ASSERT_TRUE(from);
+    const auto chosen = student::Student::load(io::open_model(from->string()), at::kCPU, at::kFloat, small_teacher().embedding_weight(),
+                                               small_teacher().head_weight());
+    // Adam's first step moves every weight by at most the learning rate, and weight decay little.
+    const auto after = student::Student::load(io::open_model(checkpoint_at(directory, 7)->string()), at::kCPU, at::kFloat,
+                                              small_teacher().embedding_weight(), small_teacher().head_weight());
+    EXPECT_LE(max_difference(chosen->parameters(), after->parameters()), 1.1 * learning_rate) << "from step " << best_step;
+  }
 }
 
 // ---- Resuming: the same bits as never stopping.
@@ -377,6 +482,73 @@ TEST_P(ResumeTest, StoppedAndResumedEqualsUninterrupted) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 6));
+
+// A kill between the checkpoint and the pointer to the best, or after a checkpoint and before `last`: resuming puts both right.
+TEST_F(TrainerTest, ResumingRepairsWhatAKillLeft) {
+  const auto directory = folder_ / "run";
+  auto config = small_config();
+  config.train.save_every_steps = 1;
+  config.train.keep_checkpoints = 20;
+  config.eval.every_steps = 1;
+  config.optimizer.learning_rate = 1e-3;  // every validation is better than the one before
+  {
+    SmallRun run(config, data_, directory, "", 4);
+    EXPECT_EQ(run.trainer->run(), TrainStatus::stopped);
+  }
+  ASSERT_EQ(follow_pointer(directory, "best")->filename(), "step-00000004");
+  point_to(directory, "best", *checkpoint_at(directory, 3));
+  {
+    SmallRun run(config, data_, directory, checked_last_checkpoint(directory).string(), 1);
+    EXPECT_EQ(follow_pointer(directory, "best")->filename(), "step-00000004");
+  }
+  // Going on from an earlier one: what came after it is no part of this run, and least of all its best.
+  point_to(directory, "last", *checkpoint_at(directory, 2));
+  {
+    SmallRun run(config, data_, directory, checked_last_checkpoint(directory).string(), 1);
+    EXPECT_EQ(follow_pointer(directory, "best")->filename(), "step-00000002");
+    EXPECT_EQ(list_checkpoints(directory).size(), 2u);
+  }
+  SmallRun run(config, data_, directory, checked_last_checkpoint(directory).string());
+  EXPECT_EQ(run.trainer->run(), TrainStatus::finished);
+  EXPECT_EQ(follow_pointer(directory, "last")->filename(), "step-00000012");
+}
+
+// The data may end before total_steps, since steps were skipped; the validation there may be the best of all.
+TEST_F(TrainerTest, TheValidationAtTheDatasEndIsSaved) {
+  auto config = small_config();
+  config.train.precision = "fp16";
+  config.optimizer.initial_loss_scale = 1e7;
+  config.train.max_skipped_steps = 30;
+  config.train.num_epochs = 3;
+  config.train.save_every_steps = 1;
+  config.eval.every_steps = 1000;
+  SmallRun run(config, data_, folder_ / "run");
+  EXPECT_EQ(run.trainer->run(), TrainStatus::finished);
+  ASSERT_LT(run.trainer->step(), run.trainer->length().total_steps);
+  const auto name = fmt::format("step-{:08}", run.trainer->step());
+  EXPECT_EQ(follow_pointer(folder_ / "run", "best")->filename(), name);
+  EXPECT_EQ(read_checkpoint(*follow_pointer(folder_ / "run", "last"))["validated_step"], run.trainer->step());
+}
+
+// A signal during a validation is not kept waiting; the resumed run makes up for it.
+TEST_F(TrainerTest, ASignalEndsAValidation) {
+  auto config = small_config();
+  config.train.max_steps = 4;
+  config.train.num_epochs = 0;
+  const auto directory = folder_ / "run";
+  {
+    const SignalGuard guard;
+    ::raise(SIGTERM);
+    SmallRun run(config, data_, directory);
+    EXPECT_EQ(run.trainer->run(), TrainStatus::stopped);
+    EXPECT_TRUE(records_of(directory, "validation").empty());
+  }
+  const auto last = checked_last_checkpoint(directory);
+  EXPECT_EQ(last.filename(), "step-00000000");
+  SmallRun run(config, data_, directory, last.string());
+  EXPECT_EQ(run.trainer->run(), TrainStatus::finished);
+  EXPECT_EQ(records_of(directory, "validation").size(), 2u);
+}
 
 TEST_F(TrainerTest, RefusesACheckpointOfAnotherRun) {
   {
