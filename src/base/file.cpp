@@ -1,7 +1,7 @@
 #include "base/file.h"
 
 #include <fcntl.h>
-#include <glob.h>
+#include <fnmatch.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -40,32 +41,64 @@ std::string unique_suffix() {
   return fmt::format(".tmp-{}-{}", ::getpid(), counter++);
 }
 
+bool is_hidden(const fs::path& path) {
+  return path.filename().string().starts_with('.');
+}
+
+// Entries of a directory; none where it cannot be read, as shells do.
+std::vector<fs::directory_entry> entries_of(const fs::path& directory) {
+  std::error_code ignored;
+  std::vector<fs::directory_entry> entries;
+  for (auto it = fs::directory_iterator(directory.empty() ? fs::path(".") : directory, ignored); it != fs::directory_iterator();
+       it.increment(ignored)) {
+    entries.push_back(*it);
+  }
+  return entries;
+}
+
+using PatternParts = std::span<const std::string>;
+
+// Adds what the parts of a pattern match below `base`.
+void match_parts(const fs::path& base, PatternParts parts, std::vector<fs::path>& found) {
+  std::error_code ignored;
+  if (parts.empty()) {
+    found.push_back(base);
+    return;
+  }
+  const std::string& part = parts.front();
+  if (part == "**") {
+    if (parts.size() > 1) match_parts(base, parts.subspan(1), found);
+    for (const fs::directory_entry& entry : entries_of(base)) {
+      if (is_hidden(entry.path())) continue;
+      const fs::path path = base / entry.path().filename();
+      if (entry.is_directory(ignored) && !entry.is_symlink(ignored)) {  // links may lead in circles
+        match_parts(path, parts, found);
+      } else if (parts.size() == 1) {
+        found.push_back(path);
+      }
+    }
+    return;
+  }
+  // A name that is there as it is written needs no matching, even with brackets in it.
+  if (fs::exists(base / part, ignored)) match_parts(base / part, parts.subspan(1), found);
+  if (part.find_first_of("*?[\\") == std::string::npos) return;
+  for (const fs::directory_entry& entry : entries_of(base)) {
+    const std::string name = entry.path().filename().string();
+    if (name != part && ::fnmatch(part.c_str(), name.c_str(), FNM_PERIOD) == 0) match_parts(base / name, parts.subspan(1), found);
+  }
+}
+
 // Matches of one glob, sorted; `**` goes through any number of directories.
 std::vector<fs::path> glob_paths(const std::string& pattern) {
-  const size_t stars = pattern.find("**");
-  if (stars != std::string::npos) {
-    const fs::path root = stars == 0 ? fs::path(".") : fs::path(pattern.substr(0, stars));
-    std::string rest = pattern.substr(stars + 2);
-    if (!rest.empty() && rest.front() == '/') rest.erase(0, 1);
-    std::vector<fs::path> found;
-    if (!fs::is_directory(root)) return found;
-    std::vector<fs::path> directories = {root};
-    for (const auto& entry : fs::recursive_directory_iterator(root)) {
-      if (entry.is_directory()) directories.push_back(entry.path());
-    }
-    for (const auto& directory : directories) {
-      for (auto& path : glob_paths((directory / rest).string())) found.push_back(std::move(path));
-    }
-    std::sort(found.begin(), found.end());
-    found.erase(std::unique(found.begin(), found.end()), found.end());
-    return found;
+  std::vector<std::string> parts;
+  const fs::path path(pattern);
+  for (const fs::path& part : path.relative_path()) {
+    if (!part.empty()) parts.push_back(part.string());
   }
-  glob_t matches{};
   std::vector<fs::path> found;
-  if (::glob(pattern.c_str(), 0, nullptr, &matches) == 0) {
-    for (size_t i = 0; i < matches.gl_pathc; ++i) found.emplace_back(matches.gl_pathv[i]);
-  }
-  ::globfree(&matches);
+  if (!parts.empty()) match_parts(path.root_path(), parts, found);
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
   return found;
 }
 
@@ -182,6 +215,12 @@ std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments) {
     }
     if (paths.size() == before) throw IoError("{}: no such file, directory with files, or glob that matches any", argument);
   }
+  std::set<fs::path> seen;
+  std::erase_if(paths, [&](const fs::path& path) {
+    std::error_code error;  // a pipe's name leads nowhere
+    const fs::path canonical = fs::canonical(path, error);
+    return !seen.insert(error ? path : canonical).second;
+  });
   return paths;
 }
 

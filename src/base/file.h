@@ -47,8 +47,9 @@ void write_directory_atomic(const fs::path& target, const std::function<void(con
 // fsync of one file or directory. Throws IoError.
 void sync_path(const fs::path& path);
 
-// Expands each argument: a file stays, a directory gives its regular files (sorted, recursive), a glob (*, ?, **) its matches (sorted).
-// Throws IoError for an argument that matches nothing.
+// Expands each argument: a file stays, a directory gives its regular files (sorted, recursive), a glob (*, ?, [], ** for any number
+// of directories) its matches (sorted; names with a leading dot only where the pattern has the dot). A file that is reached twice
+// is given once. Throws IoError for an argument that matches nothing.
 std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments);
 
 // Where downloads and built-in models live: $DISTIL_XLSTM_CACHE, else $XDG_CACHE_HOME/distil-xlstm, else ~/.cache/distil-xlstm.

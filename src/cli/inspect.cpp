@@ -113,9 +113,11 @@ void print(const json& description, const std::string& indent = "") {
       fmt::print("{}{}:\n", indent, key);
       print(value, indent + "  ");
     } else {
-      std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-      if (key == "size_bytes") text = format_bytes(value.get<double>());
-      if (key == "num_parameters") text = fmt::format("{} ({})", text, format_parameters(value.get<double>()));
+      // Metadata of foreign files may hold any bytes, and anything under these names.
+      std::string text =
+          value.is_string() ? replace_invalid_utf8(value.get<std::string>()) : value.dump(-1, ' ', false, json::error_handler_t::replace);
+      if (key == "size_bytes" && value.is_number()) text = format_bytes(value.get<double>());
+      if (key == "num_parameters" && value.is_number()) text = fmt::format("{} ({})", text, format_parameters(value.get<double>()));
       if (text.size() > 200) text = text.substr(0, valid_utf8_prefix(text.substr(0, 190))) + " …";
       for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 2)) text.replace(at, 1, "\\n");
       fmt::print("{}{}: {}\n", indent, key, text);

@@ -74,6 +74,7 @@ class GzipStream : public CompressedStream {
         inflater_.next_in = reinterpret_cast<Bytef*>(input_.data());
         inflater_.avail_in = static_cast<uInt>(filled_);
       }
+      if (!inside_member_ && seen_any_ && passed_padding()) continue;
       seen_any_ = inside_member_ = true;
       const int status = inflate(&inflater_, Z_NO_FLUSH);
       if (status == Z_STREAM_END) {
@@ -87,6 +88,12 @@ class GzipStream : public CompressedStream {
   }
 
  private:
+  // Zero bytes after a member are padding (of a tape, of a block device), as `gzip -d` has it. True when nothing else is left.
+  bool passed_padding() {
+    for (; inflater_.avail_in > 0 && *inflater_.next_in == 0; ++inflater_.next_in) --inflater_.avail_in;
+    return inflater_.avail_in == 0;
+  }
+
   z_stream inflater_{};
   bool inside_member_ = false;
   bool seen_any_ = false;

@@ -1,5 +1,7 @@
 // Rows of a JSONL file: a text, or a conversation.
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <optional>
 
 #include "base/error.h"
@@ -79,14 +81,17 @@ class TextHandler {
   bool is_wanted_ = false;
 };
 
-std::optional<std::string> string_at(const json& row, const std::string& key) {
+// A row as a tree. Not the project's ordered `json`, which looks through all keys of an object at each insertion.
+using Row = nlohmann::json;
+
+std::optional<std::string> string_at(const Row& row, const std::string& key) {
   const auto it = row.find(key);
   if (it == row.end() || !it->is_string()) return std::nullopt;
   return it->get<std::string>();
 }
 
 // [{role, content}]: "" or what is wrong.
-std::string read_messages(const json& list, const std::string& key, std::vector<ChatMessage>& messages) {
+std::string read_messages(const Row& list, const std::string& key, std::vector<ChatMessage>& messages) {
   if (!list.is_array() || list.empty()) return fmt::format("'{}' is not a list of messages", key);
   for (const auto& entry : list) {
     auto role = entry.is_object() ? string_at(entry, "role") : std::nullopt;
@@ -97,7 +102,7 @@ std::string read_messages(const json& list, const std::string& key, std::vector<
   return "";
 }
 
-std::string read_conversation(const json& row, const ReaderOptions& options, std::vector<ChatMessage>& messages) {
+std::string read_conversation(const Row& row, const ReaderOptions& options, std::vector<ChatMessage>& messages) {
   if (options.prompt_key.empty()) {
     const auto list = row.find(options.messages_key);
     if (list != row.end()) return read_messages(*list, options.messages_key, messages);
@@ -111,6 +116,32 @@ std::string read_conversation(const json& row, const ReaderOptions& options, std
     return "";
   }
   return fmt::format("no {}{}", options.rows == RowKind::chat ? "" : "'" + options.text_key + "' and no ", conversation_keys(options));
+}
+
+// The line with null for every NaN, Infinity and number beyond double, outside of strings.
+std::string without_odd_numbers(std::string_view line) {
+  constexpr std::string_view kOfNumbers = "+-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+  std::string result;
+  for (size_t at = 0; at < line.size();) {
+    size_t end = at + 1;
+    if (line[at] == '"') {
+      while (end < line.size() && line[end] != '"') end += line[end] == '\\' ? 2 : 1;
+      end = std::min(end + 1, line.size());
+    } else if (kOfNumbers.find(line[at]) != std::string_view::npos) {
+      end = std::min(line.find_first_not_of(kOfNumbers, at), line.size());
+      const std::string word(line.substr(at, end - at));
+      const bool is_name = word == "NaN" || word == "Infinity" || word == "-Infinity";
+      const bool is_number = word.find_first_not_of("+-.0123456789eE") == std::string::npos;
+      if (is_name || (is_number && std::isinf(std::strtod(word.c_str(), nullptr)))) {
+        result += "null";
+        at = end;
+        continue;
+      }
+    }
+    result.append(line, at, end - at);
+    at = end;
+  }
+  return result;
 }
 
 class JsonlSource : public RowSource {
@@ -127,6 +158,13 @@ class JsonlSource : public RowSource {
       return true;
     }
     problem = parse(line, document);
+    if (!problem.empty()) {
+      // Python writes NaN and Infinity, and numbers may be too large for a double: no reason to lose the text beside them.
+      if (const std::string plain = without_odd_numbers(line); plain != line) {
+        document.messages.clear();
+        if (parse(plain, document).empty()) problem.clear();
+      }
+    }
     status = problem.empty() ? RowStatus::ok : RowStatus::malformed;
     if (status == RowStatus::ok) return true;
     // The parser refuses bytes that are no UTF-8: that is another fault, and one that can be repaired.
@@ -152,10 +190,12 @@ class JsonlSource : public RowSource {
     }
   }
   [[nodiscard]] uint64_t bytes_done() const override { return lines_.bytes_done(); }
+  [[nodiscard]] std::string row_name() const override { return fmt::format("line {}", line_number_); }
 
  private:
   bool next_line(std::string_view& line, bool& too_long) {
     while (lines_.next(line, too_long)) {
+      ++line_number_;
       if (line.find_first_not_of(" \t\r") != std::string_view::npos) return true;
     }
     return false;
@@ -172,7 +212,7 @@ class JsonlSource : public RowSource {
       if (handler.has_other) return fmt::format("'{}' is not a string", options_.text_key);
       if (options_.rows == RowKind::text) return fmt::format("no '{}' (--text-key names another)", options_.text_key);
     }
-    const json row = json::parse(line.begin(), line.end(), nullptr, false);
+    const Row row = Row::parse(line.begin(), line.end(), nullptr, false);
     if (row.is_discarded()) return "not JSON";
     if (!row.is_object()) return "not a JSON object";
     return read_conversation(row, options_, document.messages);
@@ -180,6 +220,7 @@ class JsonlSource : public RowSource {
 
   const ReaderOptions& options_;
   LineReader lines_;
+  uint64_t line_number_ = 0;  // of the last line, from 1, empty ones counted
 };
 
 }  // namespace

@@ -1,7 +1,15 @@
 #include "data/prepare.h"
 
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 
 #include "base/error.h"
@@ -36,7 +44,12 @@ struct TokenBatch {
 
 json input_list(const TextReader& reader) {
   json list = json::array();
-  for (const auto& path : reader.files()) list.push_back({{"path", path.string()}, {"size_bytes", fs::file_size(path)}});
+  for (const auto& path : reader.files()) {
+    struct stat info{};
+    if (::stat(path.c_str(), &info) != 0) throw IoError("{}: cannot read its size: {}", path.string(), std::strerror(errno));
+    const int64_t modified = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
+    list.push_back({{"path", path.string()}, {"size_bytes", info.st_size}, {"modified_ns", modified}});
+  }
   return list;
 }
 
@@ -71,7 +84,7 @@ json describe_settings(const PrepareOptions& options, const TextEncoder& encoder
 std::string first_difference(const json& here, const json& there) {
   for (const auto& [key, value] : here.items()) {
     if (!there.contains(key)) return fmt::format("{} is new", key);
-    if (there[key] != value && key == "inputs") return "the input files, or their sizes, are others";
+    if (there[key] != value && key == "inputs") return "the input files, their sizes or their modification times are others";
     if (there[key] != value) return fmt::format("{} is {}, it was {}", key, value.dump(), there[key].dump());
   }
   return "";
@@ -110,6 +123,55 @@ void remove_old_output(const fs::path& directory) {
   }
 }
 
+// What is wrong with a shard that an index lists, or "".
+std::string fault_of(const fs::path& directory, const ShardSummary& listed) {
+  try {
+    const TokenShard shard(directory / listed.file, /*verify_content=*/false);
+    if (fmt::format("{:016x}", shard.header().checksum) != listed.checksum) return listed.file + ": not the shard that prepare.json lists";
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+// Held while a process writes to a directory; the file goes with it.
+class DirectoryLock {
+ public:
+  explicit DirectoryLock(const fs::path& directory) : path_(directory / ".prepare.lock") {
+    std::error_code error;
+    fs::create_directories(directory, error);
+    if (error) throw IoError("{}: cannot make the directory: {}", directory.string(), error.message());
+    for (bool is_mine = false; !is_mine;) {
+      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+      if (fd_ < 0) throw IoError("{}: cannot create: {}", path_.string(), std::strerror(errno));
+      if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK) return;  // a file system without locks
+        ::close(fd_);
+        throw ConfigError("{}: another `prepare` is writing there: wait for it, or use another --output", directory.string());
+      }
+      // The one that held it may have removed the file between the two calls: then a lock on it keeps nobody out.
+      struct stat held{}, named{};
+      is_mine = ::fstat(fd_, &held) == 0 && ::stat(path_.c_str(), &named) == 0 && held.st_ino == named.st_ino;
+      if (!is_mine) ::close(fd_);
+    }
+  }
+  ~DirectoryLock() {
+    ::unlink(path_.c_str());
+    ::close(fd_);
+  }
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  fs::path path_;
+  int fd_ = -1;
+};
+
+// What an interrupted run left cannot be gone on with.
+class CannotResume : public DataError {
+  using DataError::DataError;
+};
+
 bool holds_shards(const fs::path& directory) {
   for (const auto& entry : fs::directory_iterator(directory)) {
     if (entry.path().extension() == kShardExtension) return true;
@@ -125,6 +187,7 @@ class Preparation {
         document_end_id_(resolve_document_end(encoder, options.document_end)),
         packer_(encoder, document_end_id_, options.reader.bad_rows),
         settings_(describe_settings(options, encoder, reader_)),
+        lock_(options.output),
         train_(options.output, shard_settings(Split::train, encoder)),
         validation_(options.output, shard_settings(Split::validation, encoder)) {}
 
@@ -160,35 +223,66 @@ class Preparation {
 
   // Decides whether the output is new, unfinished (then goes on from its journal) or already what is asked for.
   std::optional<PrepareReport> take_up() {
-    if (options_.overwrite) remove_old_output(options_.output);
-    const std::string advice = "use another --output, or --overwrite";
-    if (fs::exists(index_path())) {
-      const json index = read_json(index_path());
-      const std::string where = index_path().string();
-      const std::string difference = first_difference(settings_, require<json>(index, "settings", where));
-      if (!difference.empty())
-        throw ConfigError("{} holds shards made with other settings: {}; {}", options_.output.string(), difference, advice);
-      PrepareReport report = report_of(index, where);
-      report.was_complete = true;
-      remove_journal(options_.output);
-      return report;
-    }
-    if (auto journal = read_journal(options_.output)) {
-      const std::string difference = first_difference(settings_, journal->settings);
-      if (!difference.empty()) {
-        throw ConfigError("{} holds an unfinished run of other settings: {}; {}", options_.output.string(), difference, advice);
+    const bool replaces_finished = options_.overwrite && fs::exists(index_path());
+    if (!replaces_finished) {
+      try {
+        if (auto finished = take_finished()) return finished;
+        if (take_unfinished()) return std::nullopt;
+        if (!holds_shards(options_.output)) {
+          save();
+          return std::nullopt;
+        }
+        throw ConfigError("{} holds shards of unknown origin: {}", options_.output.string(), kAdvice);
+      } catch (const CannotResume&) {
+        throw;
+      } catch (const Interrupted&) {
+        throw;
+      } catch (const Error&) {  // what lies there is other, or damaged
+        if (!options_.overwrite && !options_.reuse) throw;
       }
-      journal_ = std::move(*journal);
+    }
+    remove_old_output(options_.output);
+    save();
+    return std::nullopt;
+  }
+
+  // The result of an earlier run of the same settings, if there is an index.
+  std::optional<PrepareReport> take_finished() {
+    if (!fs::exists(index_path())) return std::nullopt;
+    const json index = read_json(index_path());
+    const std::string where = index_path().string();
+    const std::string difference = first_difference(settings_, require<json>(index, "settings", where));
+    if (!difference.empty())
+      throw ConfigError("{} holds shards made with other settings: {}; {}", options_.output.string(), difference, kAdvice);
+    PrepareReport report = report_of(index, where);
+    for (const ShardSummary& shard : report.shards) {
+      const std::string fault = fault_of(options_.output, shard);
+      if (!fault.empty()) throw DataError("{}: a shard that it lists is not there as it was written: {}; {}", where, fault, kAdvice);
+    }
+    report.was_complete = true;
+    remove_journal(options_.output);
+    return report;
+  }
+
+  // Goes back to where an interrupted run of the same settings stopped, if there was one.
+  bool take_unfinished() {
+    auto journal = read_journal(options_.output);
+    if (!journal) return false;
+    const std::string difference = first_difference(settings_, journal->settings);
+    if (!difference.empty()) {
+      throw ConfigError("{} holds an unfinished run of other settings: {}; {}", options_.output.string(), difference, kAdvice);
+    }
+    journal_ = std::move(*journal);
+    try {
       reader_.restore(journal_.place, journal_.counts);
       packer_.set_refused_conversations(journal_.refused_conversations);
       train_.restore(journal_.train);
       validation_.restore(journal_.validation);
-      was_resumed_ = true;
-      return std::nullopt;
+    } catch (const DataError& error) {
+      throw CannotResume("{}", error.what());
     }
-    if (holds_shards(options_.output)) throw ConfigError("{} holds shards of unknown origin: {}", options_.output.string(), advice);
-    save();
-    return std::nullopt;
+    was_resumed_ = true;
+    return true;
   }
 
   void save() {
@@ -245,12 +339,16 @@ class Preparation {
     for (bool more = true; more;) {
       TextBatch batch;
       Document document;
-      while (batch.size_bytes < options_.batch_bytes && batch.documents.size() < kMaxBatchDocuments) {
-        more = reader_.next(document);
-        if (!more) break;
-        batch.size_bytes += document.size_bytes();
-        batch.documents.push_back(std::move(document));
-        batch.counts.push_back(reader_.counts());
+      try {
+        while (batch.size_bytes < options_.batch_bytes && batch.documents.size() < kMaxBatchDocuments) {
+          more = reader_.next(document);
+          if (!more) break;
+          batch.size_bytes += document.size_bytes();
+          batch.documents.push_back(std::move(document));
+          batch.counts.push_back(reader_.counts());
+        }
+      } catch (const Interrupted&) {
+        more = false;  // the thread that writes looks at the signal after each batch, saves and ends the run
       }
       batch.place = reader_.place();
       batch.counts_at_end = reader_.counts();
@@ -341,11 +439,14 @@ class Preparation {
     return report;
   }
 
+  static constexpr const char* kAdvice = "use another --output, or --overwrite";
+
   const PrepareOptions& options_;
   TextReader reader_;
   std::optional<int32_t> document_end_id_;
   Packer packer_;
   json settings_;
+  DirectoryLock lock_;
   ShardWriter train_;
   ShardWriter validation_;
   PrepareJournal journal_;
@@ -362,6 +463,11 @@ void check_options(const PrepareOptions& options) {
   if (!(options.validation_fraction >= 0.0 && options.validation_fraction <= 1.0)) {
     throw ConfigError("validation_fraction = {}: it must lie between 0 and 1", options.validation_fraction);
   }
+  // Longer than any context in use; a row is held in memory whole, many times over in a batch.
+  constexpr int64_t kMaxContext = int64_t{1} << 24;
+  if (options.context_length < 1 || options.context_length > kMaxContext) {
+    throw ConfigError("context_length = {}: it must lie between 1 and {}", options.context_length, kMaxContext);
+  }
   if (options.max_tokens < 0) throw ConfigError("max_tokens = {}: it must be 0 (all text) or more", options.max_tokens);
   if (options.num_threads < 0) throw ConfigError("threads = {}: it must be 0 (all cores) or more", options.num_threads);
 }
@@ -370,6 +476,13 @@ void check_options(const PrepareOptions& options) {
 
 PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder) {
   check_options(options);
+  try {
+    return Preparation(options, encoder).run();
+  } catch (const CannotResume& error) {
+    if (!options.overwrite && !options.reuse) throw;
+    spdlog::warn("{}; beginning anew", error.what());
+  }
+  remove_old_output(options.output);
   return Preparation(options, encoder).run();
 }
 

@@ -22,8 +22,11 @@ struct PrepareOptions {
   double validation_fraction = 0.01;  // of documents, chosen by a hash of their text: the same text is always on the same side
   int64_t max_tokens = 0;             // both splits together; the document that reaches it is cut there; 0: all text
   uint64_t shard_bytes = 512ULL << 20;
-  int num_threads = 0;     // for encoding; 0: all cores. The result does not depend on it
-  bool overwrite = false;  // replace what another `prepare` left in the output
+  int num_threads = 0;  // for encoding; 0: all cores. The result does not depend on it
+  // What to do with what another `prepare` left in the output. By default an unfinished run of the same settings goes on, a finished
+  // one is taken as it is, and anything else is refused.
+  bool overwrite = false;  // replace it, finished or not; but an unfinished run of the same settings still goes on
+  bool reuse = false;      // as by default where the settings are the same, else replace it: for directories of a caller's own
   bool show_progress = true;
 
   uint64_t batch_bytes = 4ULL << 20;  // text encoded at once
@@ -44,8 +47,8 @@ struct PrepareReport {
   int64_t session_tokens = 0;
 };
 
-// Throws ConfigError (settings; an output that holds something else), DataError, IoError; Interrupted after a signal that a
-// SignalGuard caught, with everything saved for the next call.
+// Throws ConfigError (settings; an output that holds something else, or that another process is writing), DataError, IoError; Interrupted
+// after a signal that a SignalGuard caught, with everything saved for the next call.
 PrepareReport prepare(const PrepareOptions& options);
 PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder);  // options.model is only written down
 

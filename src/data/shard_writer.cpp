@@ -186,8 +186,13 @@ struct ShardWriter::Impl {
     const auto length = static_cast<uint64_t>(settings.context_length);
     const uint64_t num_rows = std::max<uint64_t>(1, (num_stored - 1 + length - 1) / length);
     ShardHeader header = describe(num_rows);
-    const std::vector<std::byte> padding((num_rows * length + 1 - num_stored) * id_size);
-    write_ids(padding);
+    // In parts: a short text may leave most of a very long row to padding.
+    const std::vector<std::byte> zeros(std::min<uint64_t>((num_rows * length + 1 - num_stored) * id_size, 1 << 20));
+    for (uint64_t left = (num_rows * length + 1 - num_stored) * id_size; left > 0;) {
+      const uint64_t now = std::min<uint64_t>(left, zeros.size());
+      write_ids(std::span(zeros).first(now));
+      left -= now;
+    }
     header.metadata = {align_section(sizeof header), metadata.size(), xxh3_64(bytes_of(metadata))};
     header.tokens = {tokens_offset(), file->size() - tokens_offset(), tokens_hash->digest()};
     mask_bits.resize(masked ? (num_rows * length + 1 + 7) / 8 : 0);
@@ -349,7 +354,7 @@ void ShardWriter::restore(const json& state) {
   const json& open = state["open"];
   const std::vector<uint8_t> borders = require<json>(open, "borders", where).get_binary();
   s.borders.resize(borders.size() / sizeof(uint64_t));
-  std::memcpy(s.borders.data(), borders.data(), s.borders.size() * sizeof(uint64_t));
+  if (!s.borders.empty()) std::memcpy(s.borders.data(), borders.data(), s.borders.size() * sizeof(uint64_t));
   s.mask_bits = require<json>(open, "mask_bits", where).get_binary();
   s.masked = require<bool>(open, "masked", where);
   s.num_stored = require<uint64_t>(open, "num_stored", where);

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "data/byte_stream.h"
 
@@ -59,9 +61,12 @@ size_t piece_end(std::string_view text, size_t max_bytes) {
   while (cut != std::string_view::npos && cut > 0 && head[cut - 1] == '\n') --cut;
   if (cut == std::string_view::npos || cut < max_bytes / 2) cut = head.rfind(' ');
   if (cut != std::string_view::npos && cut >= max_bytes / 2 && cut > 0) return cut;
-  cut = max_bytes;
-  while (cut > 1 && (static_cast<unsigned char>(text[cut]) & 0xC0) == 0x80) --cut;
-  return cut;
+  // Before a character. It has at most three bytes after its first: what looks longer is no UTF-8, and is cut where it stands, so that
+  // no piece is much shorter than asked for.
+  for (cut = max_bytes; cut > 1 && max_bytes - cut <= 3; --cut) {
+    if ((static_cast<unsigned char>(text[cut]) & 0xC0) != 0x80) return cut;
+  }
+  return max_bytes;
 }
 
 namespace {
@@ -101,7 +106,7 @@ class TextSource : public RowSource {
     if (given_end_) return false;
     const size_t size = piece_end(buffer_, max_bytes_);
     document.text.assign(buffer_, 0, size);
-    buffer_.erase(0, size);
+    buffer_.erase(0, size);  // moves no more than was given: a piece is at least half of max_bytes_
     document.begins = is_first_;
     document.ends = given_end_ = at_end_ && buffer_.empty();
     is_first_ = false;
@@ -124,6 +129,13 @@ std::optional<FileFormat> format_of(const fs::path& path) {
   if (ending == ".jsonl" || ending == ".ndjson") return FileFormat::jsonl;
   if (ending == ".parquet" && plain == path) return FileFormat::parquet;
   return std::nullopt;
+}
+
+// What lies beside the texts of a directory without being one of them: hidden files (downloads leave some), README*, LICENSE*.
+bool is_no_corpus(const fs::path& relative) {
+  const std::string name = relative.filename().string();
+  if (name.starts_with("README") || name.starts_with("LICENSE")) return true;
+  return std::ranges::any_of(relative, [](const fs::path& part) { return part.string().starts_with('.') && part != "." && part != ".."; });
 }
 
 void normalize_newlines(std::string& text) {
@@ -160,10 +172,18 @@ struct TextReader::Impl {
   bool long_ends = true;
 
   void find_files() {
+    std::set<fs::path> seen;
     for (const auto& input : options.inputs) {
       const bool is_directory = fs::is_directory(input);
-      size_t num_passed_over = 0;
+      size_t num_passed_over = 0, num_not_corpus = 0;
       for (const auto& path : expand_paths({input})) {
+        if (is_directory && is_no_corpus(path.lexically_relative(input))) {
+          ++num_not_corpus;
+          continue;
+        }
+        if (!fs::is_regular_file(path))
+          throw IoError("{}: not a regular file: text is read from files, whose size is known", path.string());
+        if (!seen.insert(fs::canonical(path)).second) continue;
         const auto format = options.format == FileFormat::automatic ? format_of(path) : options.format;
         if (!format && is_directory) {
           ++num_passed_over;
@@ -177,6 +197,9 @@ struct TextReader::Impl {
           formats.push_back(*format);
           sizes.push_back(fs::file_size(path));
         }
+      }
+      if (num_not_corpus > 0) {
+        spdlog::info("{}: {} passed over (hidden, README or licence)", input, num_not_corpus == 1 ? "1 file" : fmt::format("{} files", num_not_corpus));
       }
       if (num_passed_over > 0) {
         spdlog::warn("{}: {} passed over: no text, JSONL or Parquet", input,
@@ -197,15 +220,21 @@ struct TextReader::Impl {
     }
   }
 
+  // Of the row that was read last, as people count.
+  [[nodiscard]] std::string row_name() const {
+    const std::string name = source->row_name();
+    return name.empty() ? fmt::format("row {}", place.row + 1) : name;
+  }
+
   // Counts a row that is not as it should be. True when it can be used.
   bool accept(Document& document, RowStatus status, const std::string& problem) {
     if (status == RowStatus::ok) return true;
     if (options.bad_rows == BadRowPolicy::fail) {
-      throw DataError("{}: row {}: {} (--bad-rows skip or replace goes on)", files[place.file].string(), place.row, problem);
+      throw DataError("{}: {}: {} (--bad-rows skip or replace goes on)", files[place.file].string(), row_name(), problem);
     }
     ++(status == RowStatus::malformed ? counts.malformed_rows : counts.invalid_utf8);
     if (counts.malformed_rows + counts.invalid_utf8 <= 5) {
-      spdlog::warn("{}: row {}: {}", files[place.file].string(), place.row, problem);
+      spdlog::warn("{}: {}: {}", files[place.file].string(), row_name(), problem);
     }
     if (status == RowStatus::repaired) return true;
     if (document.begins && document.ends) return false;
@@ -244,6 +273,7 @@ struct TextReader::Impl {
 
   bool next(Document& document) {
     for (;;) {
+      throw_if_interrupted();  // rows that are left out may be many
       if (!long_text.empty()) {
         take_piece(document);
         break;

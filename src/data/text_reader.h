@@ -74,7 +74,8 @@ class RowSource {
   virtual ~RowSource() = default;
   // False at the end of the file. `problem` says what is wrong when the status is not ok.
   virtual bool next(Document& document, RowStatus& status, std::string& problem) = 0;
-  virtual void skip(uint64_t num_rows) = 0;  // as many calls of next() would
+  virtual void skip(uint64_t num_rows) = 0;                          // as many calls of next() would
+  [[nodiscard]] virtual std::string row_name() const { return ""; }  // of the last row where rows are lines ("line 7"), for messages
   [[nodiscard]] virtual uint64_t bytes_done() const = 0;
 };
 // Where to cut a text of more than `max_bytes`: the last place that leaves a newline (else a space, else a whole character)
@@ -90,14 +91,14 @@ RowStatus check_utf8(std::string& text, BadRowPolicy policy, std::string& proble
 
 class TextReader {
  public:
-  // Finds the files and their formats. Throws ConfigError for a file whose format is unknown (in a directory such files are
-  // passed over with a warning), IoError for an argument that matches nothing.
+  // Finds the files and their formats. Throws ConfigError for a file whose format is unknown (in a directory such files are passed
+  // over with a warning, as are hidden files, README* and LICENSE*), IoError for an argument that matches nothing.
   explicit TextReader(ReaderOptions options);
   ~TextReader();
   TextReader(const TextReader&) = delete;
   TextReader& operator=(const TextReader&) = delete;
 
-  // False at the end. Throws IoError, DataError.
+  // False at the end. Throws IoError, DataError; Interrupted after a signal that a SignalGuard caught: place() is still right.
   bool next(Document& document);
 
   [[nodiscard]] const std::vector<fs::path>& files() const;

@@ -156,7 +156,7 @@ std::string TokenShard::fingerprint() const {
 void TokenShard::copy_tokens(uint64_t first, std::span<int32_t> out) const {
   const std::byte* ids = section(header_.tokens).data() + first * header_.id_size;
   if (header_.id_size == 4) {
-    std::memcpy(out.data(), ids, out.size_bytes());
+    if (!out.empty()) std::memcpy(out.data(), ids, out.size_bytes());
     return;
   }
   const auto* narrow = reinterpret_cast<const uint16_t*>(ids);

@@ -58,6 +58,7 @@ void convert_all(std::span<const std::byte> bytes, float* __restrict out, Conver
     std::memcpy(chunk.data(), bytes.data() + done * sizeof(Stored), sizeof chunk);
     for (size_t i = 0; i < kChunk; ++i) out[done + i] = convert(chunk[i]);
   }
+  if (done == count) return;  // an empty span may point nowhere, which memcpy must not see
   std::memcpy(chunk.data(), bytes.data() + done * sizeof(Stored), (count - done) * sizeof(Stored));
   for (size_t i = 0; done + i < count; ++i) out[done + i] = convert(chunk[i]);
 }

@@ -51,7 +51,10 @@ std::optional<SpecialToken> special_token(const GgufFile& file, const Vocabulary
   if (*id < 0 || static_cast<size_t>(*id) >= vocabulary.pieces.size()) {
     throw DataError("{}: {} is {}, the vocabulary has {} tokens", vocabulary.file, key, *id, vocabulary.pieces.size());
   }
-  return SpecialToken{*id, vocabulary.pieces[static_cast<size_t>(*id)]};
+  const std::string& piece = vocabulary.pieces[static_cast<size_t>(*id)];
+  // Not checked yet where the piece is marked as unused.
+  if (valid_utf8_prefix(piece) != piece.size()) throw DataError("{}: tokenizer.ggml.tokens[{}] is not UTF-8", vocabulary.file, *id);
+  return SpecialToken{*id, piece};
 }
 
 Json vocabulary_object(const Vocabulary& vocabulary) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <set>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -130,7 +131,11 @@ constexpr const char* kRecord = ".fetched.json";
 
 json read_record(const fs::path& directory) {
   const fs::path path = directory / kRecord;
-  return fs::exists(path) ? read_json(path) : json::object();
+  json record = fs::exists(path) ? read_json(path) : json::object();
+  const bool is_record = record.is_object() && (!record.contains("files") || record["files"].is_object());
+  if (!is_record) throw DataError("{}: it must be an object whose key 'files' is an object: delete it, and fetch again", path.string());
+  record.emplace("files", json::object());
+  return record;
 }
 
 std::string checksum_of(const HubFile& file) {
@@ -139,10 +144,9 @@ std::string checksum_of(const HubFile& file) {
 
 // Whether `directory` holds the file as it is now in the repository.
 bool is_there(const fs::path& directory, const json& record, const HubFile& file) {
-  const auto files = record.find("files");
-  if (files == record.end() || !files->is_object()) return false;
-  const auto known = files->find(file.name);
-  if (known == files->end() || *known != checksum_of(file)) return false;
+  const json& files = record["files"];
+  const auto known = files.find(file.name);
+  if (known == files.end() || *known != checksum_of(file)) return false;
   std::error_code ignored;
   return fs::file_size(directory / file.name, ignored) == static_cast<uintmax_t>(file.size_bytes);
 }
@@ -195,27 +199,57 @@ Download download_of(const HubSettings& hub, RepositoryKind kind, const Reposito
           .git_blob_sha1 = file.git_blob_sha1};
 }
 
-// What an interrupted run left of a file.
+// What an interrupted run left of a file that it had not finished.
 int64_t size_of_part(const Download& download) {
   std::error_code error;
   const auto size = static_cast<int64_t>(fs::file_size(download.target.string() + ".incomplete", error));
   return error ? 0 : std::min(size, *download.size_bytes);
 }
 
-// Files into `directory`, which appears whole when it is new.
-void move_into_place(const fs::path& staging, const fs::path& directory, const std::vector<HubFile>& files) {
-  if (!fs::exists(directory)) {
-    fs::rename(staging, directory);
-    sync_path(directory.parent_path());
-    return;
+// What of a file takes room on the disk already.
+int64_t size_on_disk(const Download& download) {
+  std::error_code error;
+  const bool is_whole = fs::file_size(download.target, error) == static_cast<uintmax_t>(*download.size_bytes);
+  return is_whole && !error ? *download.size_bytes : size_of_part(download);
+}
+
+// Recorded files that the repository has no more, or has otherwise, and that are not brought now: beside files of another commit they
+// would make a model that never was.
+std::set<std::string> stale_files(const json& record, const HubListing& listing, const std::vector<HubFile>& selected) {
+  std::set<std::string> stale;
+  for (const auto& [name, checksum] : record["files"].items()) stale.insert(name);
+  for (const HubFile& file : listing.files) {
+    const auto known = record["files"].find(file.name);
+    if (known != record["files"].end() && *known == checksum_of(file)) stale.erase(file.name);
   }
-  for (const HubFile& file : files) {
-    fs::create_directories((directory / file.name).parent_path());
-    fs::rename(staging / file.name, directory / file.name);
-  }
-  fs::rename(staging / kRecord, directory / kRecord);
+  for (const HubFile& file : selected) stale.erase(file.name);
+  return stale;
+}
+
+// The same file under a second name; a copy where the file system has no such links.
+void link_or_copy(const fs::path& from, const fs::path& to) {
+  fs::create_directories(to.parent_path());
+  std::error_code error;
+  fs::create_hard_link(from, to, error);
+  if (error) fs::copy_file(from, to);
+}
+
+// Replaces `directory` by one with the files that were brought, those of before that are still good, and the record. Nobody sees a
+// mixture, and what else an interrupted run left in `staging` goes.
+void move_into_place(const fs::path& staging, const fs::path& directory, const std::vector<HubFile>& brought,
+                     const std::set<std::string>& stale, const json& record) {
+  write_directory_atomic(directory, [&](const fs::path& fresh) {
+    for (const HubFile& file : brought) link_or_copy(staging / file.name, fresh / file.name);
+    if (fs::exists(directory)) {
+      for (const auto& entry : fs::recursive_directory_iterator(directory)) {
+        const fs::path name = entry.path().lexically_relative(directory);
+        const bool is_kept = entry.is_regular_file() && !stale.contains(name.string()) && name != kRecord;
+        if (is_kept && !fs::exists(fresh / name)) link_or_copy(entry.path(), fresh / name);
+      }
+    }
+    write_json(fresh / kRecord, record);
+  });
   fs::remove_all(staging);
-  sync_path(directory);
 }
 
 }  // namespace
@@ -284,15 +318,19 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
   const fs::path staging = result.directory.string() + ".incomplete";
   json record = read_record(result.directory);
   std::vector<HubFile> missing;
-  int64_t missing_bytes = 0;
+  int64_t missing_bytes = 0, present_bytes = 0;
   for (const HubFile& file : selected) {
-    result.size_bytes += file.size_bytes;
+    if (__builtin_add_overflow(result.size_bytes, file.size_bytes, &result.size_bytes)) {
+      throw DataError("{}: the sizes of its files add up to more than 2^63 bytes: is this a Hugging Face hub?", full_name(repository));
+    }
     if (is_there(result.directory, record, file)) continue;
     missing.push_back(file);
     missing_bytes += file.size_bytes;
+    present_bytes += size_on_disk(download_of(hub, kind, repository, listing.commit, file, staging));
   }
-  if (missing.empty()) return result;
-  check_free_space(staging, missing_bytes);
+  const std::set<std::string> stale = stale_files(record, listing, selected);
+  if (missing.empty() && stale.empty()) return result;
+  check_free_space(staging, missing_bytes - present_bytes);
   FetchProgress progress(missing_bytes);
   for (const HubFile& file : missing) {
     const Download download = download_of(hub, kind, repository, listing.commit, file, staging);
@@ -314,8 +352,8 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
   record["repository"] = full_name(repository);
   record["revision"] = repository.revision;
   record["commit"] = listing.commit;
-  write_json(staging / kRecord, record);
-  move_into_place(staging, result.directory, missing);
+  for (const std::string& name : stale) record["files"].erase(name);
+  move_into_place(staging, result.directory, missing, stale, record);
   progress.finish();
   return result;
 }

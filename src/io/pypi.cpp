@@ -4,7 +4,6 @@
 
 #include <cctype>
 #include <cstdlib>
-#include <regex>
 #include <sstream>
 
 #include "base/json.h"
@@ -44,6 +43,48 @@ std::string without_entities(std::string text) {
   for (size_t at = text.find(kAmpersand); at != std::string::npos; at = text.find(kAmpersand, at + 1))
     text.replace(at, kAmpersand.size(), "&");
   return text;
+}
+
+// <a href="...">text</a>
+struct Anchor {
+  std::string href, text;
+};
+
+// The anchors of an index page, whose text is a file's name. A plain scan: what a server sends may be of any length and shape.
+std::vector<Anchor> anchors_of(std::string_view page) {
+  constexpr std::string_view kSpace = " \t\r\n\f";
+  const auto skip_space = [&](size_t at) { return std::min(page.find_first_not_of(kSpace, at), page.size()); };
+  std::vector<Anchor> anchors;
+  for (size_t at = page.find('<'); at != std::string_view::npos; at = page.find('<', at)) {
+    const bool is_anchor =
+        at + 2 < page.size() && to_lower(page.substr(at + 1, 1)) == "a" && kSpace.find(page[at + 2]) != std::string_view::npos;
+    at += 2;
+    if (!is_anchor) {
+      --at;
+      continue;
+    }
+    Anchor anchor;
+    for (at = skip_space(at); at < page.size() && page[at] != '>'; at = skip_space(at)) {
+      const size_t name_end = std::min(page.find_first_of(" \t\r\n\f=>", at + 1), page.size());
+      const std::string name = to_lower(page.substr(at, name_end - at));
+      at = skip_space(name_end);
+      if (at >= page.size() || page[at] != '=') continue;
+      at = skip_space(at + 1);
+      if (at >= page.size()) break;
+      const bool is_quoted = page[at] == '"' || page[at] == '\'';
+      const size_t begin = is_quoted ? at + 1 : at;
+      const size_t end = std::min(is_quoted ? page.find(page[at], begin) : page.find_first_of(" \t\r\n\f>", begin), page.size());
+      if (name == "href") anchor.href = page.substr(begin, end - begin);
+      at = is_quoted ? end + 1 : end;
+    }
+    if (at >= page.size()) break;
+    const size_t begin = skip_space(at + 1);
+    at = std::min(page.find('<', begin), page.size());
+    const size_t last = page.find_last_not_of(kSpace, at - 1);
+    if (last != std::string_view::npos && last >= begin) anchor.text = page.substr(begin, last + 1 - begin);
+    anchors.push_back(std::move(anchor));
+  }
+  return anchors;
 }
 
 // User and password written into the index's URL also open its files, as long as they lie on the same server.
@@ -138,9 +179,8 @@ std::string find_wheel_url(const std::string& page, const std::string& page_url,
       if (get_or<std::string>(file, "filename", "", where) == wheel) return resolve_url(page_url, require<std::string>(file, "url", where));
     }
   } else {
-    static const std::regex anchor(R"re(<a\s[^>]*href\s*=\s*["']([^"']*)["'][^>]*>\s*([^<\s]*)\s*</a>)re", std::regex::icase);
-    for (auto it = std::sregex_iterator(page.begin(), page.end(), anchor); it != std::sregex_iterator(); ++it) {
-      if ((*it)[2] == wheel) return resolve_url(page_url, without_entities((*it)[1]));
+    for (const Anchor& anchor : anchors_of(page)) {
+      if (anchor.text == wheel && !anchor.href.empty()) return resolve_url(page_url, without_entities(anchor.href));
     }
   }
   throw DataError("{}: there is no {}", where, wheel);

@@ -40,6 +40,63 @@ constexpr auto kHarmlessKeys = std::to_array<std::string_view>({
 });
 // clang-format on
 
+// Keys by which other families change what a model computes. Each with the value that changes nothing; null and false never do.
+// Where the neutral value depends on other sizes (Granite's attention_multiplier replaces 1 / sqrt(head_dim)), there is none.
+enum class Neutral { none, zero, one, all_ones };
+constexpr auto kChangingKeys = std::to_array<std::pair<std::string_view, Neutral>>({
+    {"embedding_multiplier", Neutral::one},
+    {"residual_multiplier", Neutral::one},
+    {"lm_head_multiplier", Neutral::one},
+    {"key_multiplier", Neutral::one},
+    {"logits_scaling", Neutral::one},
+    {"logit_scale", Neutral::one},
+    {"scale_emb", Neutral::one},
+    {"rotary_pct", Neutral::one},
+    {"attention_multiplier", Neutral::none},
+    {"scale_depth", Neutral::none},
+    {"dim_model_base", Neutral::none},
+    {"query_pre_attn_scalar", Neutral::none},
+    {"final_logit_softcapping", Neutral::none},
+    {"attn_logit_softcapping", Neutral::none},
+    {"router_logit_softcapping", Neutral::none},
+    {"clip_qkv", Neutral::none},
+    {"qkv_clip", Neutral::none},
+    {"num_experts", Neutral::zero},
+    {"num_local_experts", Neutral::zero},
+    {"n_routed_experts", Neutral::zero},
+    {"num_experts_per_tok", Neutral::zero},
+    {"kv_lora_rank", Neutral::zero},
+    {"q_lora_rank", Neutral::zero},
+    {"sliding_window_pattern", Neutral::none},
+    {"attention_window_size", Neutral::none},
+    {"attention_chunk_size", Neutral::none},
+    {"no_rope_layers", Neutral::all_ones},
+    {"no_rope_layer_interval", Neutral::zero},
+    {"rotary_dim", Neutral::none},
+    {"alibi", Neutral::none},
+    {"use_alibi", Neutral::none},
+    {"use_parallel_residual", Neutral::none},
+    {"parallel_residual", Neutral::none},
+    {"parallel_attn", Neutral::none},
+    {"use_qk_norm", Neutral::none},
+    {"qk_layernorm", Neutral::none},
+});
+
+bool is_neutral(const json& value, Neutral neutral) {
+  if (value.is_null() || value == false) return true;
+  switch (neutral) {
+    case Neutral::zero:
+      return value == 0;
+    case Neutral::one:
+      return value == 1;
+    case Neutral::all_ones:  // 1 = the layer rotates
+      return value.is_array() && std::all_of(value.begin(), value.end(), [](const json& layer) { return layer == 1 || layer == true; });
+    case Neutral::none:
+      break;
+  }
+  return false;
+}
+
 void require_full_attention(ConfigReader& reader, int64_t num_layers) {
   const json* types = reader.find("layer_types");
   if (!types) return;
@@ -104,7 +161,13 @@ void ConfigReader::finish() const {
   std::vector<std::string> unknown;
   for (const auto& [key, value] : config_.items()) {
     const bool is_harmless = std::find(kHarmlessKeys.begin(), kHarmlessKeys.end(), key) != kHarmlessKeys.end();
-    if (!is_harmless && !read_.contains(key) && !value.is_null()) unknown.push_back(key);
+    if (is_harmless || read_.contains(key)) continue;
+    const auto* changing = std::ranges::find(kChangingKeys, std::string_view(key), &decltype(kChangingKeys)::value_type::first);
+    if (changing != kChangingKeys.end()) {
+      if (!is_neutral(value, changing->second)) refuse(key, "it changes what the model computes, and no supported family has it");
+    } else if (!value.is_null()) {
+      unknown.push_back(key);
+    }
   }
   if (unknown.empty()) return;
   static std::mutex mutex;
@@ -120,6 +183,8 @@ nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_di
   config.hidden_size = reader.size("hidden_size");
   config.intermediate_size = reader.size("intermediate_size");
   config.num_layers = reader.size("num_hidden_layers");
+  // Far above any model; what is made per layer before the weights are looked at stays small.
+  if (config.num_layers > 65536) reader.refuse("num_hidden_layers", "at most 65536 layers are");
   config.num_heads = reader.size("num_attention_heads");
   config.num_kv_heads = reader.size_or("num_key_value_heads", config.num_heads);
   config.max_position_embeddings = reader.size_or("max_position_embeddings", 2048);
@@ -156,10 +221,12 @@ nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_di
 
 void refuse_sliding_window(ConfigReader& reader, int64_t num_layers) {
   const bool uses_window = reader.flag_or("use_sliding_window", false);
-  const bool has_window = reader.find("sliding_window") != nullptr;
-  const json* first_layer = reader.find("max_window_layers");
+  // As transformers: without the key the window is 4096, and only null means that there is none; it begins with layer 28 unless said.
+  const bool has_window = reader.find("sliding_window") != nullptr || !reader.has("sliding_window");
+  const json* stated = reader.find("max_window_layers");
+  const json first_layer = stated ? *stated : reader.has("max_window_layers") ? json() : json(28);
   if (!uses_window || !has_window || reader.find("layer_types")) return;
-  if (!first_layer || !first_layer->is_number_integer() || first_layer->get<int64_t>() < num_layers) {
+  if (!first_layer.is_number_integer() || first_layer.get<int64_t>() < num_layers) {
     reader.refuse("use_sliding_window",
                   "every layer must attend to the whole context; with max_window_layers >= num_hidden_layers it would");
   }

@@ -10,7 +10,7 @@
 
 namespace distil_xlstm::teacher {
 
-// Every key is read, known not to change the result, required to have the one value that is supported, or warned about:
+// Every key is read, known not to change the result, required to have a value that is supported, or warned about:
 // none is silently dropped. Errors are ConfigError that name `where`, the key, its value and what is allowed.
 class ConfigReader {
  public:
@@ -21,11 +21,13 @@ class ConfigReader {
   [[nodiscard]] double positive_or(std::string_view key, double fallback);
   [[nodiscard]] bool flag_or(std::string_view key, bool fallback);
   [[nodiscard]] const json* find(std::string_view key);  // nullptr when missing or null; marks the key as read
+  [[nodiscard]] bool has(std::string_view key) const { return config_.contains(key); }  // also when it is null
 
   // The key is missing, null or equal to `allowed`; `why` ends the message ("only full attention is supported").
   void only(std::string_view key, const json& allowed, std::string_view why);
 
-  // Warns, once in a process for a set of keys, about those that nobody read and that are not known to be harmless.
+  // Refuses keys of other families that change what a model computes, unless they are at the value that changes nothing. Warns, once
+  // in a process for a set of keys, about the others that nobody read and that are not known to be harmless.
   void finish() const;
 
   [[nodiscard]] const std::string& where() const { return where_; }

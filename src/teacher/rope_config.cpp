@@ -26,6 +26,16 @@ struct RopeKeys {
   }
 };
 
+// A parameter that may stand among the others or at the top level, as older checkpoints have it.
+double number_anywhere(ConfigReader& reader, const RopeKeys& keys, std::string_view key, double fallback) {
+  const double outer = reader.positive_or(key, fallback);
+  const double inner = keys.number(reader, key, outer);
+  if (reader.find(key) && inner != outer) {
+    throw ConfigError("{}: {} = {} and {}.{} = {} contradict each other: keep one", reader.where(), key, outer, keys.name, key, inner);
+  }
+  return inner;
+}
+
 RopeKeys find_rope_keys(ConfigReader& reader) {
   RopeKeys keys;
   const json* scaling = reader.find("rope_scaling");
@@ -67,13 +77,12 @@ double yarn_attention_factor(const ConfigReader& reader, const RopeKeys& keys, d
 nn::RopeConfig read_rope(ConfigReader& reader, int64_t max_position_embeddings) {
   const RopeKeys keys = find_rope_keys(reader);
   nn::RopeConfig rope;
-  rope.theta = keys.number(reader, "rope_theta", reader.positive_or("rope_theta", 10000.0));
-  if (keys.number(reader, "partial_rotary_factor", reader.positive_or("partial_rotary_factor", 1.0)) != 1.0) {
+  rope.theta = number_anywhere(reader, keys, "rope_theta", 10000.0);
+  if (number_anywhere(reader, keys, "partial_rotary_factor", 1.0) != 1.0) {
     throw ConfigError("{}: partial_rotary_factor must be 1: rotating a part of each head is not supported", reader.where());
   }
   const json type = keys.values.contains("rope_type") ? keys.values["rope_type"] : keys.values.value("type", json("default"));
-  const double original = keys.number(reader, "original_max_position_embeddings",
-                                      reader.positive_or("original_max_position_embeddings", static_cast<double>(max_position_embeddings)));
+  const double original = number_anywhere(reader, keys, "original_max_position_embeddings", static_cast<double>(max_position_embeddings));
   std::vector<std::string_view> known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
   auto also = [&](std::initializer_list<std::string_view> more) { known.insert(known.end(), more); };
   if (type == "default") {
@@ -98,7 +107,11 @@ nn::RopeConfig read_rope(ConfigReader& reader, int64_t max_position_embeddings) 
     rope.factor = keys.number(reader, "factor", static_cast<double>(max_position_embeddings) / original);
     rope.beta_fast = keys.number(reader, "beta_fast", 32.0);
     rope.beta_slow = keys.number(reader, "beta_slow", 1.0);
-    rope.truncate = keys.values.value("truncate", true);
+    const auto truncate = keys.values.find("truncate");
+    if (truncate != keys.values.end() && !truncate->is_boolean()) {
+      throw ConfigError("{}: {}.truncate = {} must be true or false", reader.where(), keys.name, truncate->dump());
+    }
+    rope.truncate = truncate == keys.values.end() || truncate->get<bool>();
     rope.attention_factor = yarn_attention_factor(reader, keys, rope.factor);
   } else {
     reader.refuse(keys.name, "the supported types are default, linear, llama3 and yarn");

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <bit>
 #include <map>
-#include <numeric>
 #include <optional>
 
 #include "base/error.h"
@@ -202,7 +201,13 @@ std::vector<TensorSpec> tensor_specs(const nn::TransformerConfig& config) {
 int64_t num_parameters(const nn::TransformerConfig& config) {
   int64_t sum = 0;
   for (const TensorSpec& spec : tensor_specs(config)) {
-    sum += std::accumulate(spec.shape.begin(), spec.shape.end(), int64_t{1}, std::multiplies<>());
+    int64_t elements = 1;
+    bool overflows = false;
+    for (const int64_t size : spec.shape) overflows = overflows || __builtin_mul_overflow(elements, size, &elements);
+    if (overflows || __builtin_add_overflow(sum, elements, &sum)) {
+      throw ConfigError("config.json: its sizes ask for more than 2^63 parameters, with '{}' of [{}]", spec.name,
+                        fmt::join(spec.shape, ", "));
+    }
   }
   return sum;
 }

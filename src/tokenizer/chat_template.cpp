@@ -19,37 +19,58 @@ std::string template_source(const io::TokenizerFiles& files) {
   if (it->is_string()) return it->get<std::string>();
   if (it->is_array()) {
     for (const json& entry : *it) {
-      if (entry.is_object() && entry.value("name", "") == "default") return require<std::string>(entry, "template", files.origin);
+      if (entry.is_object() && get_or<std::string>(entry, "name", "", files.origin + ": chat_template") == "default")
+        return require<std::string>(entry, "template", files.origin);
     }
   }
   throw DataError("{}: chat_template must be a text, or a list that has an entry named 'default'", files.origin);
 }
 
-std::string content_of(const json& token) {
-  if (token.is_string()) return token.get<std::string>();
-  return token.is_object() ? token.value("content", "") : "";
+// A token as text, or as an object that holds it.
+template <typename Json>
+std::string content_of(const Json& token, const std::string& where) {
+  if (token.is_string()) return token.template get<std::string>();
+  if (!token.is_object()) return "";
+  const auto content = token.find("content");
+  if (content == token.end() || content->is_null()) return "";
+  if (!content->is_string()) throw DataError("{}: the 'content' of a special token is not a text", where);
+  return content->template get<std::string>();
 }
 
 // What `transformers` gives a template besides the messages: the special tokens by their names.
-json special_tokens(const json& config) {
+json special_tokens(const json& config, const std::string& where) {
   json tokens = json::object();
   constexpr std::array kNames = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"};
   for (const char* name : kNames) {
     const auto it = config.find(name);
-    if (it != config.end() && !content_of(*it).empty()) tokens[name] = content_of(*it);
+    if (it != config.end() && !content_of(*it, where).empty()) tokens[name] = content_of(*it, where);
   }
   return tokens;
+}
+
+// tokenizer.json without its vocabulary and merges: of the outermost keys only `added_tokens` is kept while it is parsed.
+nlohmann::json parse_added_tokens(const std::string& tokenizer_json, const std::string& where) {
+  const auto keep = [](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& key) {
+    return depth != 1 || event != nlohmann::json::parse_event_t::key || key == "added_tokens";
+  };
+  try {
+    const auto parsed = nlohmann::json::parse(tokenizer_json, keep);
+    const auto tokens = parsed.find("added_tokens");
+    return tokens == parsed.end() ? nlohmann::json() : *tokens;
+  } catch (const nlohmann::json::exception& error) {
+    throw DataError("{}: not JSON: {}", where, error.what());
+  }
 }
 
 // Every added token, longest first: one of them ends a turn.
 std::vector<std::string> added_tokens(const io::TokenizerFiles& files) {
   std::vector<std::string> tokens;
-  const auto add = [&](const json& token) {
-    if (std::string content = content_of(token); !content.empty()) tokens.push_back(std::move(content));
+  const auto add = [&](const auto& token) {
+    if (std::string content = content_of(token, files.origin); !content.empty()) tokens.push_back(std::move(content));
   };
   if (!files.tokenizer_json.empty()) {
-    const json parsed = parse_json(files.tokenizer_json, files.origin);
-    if (const auto it = parsed.find("added_tokens"); it != parsed.end() && it->is_array()) std::for_each(it->begin(), it->end(), add);
+    const nlohmann::json added = parse_added_tokens(files.tokenizer_json, files.origin);
+    if (added.is_array()) std::for_each(added.begin(), added.end(), add);
   }
   if (const auto it = files.tokenizer_config.find("added_tokens_decoder"); it != files.tokenizer_config.end() && it->is_object()) {
     std::for_each(it->begin(), it->end(), add);
@@ -69,11 +90,14 @@ struct Range {
 class Marks {
  public:
   explicit Marks(const std::vector<ChatMessage>& messages) {
-    for (unsigned code = 0xE000; code < 0xF800 && characters_.size() < 2; ++code) {
+    for (unsigned code = 0xE000; code <= 0xF8FF && characters_.size() < 2; ++code) {
       const std::string character = {static_cast<char>(0xE0 | (code >> 12)), static_cast<char>(0x80 | ((code >> 6) & 0x3F)),
                                      static_cast<char>(0x80 | (code & 0x3F))};
       const auto has = [&](const ChatMessage& message) { return message.content.find(character) != std::string::npos; };
       if (std::ranges::none_of(messages, has)) characters_.push_back(character);
+    }
+    if (characters_.size() < 2) {
+      throw DataError("a conversation holds (nearly) every character for private use (U+E000 to U+F8FF): its answers cannot be marked");
     }
   }
 
@@ -122,7 +146,7 @@ struct ChatTemplate::Impl {
   rust::TemplateHandle handle;
 
   explicit Impl(const io::TokenizerFiles& files)
-      : origin(files.origin), special(special_tokens(files.tokenizer_config)), turn_ends(added_tokens(files)) {
+      : origin(files.origin), special(special_tokens(files.tokenizer_config, files.origin)), turn_ends(added_tokens(files)) {
     const std::string source = template_source(files);
     rust::Error error;
     if (!dx_template_compile(rust::text(source), handle.out(), error.out())) {

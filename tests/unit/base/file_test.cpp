@@ -94,6 +94,34 @@ TEST_F(FileTest, ExpandsFilesDirectoriesAndGlobs) {
   EXPECT_THAT(message_of([&] { expand_paths({(folder_ / "*.md").string()}); }), HasSubstr("*.md: no such file"));
 }
 
+TEST_F(FileTest, GlobsGoThroughDirectories) {
+  for (const char* name : {"1.txt", "d1/2.txt", "d1/x/3.txt", "d1/x/y/4.txt", "d2/5.txt", "d[1]/6.txt", ".h/7.txt", "d1/.8.txt"})
+    write_file_atomic(folder_ / name, "x");
+  const auto found = [&](const std::string& pattern) {
+    std::vector<std::string> names;
+    for (const fs::path& path : expand_paths({(folder_ / pattern).string()})) names.push_back(path.lexically_relative(folder_));
+    return names;
+  };
+  EXPECT_THAT(found("d1/**"), ElementsAre("d1/2.txt", "d1/x/3.txt", "d1/x/y/4.txt"));
+  EXPECT_THAT(found("d1/*/**/*.txt"), ElementsAre("d1/x/3.txt", "d1/x/y/4.txt"));
+  EXPECT_THAT(found("d[1]/**/*.txt"), ElementsAre("d1/2.txt", "d1/x/3.txt", "d1/x/y/4.txt", "d[1]/6.txt"));
+  EXPECT_THAT(found("d[12]/*.txt"), ElementsAre("d1/2.txt", "d2/5.txt"));
+  EXPECT_THAT(found("**/y/?.txt"), ElementsAre("d1/x/y/4.txt"));
+  EXPECT_THAT(found(".h/*"), ElementsAre(".h/7.txt"));
+  EXPECT_EQ(expand_paths({(folder_ / "d1/2.txt").string(), (folder_ / "d1/*.txt").string(), (folder_ / "d1").string()}).size(), 4U);
+}
+
+TEST_F(FileTest, JsonNumbersAreNotBentToFit) {
+  const json object = {{"large", 4294967297}, {"part", 1.9}, {"minus", -1}, {"byte", 255}, {"text", "\xFF"}};
+  EXPECT_THAT(message_of([&] { require<int32_t>(object, "large", "x.json"); }), HasSubstr("x.json: key 'large' is 4294967297"));
+  EXPECT_THAT(message_of([&] { require<int64_t>(object, "part", "x.json"); }), HasSubstr("key 'part' is 1.9"));
+  EXPECT_THAT(message_of([&] { require<uint64_t>(object, "minus", "x.json"); }), HasSubstr("key 'minus' is -1"));
+  EXPECT_THAT(message_of([&] { get_or(object, "text", 1, "x.json"); }), HasSubstr("key 'text' is"));
+  EXPECT_EQ(require<int64_t>(object, "large", "x.json"), 4294967297);
+  EXPECT_EQ(require<uint8_t>(object, "byte", "x.json"), 255);
+  EXPECT_EQ(require<double>(object, "minus", "x.json"), -1.0);
+}
+
 TEST_F(FileTest, JsonErrorsNameFileAndKey) {
   write_file_atomic(folder_ / "broken.json", "{\"a\": 1,");
   EXPECT_THAT(message_of([&] { read_json(folder_ / "broken.json"); }), HasSubstr("broken.json: not JSON at byte"));

@@ -195,6 +195,94 @@ TEST(Prepare, IsDoneWhenItIsDone) {
   expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"input files"});
 }
 
+// Stops after a few batches and leaves a journal.
+void interrupt(PrepareOptions options) {
+  options.batch_bytes = 700;
+  options.journal_seconds = 0;
+  auto encoder = byte_encoder();
+  encoder.encode_batch = [batches = 0, inner = encoder.encode_batch](std::span<const std::string_view> texts) mutable {
+    if (++batches == 4) throw std::runtime_error("crash");
+    return inner(texts);
+  };
+  EXPECT_THROW(prepare(options, encoder), std::runtime_error);
+}
+
+TEST(Prepare, OverwriteGoesOnWithItsOwnInterruptedRun) {
+  const Folder folder;
+  write_corpus(folder, 100);
+  auto options = options_of(folder / "corpus", folder / "out");
+  options.overwrite = true;
+  interrupt(options);
+  EXPECT_TRUE(prepare(options, byte_encoder()).was_resumed);
+  EXPECT_FALSE(prepare(options, byte_encoder()).was_complete) << "a finished result is replaced";
+
+  interrupt(options);
+  for (const auto& entry : fs::directory_iterator(folder / "out")) {
+    if (entry.path().extension() == ".partial") fs::resize_file(entry.path(), 10);  // the journal says more
+  }
+  const auto anew = prepare(options, byte_encoder());
+  EXPECT_FALSE(anew.was_resumed);
+  interrupt(options);
+  folder.write("out/prepare.journal", "DXJOURN1 damaged");
+  EXPECT_EQ(prepare(options, byte_encoder()).train_tokens, anew.train_tokens);
+}
+
+TEST(Prepare, ReusesWhatIsTheSameAndReplacesTheRest) {
+  const Folder folder;
+  write_corpus(folder, 100);
+  auto options = options_of(folder / "corpus", folder / "out");
+  options.reuse = true;
+  interrupt(options);
+  EXPECT_TRUE(prepare(options, byte_encoder()).was_resumed);
+  EXPECT_TRUE(prepare(options, byte_encoder()).was_complete);
+  options.context_length = 8;
+  EXPECT_FALSE(prepare(options, byte_encoder()).was_complete);
+  fs::remove(folder / "out" / "train-00000.dxts");
+  EXPECT_FALSE(prepare(options, byte_encoder()).was_complete);
+  EXPECT_TRUE(prepare(options, byte_encoder()).was_complete);
+}
+
+TEST(Prepare, BelievesNoIndexWhoseShardsOrInputsChanged) {
+  const Folder folder;
+  write_corpus(folder, 100);
+  const auto options = options_of(folder / "corpus", folder / "out");
+  prepare(options, byte_encoder());
+  const fs::path first = folder / "out" / "train-00000.dxts", second = folder / "out" / "train-00001.dxts";
+  const std::string bytes = read_file(first);
+  const auto refused = [&](const std::string& reason) {
+    expect_error<DataError>([&] { prepare(options, byte_encoder()); }, {"prepare.json", "train-00000.dxts", reason, "--overwrite"});
+  };
+  fs::remove(first);
+  refused("cannot open");
+  fs::copy_file(second, first);
+  refused("not the shard");
+  write_file_atomic(first, bytes.substr(0, bytes.size() - 1));
+  refused("cut short");
+  write_file_atomic(first, bytes);
+  EXPECT_TRUE(prepare(options, byte_encoder()).was_complete);
+  const fs::path input = folder / "corpus" / "b.txt";
+  write_file_atomic(input, "the LAST one");  // of the same size
+  fs::last_write_time(input, fs::last_write_time(input) + std::chrono::seconds(2));
+  expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"modification times"});
+}
+
+TEST(Prepare, OneProcessAtATimeWritesToADirectory) {
+  const Folder folder;
+  write_corpus(folder, 10);
+  const auto options = options_of(folder / "corpus", folder / "out");
+  auto encoder = byte_encoder();
+  bool was_tried = false;
+  encoder.encode_batch = [&, inner = encoder.encode_batch](std::span<const std::string_view> texts) {
+    if (!std::exchange(was_tried, true)) {
+      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"out", "another `prepare` is writing there"});
+    }
+    return inner(texts);
+  };
+  prepare(options, encoder);
+  EXPECT_TRUE(was_tried);
+  EXPECT_FALSE(fs::exists(folder / "out" / ".prepare.lock"));
+}
+
 TEST(Prepare, RefusesWhatItCannotDo) {
   const Folder folder;
   write_corpus(folder, 3);
@@ -207,6 +295,8 @@ TEST(Prepare, RefusesWhatItCannotDo) {
   expect_error<ConfigError>([&] { with([](auto& o) { o.output.clear(); }); }, {"--output"});
   expect_error<ConfigError>([&] { with([](auto& o) { o.validation_fraction = 1.5; }); }, {"1.5", "between 0 and 1"});
   expect_error<ConfigError>([&] { with([](auto& o) { o.context_length = 0; }); }, {"context_length = 0"});
+  expect_error<ConfigError>([&] { with([](auto& o) { o.context_length = int64_t{1} << 30; }); },
+                            {"context_length = 1073741824", "16777216"});
   expect_error<ConfigError>([&] { with([](auto& o) { o.document_end = "</x>"; }); }, {"</x>"});
   expect_error<ConfigError>([&] { with([](auto& o) { o.max_tokens = -1; }); }, {"-1"});
   expect_error<DataError>(

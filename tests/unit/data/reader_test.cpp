@@ -3,10 +3,13 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include <csignal>
 #include <limits>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/random.h"
+#include "base/signals.h"
 #include "data/byte_stream.h"
 #include "data/text_reader.h"
 #include "unit/data/data_testing.h"
@@ -91,6 +94,7 @@ TEST(ByteStream, DecompressesMembersFramesAndWideWindows) {
   EXPECT_EQ(read(folder.write("t.zst", zstd(a) + zstd(b))), a + b);
   EXPECT_EQ(read(folder.write("wide.zst", zstd(a, 28))), a);  // more than the decoder's usual 2^27
   EXPECT_EQ(read(folder.write("none.gz", gzip(""))), "");
+  EXPECT_EQ(read(folder.write("padded.gz", gzip(a) + std::string(3, '\0') + gzip(b) + std::string(600000, '\0'))), a + b);
   EXPECT_EQ(read(folder.write("none.zst", zstd(""))), "");
 }
 
@@ -199,6 +203,73 @@ TEST(TextReader, CutsLongTextsAndKeepsEveryByte) {
   }
 }
 
+TEST(TextReader, CutsWhatIsNoUtf8IntoPiecesOfFullSize) {
+  const Folder folder;
+  auto options = options_of(folder.write("t.txt", std::string(10000, '\x80')));
+  options.max_piece_bytes = 1000;
+  options.bad_rows = BadRowPolicy::replace;
+  TextReader reader(options);
+  EXPECT_EQ(read_all(reader).size(), 10U);
+  EXPECT_EQ(piece_end("abc\xF0\x9F\x98\x80", 6), 3U);
+  EXPECT_EQ(piece_end("a\x80\x80\x80\x80\x80\x80", 5), 5U);
+}
+
+TEST(TextReader, StopsAtASignalAmongRowsThatAreLeftOut) {
+  const Folder folder;
+  TextReader reader(options_of(folder.write("t.jsonl", "{broken\n{broken\n")));
+  {
+    const SignalGuard guard;
+    std::raise(SIGTERM);
+    Document document;
+    EXPECT_THROW(reader.next(document), Interrupted);
+  }
+  const SignalGuard forgets_the_signal;
+}
+
+TEST(TextReader, PassesOverWhatIsNoCorpusAndTakesAFileOnce) {
+  const Folder folder;
+  folder.write("c/1.txt", "one");
+  folder.write("c/README.md", "about");
+  folder.write("c/LICENSE.txt", "terms");
+  folder.write("c/.hidden.txt", "no");
+  folder.write("c/.cache/2.txt", "no");
+  EXPECT_EQ(texts_of(options_of(folder / "c")), std::vector<std::string>{"one"});
+  EXPECT_EQ(texts_of(options_of(folder / "c/README.md")), std::vector<std::string>{"about"});  // named: wanted
+  auto twice = options_of(folder / "c");
+  twice.inputs.push_back((folder / "c" / ".." / "c" / "1.txt").string());
+  EXPECT_EQ(texts_of(twice), std::vector<std::string>{"one"});
+  expect_error<IoError>([] { texts_of(options_of("/dev/null")); }, {"/dev/null", "not a regular file"});
+}
+
+TEST(TextReader, KeepsRowsBesideNumbersThatJsonDoesNotHave) {
+  const Folder folder;
+  auto options = options_of(folder.write("t.jsonl", R"({"a": NaN, "b": [-Infinity, 1e999, -2.5E+4000, "NaN \" 1e999"], "text": "one"}
+{"score": Infinity, "prompt": "p", "response": "NaN"}
+
+{"a": Nan, "text": "three"}
+{"a": 0x1, "text": "four"}
+)"));
+  TextReader reader(options);
+  const auto documents = read_all(reader);
+  ASSERT_EQ(documents.size(), 2U);
+  EXPECT_EQ(documents[0].text, "one");
+  EXPECT_EQ(documents[1].messages.at(1).content, "NaN");
+  EXPECT_EQ(reader.counts().malformed_rows, 2U);
+  options.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { texts_of(options); }, {"line 4", "not JSON"});
+}
+
+TEST(TextReader, ReadsRowsOfManyKeysInTime) {
+  const Folder folder;
+  std::string row = "{";
+  for (int i = 0; i < 60000; ++i) row += fmt::format("\"key{}\": {}, ", i, i);
+  row += R"("prompt": "p", "response": "r"})";
+  TextReader reader(options_of(folder.write("t.jsonl", row)));
+  const double begin = monotonic_seconds();
+  EXPECT_EQ(read_all(reader).size(), 1U);
+  EXPECT_LT(monotonic_seconds() - begin, 5.0);
+}
+
 TEST(TextReader, GoesOnAtAnyPlace) {
   const Folder folder;
   folder.write(
@@ -273,7 +344,7 @@ TEST(TextReader, CountsBadRowsAndDoesWithThemWhatIsAsked) {
     EXPECT_EQ(reader.counts().invalid_utf8, 1U);
   }
   options.bad_rows = BadRowPolicy::fail;
-  expect_error<DataError>([&] { texts_of(options); }, {"t.jsonl", "row 1", "'text' is not a string"});
+  expect_error<DataError>([&] { texts_of(options); }, {"t.jsonl", "line 2", "'text' is not a string"});
   auto text = options_of(folder.write("bad.txt", "ab\xC3"));
   EXPECT_TRUE(texts_of(text).empty());
   text.bad_rows = BadRowPolicy::replace;
@@ -354,7 +425,7 @@ TEST(TextReader, ReadsParquet) {
   }
   auto fail = options_of(golden / "documents.parquet");
   fail.bad_rows = BadRowPolicy::fail;
-  expect_error<DataError>([&] { texts_of(fail); }, {"documents.parquet", "row 5", "null"});
+  expect_error<DataError>([&] { texts_of(fail); }, {"documents.parquet", "row 6", "null"});
   auto missing = options_of(golden / "documents.parquet");
   missing.text_key = "content";
   expect_error<DataError>([&] { texts_of(missing); }, {"documents.parquet", "'content'", "--text-key"});

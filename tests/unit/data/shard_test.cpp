@@ -38,6 +38,16 @@ std::vector<Piece> random_documents(Random& random, int64_t vocab_size, bool mas
   return documents;
 }
 
+TEST(ShardWriter, PadsALongRowInParts) {
+  const Folder folder;
+  ShardWriter writer(folder.path(), settings_of(3'000'001, 65537, 1));
+  writer.add(std::vector<int32_t>{7});
+  writer.finish();
+  const TokenShard shard(folder / "train-00000.dxts");  // checks the padding and the tokens' checksum
+  EXPECT_EQ(shard.num_rows(), 1);
+  EXPECT_EQ(shard.header().tokens.size, 3'000'002U * 4);
+}
+
 TEST(ShardWriter, KeepsEveryTokenBorderAndMaskBitForAnyShape) {
   Random random(11);
   for (int round = 0; round < 300; ++round) {

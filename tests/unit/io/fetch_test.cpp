@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 
 #include <csignal>
+#include <limits>
 
 #include "base/signals.h"
 #include "fetch_testing.h"
@@ -184,6 +185,65 @@ TEST_F(HubTest, BringsOnlyWhatChanged) {
   EXPECT_THAT(paths_of(server_.hub.take_requests()), ElementsAre(kListing, "/org/tiny/resolve/" + tiny().commit + "/config.json"));
   EXPECT_EQ(read_file(directory() / "config.json"), "{\"model_type\": \"qwen2\"}");
   EXPECT_EQ(read_file(directory() / "model.safetensors"), kWeights);
+}
+
+TEST_F(HubTest, LeavesNoFileOfAnotherCommit) {
+  fetch_tiny();
+  write_file_atomic(directory() / "notes.txt", "mine");
+  tiny().commit = "fedcba9876543210fedcba9876543210fedcba98";
+  tiny().files.erase("model.safetensors");
+  tiny().files["model.safetensors.index.json"] = "{}";
+  tiny().files["model-00001-of-00001.safetensors"] = "sharded";
+  fetch_tiny();
+  EXPECT_FALSE(fs::exists(directory() / "model.safetensors"));
+  EXPECT_EQ(read_file(directory() / "model-00001-of-00001.safetensors"), "sharded");
+  EXPECT_EQ(read_file(directory() / "tokenizer.json"), "{}");
+  EXPECT_EQ(read_file(directory() / "notes.txt"), "mine");
+  EXPECT_FALSE(read_json(directory() / ".fetched.json")["files"].contains("model.safetensors"));
+  tiny().files.erase("tokenizer.json");  // nothing new to bring
+  fetch_tiny();
+  EXPECT_FALSE(fs::exists(directory() / "tokenizer.json"));
+}
+
+TEST_F(HubTest, LeavesNothingOfAnotherSelectionInTheResult) {
+  server_.mischief.cuts = 100;
+  failure_of([&] { fetch_tiny(); });
+  server_.mischief.cuts = 0;
+  ASSERT_TRUE(fs::exists(part()));
+  fetch_tiny({"tokenizer.json"});
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(directory())) names.push_back(entry.path().filename());
+  EXPECT_THAT(names, UnorderedElementsAre("tokenizer.json", ".fetched.json"));
+}
+
+TEST_F(HubTest, CountsSizesWithCare) {
+  json listing = {{"sha", tiny().commit}, {"siblings", json::array()}};
+  for (const char* name : {"a.json", "b.json"}) {
+    listing["siblings"].push_back({{"rfilename", name}, {"size", std::numeric_limits<int64_t>::max()}, {"blobId", "00"}});
+  }
+  tiny().listing_override = listing;
+  EXPECT_THAT(failure_of([&] { fetch_tiny({"*"}); }), HasSubstr("add up to more than 2^63"));
+
+  // Most of a file that is larger than the disk is there already.
+  const auto free_bytes = static_cast<int64_t>(fs::space(folder_).available);
+  listing["siblings"] = json::array();
+  listing["siblings"].push_back({{"rfilename", "a.json"}, {"size", free_bytes + 1'000'000'000}, {"blobId", "00"}});
+  tiny().listing_override = listing;
+  EXPECT_THAT(failure_of([&] { fetch_tiny({"*"}); }), HasSubstr("the download needs"));
+  fs::create_directories(part().parent_path());
+  const fs::path left = part().parent_path() / "a.json.incomplete";
+  write_file_atomic(left, "");
+  std::error_code error;
+  fs::resize_file(left, static_cast<uintmax_t>(free_bytes) + 999'999'000, error);  // sparse
+  if (error) GTEST_SKIP() << "no file of " << free_bytes << " bytes can be made here: " << error.message();
+  EXPECT_THAT(failure_of([&] { fetch_tiny({"*"}); }), Not(HasSubstr("the download needs")));
+}
+
+TEST_F(HubTest, RefusesARecordThatIsNone) {
+  write_file_atomic(directory() / ".fetched.json", "[]");
+  EXPECT_THAT(failure_of([&] { fetch_tiny(); }), HasSubstr(".fetched.json: it must be an object"));
+  write_file_atomic(directory() / ".fetched.json", "{\"files\": 3}");
+  EXPECT_THAT(failure_of([&] { fetch_tiny(); }), HasSubstr("'files'"));
 }
 
 TEST_F(HubTest, DataSetsByPatternAndRevision) {

@@ -146,6 +146,12 @@ TEST_F(GgufTokenizerTest, Refused) {
   EXPECT_THAT(error_for(bpe({"a", "b"})), HasSubstr("'tokenizer.ggml.merges' is missing"));
   EXPECT_THAT(error_for(bpe({"a", "b", "a"})), HasSubstr("tokenizer.ggml.tokens[0] and [2] are both 'a'"));
   EXPECT_THAT(error_for(bpe({"a", "\xff"})), HasSubstr("tokenizer.ggml.tokens[1] is not UTF-8"));
+  EXPECT_THAT(error_for(bpe({"a", "\xff"})
+                            .integers("tokenizer.ggml.token_type", {1, 5})
+                            .strings("tokenizer.ggml.merges", {})
+                            .size("tokenizer.ggml.padding_token_id", 1)),
+              HasSubstr("tokenizer.ggml.tokens[1] is not UTF-8"))
+      << "an unused piece that is a special token";
   EXPECT_THAT(error_for(bpe({"a"}).integers("tokenizer.ggml.token_type", {1, 1})),
               HasSubstr("token_type has 2 entries, tokenizer.ggml.tokens 1"));
   for (const char* merge : {"a b", "ab", "a", "", "a  b", "\xff a"}) {

@@ -144,6 +144,17 @@ TEST_F(WheelTest, BringsTheMembersFromEitherKindOfIndex) {
   }
 }
 
+TEST(FindWheel, ReadsAnchorsOfAnyShape) {
+  const auto found = [](const std::string& page) { return find_wheel_url(page, "https://h/simple/p/", "p.whl"); };
+  EXPECT_EQ(found("<A data-requires-python=\">=3.8\" HREF = '../p.whl?a=1&amp;b=2' >\n p.whl </A>"), "https://h/simple/p.whl?a=1&b=2");
+  EXPECT_EQ(found("<abbr>p.whl</abbr><a>p.whl</a><a href=/q.whl>q.whl</a><br/><a href=/p.whl>p.whl</a>"), "https://h/p.whl");
+  const std::string padding(2'000'000, 'x');
+  EXPECT_EQ(found("<a " + padding + " href=\"/x\">" + padding + "</a><a href=\"/p.whl\" " + padding + ">p.whl</a>"), "https://h/p.whl");
+  for (const char* cut : {"<", "<a", "<a ", "<a href", "<a href=", "<a href=\"", "<a href=\"x\"", "<a href=\"x\">", "<a href=\"x\">p.w"}) {
+    EXPECT_THAT(failure_of([&] { found(cut); }), HasSubstr("there is no p.whl")) << cut;
+  }
+}
+
 TEST_F(WheelTest, CredentialsOfTheIndexOpenItsFiles) {
   index_.urls = {"http://me:secret@" + server_.url().substr(7) + "/simple/"};
   fetch_wheel_content(index_, content_, target_);

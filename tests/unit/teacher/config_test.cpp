@@ -124,6 +124,42 @@ TEST(TeacherShape, RefusesKeysThatWouldChangeTheResult) {
   EXPECT_THAT(refusal(kLlama32, {{"rope_parameters", {{"rope_theta", 1e4}}}}), HasSubstr("contradict"));
 }
 
+TEST(TeacherShape, RefusesWhatOtherFamiliesAddUnlessItChangesNothing) {
+  for (const char* key : {"embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb"}) {
+    EXPECT_THAT(refusal(kLlama32, {{key, 12.0}}), HasSubstr(fmt::format("{} = 12.0 is not supported", key)));
+    EXPECT_EQ(refusal(kLlama32, {{key, 1}}), "<no exception>") << key;
+    EXPECT_EQ(refusal(kLlama32, {{key, 1.0}}), "<no exception>") << key;
+    EXPECT_EQ(refusal(kLlama32, {{key, nullptr}}), "<no exception>") << key;
+  }
+  for (const char* key : {"attention_multiplier", "scale_depth", "final_logit_softcapping", "query_pre_attn_scalar", "clip_qkv"}) {
+    EXPECT_THAT(refusal(kLlama32, {{key, 1.0}}), HasSubstr(key)) << "1 is not neutral";
+    EXPECT_EQ(refusal(kLlama32, {{key, nullptr}}), "<no exception>") << key;
+  }
+  EXPECT_THAT(refusal(kQwen3, {{"num_experts", 8}}), HasSubstr("num_experts = 8"));
+  EXPECT_EQ(refusal(kQwen3, {{"num_experts", 0}, {"use_parallel_residual", false}, {"no_rope_layers", {1, 1}}}), "<no exception>");
+  EXPECT_THAT(refusal(kLlama32, {{"no_rope_layers", {1, 0}}}), HasSubstr("no_rope_layers = [1,0]"));
+}
+
+TEST(TeacherShape, RefusesRotaryKeysThatContradict) {
+  const json scaling = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 32768}};
+  EXPECT_THAT(refusal(kQwen25, {{"rope_scaling", scaling}, {"original_max_position_embeddings", 4096}}),
+              HasSubstr("original_max_position_embeddings = 4096 and rope_scaling.original_max_position_embeddings = 32768 contradict"));
+  EXPECT_EQ(refusal(kQwen25, {{"rope_scaling", scaling}, {"original_max_position_embeddings", 32768}}), "<no exception>");
+  for (const json& truncate : {json(), json("yes")}) {
+    EXPECT_THAT(refusal(kQwen25, {{"rope_scaling", with(scaling, {{"truncate", truncate}})}}), HasSubstr("rope_scaling.truncate = "));
+  }
+}
+
+TEST(TeacherShape, AMissingWindowIsTheDefaultOne) {
+  json config = with(kQwen25, {{"use_sliding_window", true}});
+  config.erase("sliding_window");
+  EXPECT_THAT(refusal(config, json::object()), HasSubstr("use_sliding_window = true"));
+  EXPECT_EQ(refusal(config, {{"sliding_window", nullptr}}), "<no exception>");
+  EXPECT_EQ(refusal(config, {{"max_window_layers", 28}}), "<no exception>");
+  config.erase("max_window_layers");
+  EXPECT_EQ(refusal(config, json::object()), "<no exception>");  // 28, as many as there are layers
+}
+
 TEST(TeacherShape, AcceptsWindowsThatApplyToNoLayer) {
   EXPECT_EQ(refusal(kQwen25, {{"use_sliding_window", true}, {"max_window_layers", 28}}), "<no exception>");
   EXPECT_EQ(refusal(kQwen25, {{"layer_types", std::vector<std::string>(28, "full_attention")}}), "<no exception>");
@@ -133,6 +169,9 @@ TEST(TeacherShape, RefusesSizesThatMakeNoModel) {
   for (const json& value : {json(0), json(-3), json(2.5), json("64"), json(true), json(1e12), json(nullptr)}) {
     EXPECT_THAT(refusal(kLlama32, {{"hidden_size", value}}), HasSubstr("hidden_size")) << value;
   }
+  EXPECT_THAT(refusal(kLlama32, {{"num_hidden_layers", 2000000000}}), HasSubstr("num_hidden_layers = 2000000000"));
+  EXPECT_THAT(refusal(kLlama32, {{"vocab_size", 2147483647}, {"hidden_size", 2147483647}, {"intermediate_size", 2147483647}}),
+              HasSubstr("more than 2^63 parameters"));
   EXPECT_THAT(refusal(kLlama32, {{"num_key_value_heads", 5}}), HasSubstr("num_key_value_heads = 5 does not divide"));
   EXPECT_THAT(refusal(kLlama32, {{"head_dim", 7}}), HasSubstr("head_dim = 7 must be even"));
   EXPECT_THAT(refusal(kQwen25, {{"hidden_size", 1537}}), HasSubstr("does not divide hidden_size = 1537"));

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/log.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer_testing.h"
 
@@ -39,6 +40,28 @@ std::vector<std::string> answers(const ChatTemplate& chat_template, const std::v
 
 std::string render(const std::string& source) {
   return ChatTemplate(files_with(source)).render({{"user", "hi"}}, false);
+}
+
+TEST(ChatTemplate, RefusesAMessageThatLeavesNoMark) {
+  std::string all;
+  for (unsigned code = 0xE000; code <= 0xF8FF; ++code) {
+    all +=
+        {static_cast<char>(0xE0 | (code >> 12)), static_cast<char>(0x80 | ((code >> 6) & 0x3F)), static_cast<char>(0x80 | (code & 0x3F))};
+  }
+  const ChatTemplate chat_template(files_with("{{ messages[0].content }}"));
+  EXPECT_THROW(chat_template.render_spans({{"user", all}, {"assistant", "a"}}), DataError);
+}
+
+TEST(ChatTemplate, TakesTheAddedTokensOutOfALargeTokenizerInTime) {
+  io::TokenizerFiles files = files_with("{{ messages[0].content }}<|end|>");
+  nlohmann::json tokenizer = {{"added_tokens", {{{"content", "<|end|>"}}, "<|plain|>"}}};
+  for (int i = 0; i < 100000; ++i) tokenizer["model"]["vocab"][fmt::format("t{}", i)] = i;
+  files.tokenizer_json = tokenizer.dump();
+  const double begin = monotonic_seconds();
+  EXPECT_THAT(answers(ChatTemplate(files), {{"assistant", "A"}}), ElementsAre("A<|end|>"));
+  EXPECT_LT(monotonic_seconds() - begin, 5.0);
+  files.tokenizer_json = R"({"added_tokens": [{"content": 5}]})";
+  EXPECT_THAT(message_of([&] { ChatTemplate{files}; }), HasSubstr("'content' of a special token"));
 }
 
 TEST(ChatTemplate, RendersAsTransformers) {
