@@ -3,7 +3,6 @@
 #include <cmath>
 #include <iostream>
 #include <limits>
-#include <set>
 #include <utility>
 
 #include "base/error.h"
@@ -47,21 +46,6 @@ data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const
   reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
   reader_options.max_piece_bytes = std::numeric_limits<uint64_t>::max();
   return reader_options;
-}
-
-// The texts that the arguments name, each once.
-std::vector<fs::path> find_texts(const Options& options) {
-  std::vector<fs::path> paths;
-  std::set<fs::path> seen;
-  const data::TextReader reader(reader_options(options.texts, options));
-  for (const fs::path& path : reader.files()) {
-    if (seen.insert(fs::weakly_canonical(path)).second) {
-      paths.push_back(path);
-    } else {
-      spdlog::warn("{}: given twice, counted once", path.string());
-    }
-  }
-  return paths;
 }
 
 std::vector<eval::EvalDocument> read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer) {
@@ -189,7 +173,7 @@ void run(const Options& options) {
   }
   if (options.document_end != "none" && !options.stream)
     throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
-  const auto paths = find_texts(options);
+  const auto paths = data::TextReader(reader_options(options.texts, options)).files();
   std::optional<eval::Unigram> unigram;
   if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
   const LoadedModel student = load_model(options.model, options.device, options.precision);

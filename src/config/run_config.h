@@ -1,4 +1,4 @@
-// Everything a run file can say, typed, with its defaults; the keys are design.md's. Reading, checking and printing: config/toml.h.
+// Everything a run file can say, typed, with its defaults (docs/reference/settings.md). Reading, checking and printing: config/toml.h.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace distil_xlstm::config {
 
-// [distill] alpha, temperature, beta: v(t) by name (distillation spec section 3).
+// [distill] alpha, temperature, beta: v(t) by name (docs/mathematics.md 7).
 struct ScheduleSettings {
   std::string schedule = "constant";  // "delta-paper" | "delta-code" | "linear" | "cosine" | "constant"
   double start = 0.0;

@@ -199,7 +199,8 @@ struct TextReader::Impl {
         }
       }
       if (num_not_corpus > 0) {
-        spdlog::info("{}: {} passed over (hidden, README or licence)", input, num_not_corpus == 1 ? "1 file" : fmt::format("{} files", num_not_corpus));
+        spdlog::info("{}: {} passed over (hidden, README or licence)", input,
+                     num_not_corpus == 1 ? "1 file" : fmt::format("{} files", num_not_corpus));
       }
       if (num_passed_over > 0) {
         spdlog::warn("{}: {} passed over: no text, JSONL or Parquet", input,

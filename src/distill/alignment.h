@@ -1,4 +1,4 @@
-// Alignment of student and teacher hidden states: Frobenius [P 37] and cosine; average, ratio, block_wise (distillation spec section 2).
+// Alignment of student and teacher hidden states: Frobenius [P 37] and cosine; average, ratio, block_wise (docs/mathematics.md 6).
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// Distillation methods by name: what each asks of a step (distillation spec sections 2, 3, 5). The trainer knows none of them.
+// Distillation methods by name: what each asks of a step (docs/mathematics.md 6 to 8). The trainer knows none of them.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// Annealing of alpha, temperature and beta over optimizer steps (distillation spec section 3, [P 30-35]).
+// Annealing of alpha, temperature and beta over optimizer steps (docs/mathematics.md 7, [P 30-35]).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Head-wise (block-diagonal) linear maps of both mixers (spec 1.1, 1.2, 2.1), those of one mixer in one step.
+// Head-wise (block-diagonal) linear maps of both mixers (docs/mathematics.md 1 to 3), those of one mixer in one step.
 // Letters: N tokens, F features, G blocks, O and I widths of a block's output and input, H heads, K head width.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Depthwise causal convolution over time (spec 1.1), optionally followed by SiLU.
+// Depthwise causal convolution over time (docs/mathematics.md 1), optionally followed by SiLU.
 #pragma once
 
 #include "ops/tensor.h"

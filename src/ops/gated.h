@@ -1,4 +1,5 @@
-// Linear maps and point-wise gates of the xLSTM blocks (spec 1.6, 2.1) as single differentiable steps. Letters: N tokens, D, P widths.
+// Linear maps and point-wise gates of the xLSTM blocks (docs/mathematics.md 2, 3) as single differentiable steps. Letters: N tokens, D, P
+// widths.
 #pragma once
 
 #include <string_view>

@@ -1,4 +1,4 @@
-// mLSTM cell: the same map in three forms (spec sections 2.2, 2.3, 5). Letters: B batch, S sequence, H heads, K query/key head width,
+// mLSTM cell: the same map in three forms (docs/mathematics.md 3, 4). Letters: B batch, S sequence, H heads, K query/key head width,
 // V value head width.
 #pragma once
 
@@ -26,14 +26,14 @@ struct MlstmInputs {
   Tensor q_BSHK, k_BSHK, v_BSHV, igate_BSH, fgate_BSH, is_start_BS;
 };
 
-// Chunkwise form (spec 5.2, exact backward 5.3 with the denominator's gradient and the state's Gamma term), any S, any chunk_size >= 1.
-// Differentiable in all float inputs and the initial state, also through the final state.
+// Chunkwise form (docs/mathematics.md 4, exact backward with the denominator's gradient and the state's Gamma term), any S, any chunk_size
+// >= 1. Differentiable in all float inputs and the initial state, also through the final state.
 MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial = {});
 
-// Token by token (spec 2.2, m_0 = 0 as in the package's step). No gradient: for decoding and as a reference.
+// Token by token (docs/mathematics.md 3, m_0 = 0 as in the package's step). No gradient: for decoding and as a reference.
 MlstmOutput mlstm_recurrent(const MlstmInputs& inputs, const MlstmState& initial = {});
 
-// Quadratic form with the package's stabiliser (spec 2.3), plain differentiable ATen ops: a test oracle. Takes no state.
+// Quadratic form with the package's stabiliser (docs/mathematics.md 3), plain differentiable ATen ops: a test oracle. Takes no state.
 Tensor mlstm_parallel(const MlstmInputs& inputs);
 
 }  // namespace distil_xlstm::ops

@@ -1,4 +1,4 @@
-// The mLSTM in batched tensor operations (spec 5.2, 5.3). Letters beside those of mlstm.h: N chunks, L tokens of a chunk.
+// The mLSTM in batched tensor operations (docs/mathematics.md 4). Letters beside those of mlstm.h: N chunks, L tokens of a chunk.
 #include <cmath>
 #include <limits>
 

@@ -5,7 +5,8 @@
 
 namespace distil_xlstm::ops {
 
-// How far below zero the frame of the read-out may go: exp(-frame) must stay finite (spec 8.1, point 1). Any frame gives the same output.
+// How far below zero the frame of the read-out may go: exp(-frame) must stay finite (docs/mathematics.md 9, point 1). Any frame gives the
+// same output.
 inline constexpr double kMinReadoutFrame = -10.0;
 inline constexpr double kMlstmEps = 1e-6;
 

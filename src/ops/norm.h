@@ -5,7 +5,7 @@
 
 namespace distil_xlstm::ops {
 
-// LayerNorm without bias whose factor is (1 + weight) (spec 1.1), over num_groups contiguous groups of the last dimension
+// LayerNorm without bias whose factor is (1 + weight) (docs/mathematics.md 1), over num_groups contiguous groups of the last dimension
 // (1: plain; NH: the multi-head norm). Statistics in float32 (float64 for float64). Differentiable in x and weight.
 Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_groups = 1, double eps = 1e-5);
 

@@ -1,4 +1,4 @@
-// sLSTM cell over time: spec section 1.3 forward, 6.1 backward. Letters: B batch, S sequence, H heads, G = 4 gates in the order
+// sLSTM cell over time: docs/mathematics.md 2. Letters: B batch, S sequence, H heads, G = 4 gates in the order
 // input, forget, cell input, output (i f z o), K head width.
 #pragma once
 

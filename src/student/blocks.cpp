@@ -10,12 +10,13 @@
 namespace distil_xlstm::student {
 namespace {
 
-// The sLSTM's gate pre-activations stay out of float16 (spec 8.1, point 10): its range is too small for the path into the exponentials.
+// The sLSTM's gate pre-activations stay out of float16 (docs/mathematics.md 9, point 10): its range is too small for the path into the
+// exponentials.
 at::ScalarType gate_dtype(at::ScalarType compute) {
   return compute == at::kHalf ? at::kFloat : compute;
 }
 
-// The mLSTM's cell output may be around 1e-5 (spec 8.1, point 2), where float16 is subnormal.
+// The mLSTM's cell output may be around 1e-5 (docs/mathematics.md 9, point 2), where float16 is subnormal.
 at::ScalarType cell_dtype(at::ScalarType compute) {
   return compute == at::kHalf ? at::kBFloat16 : compute;
 }
@@ -55,7 +56,7 @@ Tensor forward_kind(const SlstmWeights& w, const Tensor& x_BSD, const BlockCall&
 }
 
 // Input and forget gates side by side [N, 2H]. Both see q, k and v of all heads; the product stays in the type of the residual stream
-// (spec 8.1, point 10).
+// (docs/mathematics.md 9, point 10).
 Tensor mlstm_gates(const MlstmWeights& w, const std::array<Tensor, 3>& qkv_NI, at::ScalarType dtype) {
   const Tensor weight_J3I = at::cat({w.input_gate, w.forget_gate});
   Tensor gates_NJ = at::cat({w.input_gate_bias, w.forget_gate_bias});

@@ -1,4 +1,4 @@
-// The two kinds of xLSTM v1 block (spec sections 1 and 2). Letters: B batch, S sequence, N = B S tokens, D width, I inner width of an
+// The two kinds of xLSTM v1 block (docs/mathematics.md 2, 3). Letters: B batch, S sequence, N = B S tokens, D width, I inner width of an
 // mLSTM block, H heads, K head width.
 #pragma once
 
@@ -12,7 +12,8 @@
 
 namespace distil_xlstm::student {
 
-// Tensors of an sLSTM block. The package's names of the first two gates are swapped (spec 1.2): slot i is fed by `fgate`, f by `igate`.
+// Tensors of an sLSTM block. The package's names of the first two gates are swapped (docs/mathematics.md 2): slot i is fed by `fgate`, f by
+// `igate`.
 struct SlstmWeights {
   Tensor norm, conv_weight, conv_bias, input_gate, forget_gate, cell_gate, output_gate, recurrent, bias, group_norm;
   Tensor ffn_norm, ffn_up, ffn_up_bias, ffn_down, ffn_down_bias;

@@ -10,7 +10,8 @@
 namespace distil_xlstm::student {
 namespace {
 
-// Width of a projection: a multiple of config.round_proj_up_to_multiple_of (spec 1.1); the product is formed in double precision.
+// Width of a projection: a multiple of config.round_proj_up_to_multiple_of (docs/mathematics.md 1); the product is formed in double
+// precision.
 int64_t rounded_width(const StudentConfig& config, double proj_factor) {
   const auto multiple = static_cast<double>(config.round_proj_up_to_multiple_of);
   const double units = proj_factor * static_cast<double>(config.embedding_dim) / multiple;

@@ -36,14 +36,14 @@ struct StudentConfig {
   // config.json: the nested keys of xLSTMLMModelConfig, plus ours under "distil_xlstm". `slstm_backend` is "cuda" or "vanilla": the
   // layout in which the weights beside it store R and b.
   [[nodiscard]] json to_json(const std::string& slstm_backend = "cuda") const;
-  // Reads that form, the bare form that the package dumps, and the authors' (nested in "xlstm_config" or "xlstm_cfg", spec 7.1). Keys
-  // that are unknown or that change the result in a way this program does not offer are ConfigErrors that name them.
+  // Reads that form, the bare form that the package dumps, and the authors' (nested in "xlstm_config" or "xlstm_cfg", docs/mathematics.md
+  // 5). Keys that are unknown or that change the result in a way this program does not offer are ConfigErrors that name them.
   static StudentConfig from_json(const json& config, const std::string& where);
   void check() const;  // throws ConfigError that names key, value, nearest that fit
 };
 
-// The student's shape from the user's settings and the teacher (spec 7.1): width and vocabulary are the teacher's, the depth is half of
-// its layers ("half") or the same, heads are ceil4: ceil(H/4)*4, or ceil4_div4: ceil(H/4), for both kinds of block. Checked.
+// The student's shape from the user's settings and the teacher (docs/mathematics.md 5): width and vocabulary are the teacher's, the depth
+// is half of its layers ("half") or the same, heads are ceil4: ceil(H/4)*4, or ceil4_div4: ceil(H/4), for both kinds of block. Checked.
 StudentConfig derive_student(const StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length);
 
 }  // namespace distil_xlstm::student

@@ -1,4 +1,4 @@
-// StudentConfig to and from the configuration of the PyPI package `xlstm` (spec sections 3 and 7.1).
+// StudentConfig to and from the configuration of the PyPI package `xlstm` (docs/mathematics.md 5).
 #include <spdlog/spdlog.h>
 
 #include <algorithm>

@@ -13,7 +13,7 @@
 
 namespace distil_xlstm::student {
 
-// How stored R and b are laid out (spec 1.4): the package's backend that would have saved them.
+// How stored R and b are laid out (docs/mathematics.md 2): the package's backend that would have saved them.
 enum class SlstmLayout { cuda, vanilla };
 
 struct StudentForwardOptions {
@@ -57,7 +57,7 @@ class Student : public nn::LanguageModel {
   [[nodiscard]] virtual NamedTensors stored_tensors(SlstmLayout layout, bool with_frozen) const = 0;
 };
 
-// Whether weight decay applies (spec section 3): name contains "weight" and not "norm".
+// Whether weight decay applies (docs/mathematics.md 5): name contains "weight" and not "norm".
 bool is_decayed(const std::string& name);
 
 }  // namespace distil_xlstm::student

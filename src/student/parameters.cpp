@@ -38,7 +38,7 @@ Initializer linspace(double first, double last) {
   };
 }
 
-// std of "small" and "wang" (spec 1.1).
+// std of "small" and "wang" (docs/mathematics.md 1).
 double small_std(int64_t width) {
   return std::sqrt(2.0 / (5.0 * static_cast<double>(width)));
 }
@@ -46,7 +46,7 @@ double wang_std(int64_t width, int64_t num_blocks) {
   return 2.0 / (static_cast<double>(num_blocks) * std::sqrt(static_cast<double>(width)));
 }
 
-// Bias of the sLSTM cell (spec 1.5), [H, 4, K]: only the forget gate's differs from zero, except in "standard".
+// Bias of the sLSTM cell (docs/mathematics.md 2), [H, 4, K]: only the forget gate's differs from zero, except in "standard".
 Initializer slstm_bias(const StudentConfig& config, int64_t block) {
   if (config.bias_init == "standard") return uniform(1.0 / std::sqrt(static_cast<double>(config.embedding_dim)));
   if (config.bias_init == "zeros") return constant(0.0);

@@ -1,4 +1,4 @@
-// The trainable tensors of a student: names, shapes and initial distributions (spec sections 1.4 to 1.6, 2.1, 3). No LibTorch.
+// The trainable tensors of a student: names, shapes and initial distributions (docs/mathematics.md 2, 3, 5). No LibTorch.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace distil_xlstm::student {
 
-// Which tensors the package's backends store in orders of their own (spec 1.4).
+// Which tensors the package's backends store in orders of their own (docs/mathematics.md 2).
 enum class ParameterRole { plain, slstm_recurrent, slstm_bias };
 
 struct ParameterSpec {

@@ -1,4 +1,4 @@
-// Parameters of a student to and from the tensors of a checkpoint: names and layouts of the package `xlstm` (spec 1.4, 3, 7.1).
+// Parameters of a student to and from the tensors of a checkpoint: names and layouts of the package `xlstm` (docs/mathematics.md 2, 5).
 #pragma once
 
 #include "student/model.h"

@@ -1,4 +1,4 @@
-// Forward and backward of one micro-batch: teacher, student, losses, gradients (distillation spec section 3).
+// Forward and backward of one micro-batch: teacher, student, losses, gradients (docs/mathematics.md 7).
 #pragma once
 
 #include <memory>

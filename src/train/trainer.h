@@ -1,4 +1,4 @@
-// The training loop: Algorithm 1 of the paper (distillation spec section 3), checkpoints, validation, and what to do when a step fails.
+// The training loop: Algorithm 1 of the paper (docs/mathematics.md 7), checkpoints, validation, and what to do when a step fails.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// Row-wise losses over logits that exist for one tile of positions, with the gradient in place (distillation spec sections 2 and 7).
+// Row-wise losses over logits that exist for one tile of positions, with the gradient in place (docs/mathematics.md 6).
 #pragma once
 
 #include <cstdint>

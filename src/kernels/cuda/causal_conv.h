@@ -1,4 +1,4 @@
-// Depthwise causal convolution with SiLU on CUDA (spec 1.1). Letters: B batch, S sequence, F features, K taps, J = K - 1.
+// Depthwise causal convolution with SiLU on CUDA (docs/mathematics.md 1). Letters: B batch, S sequence, F features, K taps, J = K - 1.
 #pragma once
 
 #include "kernels/cuda/types.h"

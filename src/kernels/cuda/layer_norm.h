@@ -1,4 +1,5 @@
-// Grouped LayerNorm with factor (1 + weight) on CUDA (spec 1.1). Letters: N rows, G groups, K width of a group; statistics in float.
+// Grouped LayerNorm with factor (1 + weight) on CUDA (docs/mathematics.md 1). Letters: N rows, G groups, K width of a group; statistics in
+// float.
 #pragma once
 
 #include "kernels/cuda/types.h"

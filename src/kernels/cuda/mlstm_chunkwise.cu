@@ -198,7 +198,7 @@ struct Scan {
         normalizer_BHK(kReverse ? w.grad_initial_normalizer_BHK : w.normalizer_BHK) {}
 };
 
-// One block keeps KT x VT of one head's C in registers and walks over the chunks (spec 5.2):
+// One block keeps KT x VT of one head's C in registers and walks over the chunks (docs/mathematics.md 4):
 //   forward  C <- carry C + (exit k)^T v,          n <- carry n + sum exit k              storing what enters each chunk
 //   reverse  dC <- carry dC + (read q)^T dh,       dn <- carry dn + sum pull (read q)     storing what arrives at each chunk's end, and
 //            the partial sums of <C, dC> there
@@ -412,7 +412,8 @@ __device__ inline float dot_half_row(const T* tile, int row, int half, const F& 
   return sum;
 }
 
-// One chunk of one head: S-bar and the divisors; backward also P (spec 5.3). Both leave divided by the divisor, ready for the products.
+// One chunk of one head: S-bar and the divisors; backward also P (docs/mathematics.md 4). Both leave divided by the divisor, ready for the
+// products.
 template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kTileThreads) scores_kernel(Work<T> w) {
   extern __shared__ __align__(128) unsigned char shared[];

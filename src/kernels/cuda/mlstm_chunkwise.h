@@ -1,5 +1,5 @@
-// The mLSTM's chunkwise form on CUDA (spec 5.2, 5.3) with tensor cores. Letters: B batch, S sequence, H heads, K query/key width, V value
-// width (any widths; 8 to 512 are tested). Inside, chunks of kMlstmChunk tokens; long sequences go in segments of chunks, so that the
+// The mLSTM's chunkwise form on CUDA (docs/mathematics.md 4) with tensor cores. Letters: B batch, S sequence, H heads, K query/key width, V
+// value width (any widths; 8 to 512 are tested). Inside, chunks of kMlstmChunk tokens; long sequences go in segments of chunks, so that the
 // workspace is bounded whatever S is. Sums and states are float; products take the inputs' 2-byte type. Deterministic.
 #pragma once
 
@@ -13,7 +13,7 @@ inline constexpr int kMlstmChunk = 64;
 inline constexpr size_t kMlstmWorkspaceGoal = size_t(2) << 30;  // bytes; one chunk of every head of every row is the least
 
 // What a token's read-out is divided by, with r the sum of its weights in the frame of its stabilizer mu:
-//   bounded    max(|r|, exp(-mu)) + 1e-6    xLSTM (spec 2.2)
+//   bounded    max(|r|, exp(-mu)) + 1e-6    xLSTM (docs/mathematics.md 3)
 //   plain_sum  max(r, 1e-6)                 converted attention (conversion.md 1); here mu is the largest exponent among the tokens seen.
 //   An
 //                                           empty initial state must come with a stabilizer of kMlstmEmptyStabilizer, not 0.

@@ -142,8 +142,8 @@ struct Step {
   float y, share, share_complement, slope, o, o_complement, z, ratio, decay, forget_slope;
 };
 
-// The cell (spec 1.3). Rounding is spelled out where the compiler could choose, so that y has the same bits with and without saving.
-// exp(-|x|) never overflows; the three logistic denominators, each in (1, 2], share one reciprocal.
+// The cell (docs/mathematics.md 2). Rounding is spelled out where the compiler could choose, so that y has the same bits with and without
+// saving. exp(-|x|) never overflows; the three logistic denominators, each in (1, 2], share one reciprocal.
 __device__ inline Step advance(State& s, float p_i, float p_f, float p_z, float p_o) {
   const float e_f = exp2_fast(-fabsf(p_f) * kLog2E), e_z = exp2_fast(-2.0f * kLog2E * fabsf(p_z)), e_o = exp2_fast(-fabsf(p_o) * kLog2E);
   const float q_f = 1.0f + e_f, q_z = 1.0f + e_z, q_o = 1.0f + e_o;

@@ -1,5 +1,5 @@
-// The sLSTM scan on CUDA (spec 1.3, 6.1): persistent blocks, one per head and tile of batch rows, walk over time; no grid-wide barrier.
-// Letters: B batch, S sequence, H heads, G = 4 gates i f z o, K head width (at most 1024). Two forms:
+// The sLSTM scan on CUDA (docs/mathematics.md 2): persistent blocks, one per head and tile of batch rows, walk over time; no grid-wide
+// barrier. Letters: B batch, S sequence, H heads, G = 4 gates i f z o, K head width (at most 1024). Two forms:
 //   - tensor cores (slstm_mma.h): bfloat16 and float16 with even K, to 128 (compute capability 8.0: a block per head) or 512 (9.0: a
 //     thread-block cluster per head); R in registers and shared memory, h and dp rounded to the activations' type in the recurrent
 //     products, sums and states float32.

@@ -13,7 +13,7 @@ struct SlstmSizes {
 struct SlstmStateView {
   double *hidden_BHK, *cell_BHK, *normalizer_BHK, *stabilizer_BHK;
 };
-// xLSTM v1's sLSTM cell over time, with the rule for an empty normalizer per element (spec 1.3).
+// xLSTM v1's sLSTM cell over time, with the rule for an empty normalizer per element (docs/mathematics.md 2).
 void slstm(const SlstmSizes& sizes, const double* wx_BSHGK, const double* r_HKGK, const double* bias_HGK, const uint8_t* is_start_BS,
            SlstmStateView state, double* y_BSHK);
 
@@ -27,17 +27,18 @@ struct MlstmInputsView {
 struct MlstmStateView {
   double *cell_BHKV, *normalizer_BHK, *stabilizer_BH;
 };
-// xLSTM v1's mLSTM step, token by token (spec 2.2).
+// xLSTM v1's mLSTM step, token by token (docs/mathematics.md 3).
 void mlstm(const MlstmSizes& sizes, const MlstmInputsView& inputs, MlstmStateView state, double* h_BSHV);
 
 struct ConvSizes {
   int64_t B, S, F, K;
 };
-// Depthwise causal convolution and SiLU (spec 1.1); state_BJF holds the K - 1 inputs before the first token, then those before the next.
+// Depthwise causal convolution and SiLU (docs/mathematics.md 1); state_BJF holds the K - 1 inputs before the first token, then those before
+// the next.
 void causal_conv_silu(const ConvSizes& sizes, const double* x_BSF, const double* weight_FK, const double* bias_F,
                       const uint8_t* is_start_BS, double* state_BJF, double* y_BSF);
 
-// LayerNorm of num_groups contiguous groups of each row, times (1 + weight) (spec 1.1).
+// LayerNorm of num_groups contiguous groups of each row, times (1 + weight) (docs/mathematics.md 1).
 void residual_layer_norm(int64_t num_rows, int64_t num_groups, int64_t group_width, const double* x, const double* weight, double eps,
                          double* y);
 

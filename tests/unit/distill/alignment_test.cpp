@@ -131,7 +131,7 @@ TEST(Alignment, ScopesHaveTheirOwnGradients) {
   EXPECT_TRUE(at::allclose(b.student.final_hidden_BSD.grad(), difference * (kB / (norm_B.norm() * count_B.sum().sqrt())), 1e-10, 1e-14));
 }
 
-// Faults of the released code (distillation spec section 6), one test each.
+// Faults of the released code (docs/mathematics.md 10), one test each.
 
 // The scale there divides by sqrt(N) twice over the batch. Here a row's loss does not depend on how many rows are beside it.
 TEST(AlignmentFaults, LossARowDoesNotChangeWithBatchSize) {

@@ -1,4 +1,4 @@
-// The golden model of the specification (xlstm.md 9.3), whose numbers come from the PyPI package in double precision.
+// A golden model whose numbers come from the PyPI package in double precision.
 #include "student/state.h"
 #include "unit/student/student_testing.h"
 
