@@ -45,7 +45,7 @@ T require(const json& object, std::string_view key, std::string_view where) {
   if (it == object.end()) throw DataError("{}: key '{}' is missing", where, key);
   try {
     if (holds<T>(*it)) return it->template get<T>();
-  } catch (const nlohmann::json::exception&) {  // told below
+  } catch (const nlohmann::json::exception&) {  // NOLINT(bugprone-empty-catch): told below
   }
   const std::string text = it->dump(-1, ' ', false, json::error_handler_t::replace);
   throw DataError("{}: key '{}' is {}, which has the wrong type{}", where, key, text, std::is_integral_v<T> ? " or is out of range" : "");

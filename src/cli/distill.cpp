@@ -50,7 +50,8 @@ std::string with_sources(const config::LoadedConfig& settings) {
     if (!line.starts_with('[') && end_of_key != std::string::npos) {
       line = fmt::format("{:<48} # {}", line, source_of(section + line.substr(0, end_of_key)));
     }
-    page += line + "\n";
+    page += line;
+    page += '\n';
   }
   return page;
 }

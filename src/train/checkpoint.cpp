@@ -127,7 +127,7 @@ std::vector<fs::path> list_checkpoints(const fs::path& run) {
 }
 
 std::optional<fs::path> checkpoint_at(const fs::path& run, int64_t step) {
-  const fs::path path = checkpoints_of(run) / checkpoint_name(step);
+  fs::path path = checkpoints_of(run) / checkpoint_name(step);
   if (!fs::is_directory(path)) return std::nullopt;
   return path;
 }
