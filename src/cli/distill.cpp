@@ -48,7 +48,7 @@ std::string with_sources(const config::LoadedConfig& settings) {
     if (line.starts_with('[')) section = line.substr(1, line.size() - 2) + ".";
     const auto end_of_key = line.find(" = ");
     if (!line.starts_with('[') && end_of_key != std::string::npos) {
-      line = fmt::format("{:<48} # {}", line, source_of(section + line.substr(0, end_of_key)));
+      line = fmt::format("{:<48} # {}", line, source_of(fmt::format("{}{}", section, line.substr(0, end_of_key))));
     }
     page += line;
     page += '\n';
