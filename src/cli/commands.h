@@ -17,6 +17,7 @@ void add_export_command(CLI::App& app);
 void add_report_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_selfcheck_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
 void add_completion_command(CLI::App& app);
 
 }  // namespace distil_xlstm::cli

@@ -43,6 +43,7 @@ int run(int argc, char** argv) {
   add_report_command(app);
   add_inspect_command(app);
   add_selfcheck_command(app);
+  add_bench_command(app);
   add_completion_command(app);
   if (argc == 1) {
     std::cerr << app.help();

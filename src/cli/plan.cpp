@@ -5,15 +5,15 @@
 #include <memory>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/counted.h"
+#include "cli/device_speed.h"
 #include "cli/option_checks.h"
 #include "cli/run_options.h"
+#include "cli/teacher_config.h"
 #include "data/token_shard.h"
 #include "distill/schedule_table.h"
-#include "io/model_files.h"
 #include "ops/device.h"
 #include "train/estimate.h"
 
@@ -26,27 +26,6 @@ struct Options {
   double tflops = 0.0;
 };
 
-// The configuration alone: a directory or config.json needs no weights beside it.
-json read_config(const std::string& model) {
-  const fs::path path = model;
-  if (fs::is_regular_file(path) && path.extension() == ".json") return read_json(path);
-  if (fs::is_regular_file(path / "config.json")) return read_json(path / "config.json");
-  try {
-    const auto files = io::open_model(model);
-    return files.kind == io::ModelKind::student ? json::object() : files.config;
-  } catch (const ConfigError& error) {
-    throw ConfigError("{}; for a plan its config.json is enough: --teacher path/to/config.json", error.what());
-  }
-}
-
-json teacher_config(const std::string& model) {
-  if (model.empty()) throw ConfigError("teacher.model is not set: name a model, or its config.json, with --teacher");
-  const json config = read_config(model);
-  if (!config.contains("model_type"))
-    throw ConfigError("teacher.model = \"{}\": is a student or no model's configuration, a transformer is needed", model);
-  return config;
-}
-
 int64_t parse_bytes(const std::string& text) {
   const std::array<std::pair<std::string_view, double>, 4> units = {
       {{"GiB", 1024.0 * 1024 * 1024}, {"MiB", 1024.0 * 1024}, {"GB", 1e9}, {"MB", 1e6}}};
@@ -56,22 +35,6 @@ int64_t parse_bytes(const std::string& text) {
     if (number > 0 && std::isfinite(number) && end == unit) return static_cast<int64_t>(number * size);
   }
   throw ValueError("--memory {}: must be a size such as 24GiB, 80GB or 512MiB", text);
-}
-
-// Matrix products of a size that keeps the device busy, for about half a second.
-double measure_flops(at::Device device, at::ScalarType dtype) {
-  const at::NoGradGuard no_grad;
-  const int64_t size = device.is_cuda() ? 8192 : 1024;
-  const auto a = at::ones({size, size}, at::TensorOptions(dtype).device(device));
-  at::mm(a, a);
-  ops::synchronize(device);
-  const double began = monotonic_seconds();
-  int64_t count = 0;
-  while (monotonic_seconds() - began < 0.5) {
-    for (int i = 0; i < 4; ++i, ++count) at::mm(a, a);
-    ops::synchronize(device);
-  }
-  return 2.0 * static_cast<double>(size * size * size * count) / (monotonic_seconds() - began);
 }
 
 // Rows of prepared shards that the settings name; 0 when there are none yet.
@@ -203,7 +166,7 @@ void print_time(const Plan& p, const Options& options, const std::vector<std::pa
              flop(flops.teacher_body + flops.teacher_head), flop(flops.teacher_body), flop(flops.teacher_head),
              flop(flops.student_mixer + flops.student_head), flop(flops.student_mixer), flop(flops.student_head));
   const bool is_given = options.tflops > 0;
-  const double rate = is_given ? options.tflops * 1e12 : measure_flops(p.device, p.compute_dtype);
+  const double rate = is_given ? options.tflops * 1e12 : product_flops(p.device, p.compute_dtype);
   fmt::print("Time       at {}FLOP/s ({}) at best {} tokens/s\n", format_count(rate),
              is_given ? "as given" : "large matrix products, measured on " + p.device.str(), format_count(rate / flops.total()));
   for (const auto& [name, length] : lengths) {
@@ -215,7 +178,7 @@ void plan(const Options& options) {
   const int64_t limit_bytes = options.memory.empty() ? 0 : parse_bytes(options.memory);
   Plan p;
   p.config = options.run.load().run;
-  p.teacher = teacher::teacher_shape(teacher_config(p.config.teacher.model));
+  p.teacher = teacher::teacher_shape(read_teacher_config(p.config.teacher.model));
   p.student = student::derive_student(p.config.student, p.teacher, p.config.data.context_length);
   p.device = ops::parse_device(p.config.train.device);
   p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);

@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/counted.h"
+#include "cli/operations.h"
 #include "cli/option_checks.h"
 #include "cli/selfcheck.h"
 #include "distill/schedule.h"
@@ -18,11 +19,6 @@
 #include "student/model.h"
 
 namespace distil_xlstm::cli {
-
-double relative(const Tensor& out, const Tensor& reference) {
-  const Tensor wide = reference.detach().to(at::kCPU, at::kDouble);
-  return ((out.detach().to(at::kCPU, at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-30)).item<double>();
-}
 
 double best_of_three(const std::function<double()>& draw) {
   return std::min({draw(), draw(), draw()});

@@ -16,9 +16,6 @@ struct Check {
   std::function<double()> error;  // what must not exceed the bound
 };
 
-// |out - reference| / |reference|, in float64 on the CPU.
-double relative(const Tensor& out, const Tensor& reference);
-
 // The best of three draws: the mLSTM's normaliser has a kink (max of two terms), and a draw that lies on it says nothing. A wrong result
 // fails all the same.
 double best_of_three(const std::function<double()>& draw);

@@ -1,127 +1,14 @@
 // The part of `selfcheck` that runs the kernels of training in their own types: float32, and on a GPU bfloat16 and float16.
 #include <algorithm>
 
+#include "cli/operations.h"
 #include "cli/selfcheck.h"
-#include "ops/blockdiag.h"
-#include "ops/causal_conv.h"
 #include "ops/device.h"
-#include "ops/gated.h"
 #include "ops/head_loss.h"
-#include "ops/mlstm.h"
-#include "ops/norm.h"
-#include "ops/slstm.h"
 #include "student/model.h"
 
 namespace distil_xlstm::cli {
 namespace {
-
-struct Input {
-  Tensor value;             // float64 on the CPU
-  bool stays_wide = false;  // a parameter or a gate: float32 where the others are half
-};
-
-// A differentiable operation at one point; `run` computes in the type it is given.
-struct Operation {
-  std::vector<Input> inputs;
-  std::function<Tensor(const std::vector<Tensor>&, at::ScalarType)> run;
-};
-
-Tensor draw(at::IntArrayRef sizes, double scale = 1.0) {
-  return at::randn(sizes, at::kDouble) * scale;
-}
-
-// Documents that begin inside rows.
-Tensor draw_starts(int64_t B, int64_t S) {
-  return (at::rand({B, S}) < 0.05).to(at::kByte);
-}
-
-// The output, then the gradient of each input for `weight` at the output.
-std::vector<Tensor> run_with_gradients(const Operation& operation, const std::vector<Tensor>& inputs, at::ScalarType type,
-                                       const Tensor& weight) {
-  std::vector<Tensor> leaves, results;
-  for (const auto& input : inputs) leaves.push_back(input.detach().clone().requires_grad_(true));
-  const Tensor out = operation.run(leaves, type);
-  out.backward(weight.to(out.device(), out.scalar_type()));
-  results.push_back(out.detach());
-  for (const auto& leaf : leaves) results.push_back(leaf.grad());
-  return results;
-}
-
-// Worst relative error of the output and of each gradient, both sides from the same rounded inputs.
-double error_of(const Operation& operation, at::Device device, at::ScalarType type) {
-  std::vector<Tensor> exact, moved;
-  for (const auto& [value, stays_wide] : operation.inputs) {
-    const Tensor rounded = value.to(type);
-    exact.push_back(rounded.to(at::kDouble));
-    moved.push_back(rounded.to(device, stays_wide ? at::kFloat : type));
-  }
-  Tensor weight;
-  {
-    const at::NoGradGuard no_grad;
-    weight = at::randn_like(operation.run(exact, at::kDouble)).to(type).to(at::kDouble);
-  }
-  const auto expected = run_with_gradients(operation, exact, at::kDouble, weight), got = run_with_gradients(operation, moved, type, weight);
-  double worst = 0;
-  for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, relative(got[i], expected[i]));
-  return worst;
-}
-
-Operation norm_operation() {
-  return {{{draw({70, 96})}, {draw({96}, 0.1), true}},
-          [](const auto& x, at::ScalarType) { return ops::residual_layer_norm(x[0], x[1], 3); }};
-}
-
-Operation convolution_operation() {
-  return {{{draw({3, 50, 96})}, {draw({96, 1, 4}, 0.5), true}, {draw({96}, 0.5), true}},
-          [starts = draw_starts(3, 50)](const auto& x, at::ScalarType) {
-            return ops::causal_conv_silu(x[0], x[1], x[2], {}, starts.to(x[0].device())).y_BSF;
-          }};
-}
-
-Operation projection_operation() {
-  return {{{draw({70, 96})}, {draw({70, 96})}, {draw({24, 4, 4}), true}, {draw({24, 4, 4}), true}, {draw({24, 4, 4}), true}},
-          [](const auto& x, at::ScalarType type) {
-            const auto qkv = ops::qkv_projection(x[0], x[1], {x[2], {}}, {x[3], {}}, {x[4], {}}, type);
-            return at::cat({qkv[0], qkv[1], qkv[2]}, 1);
-          }};
-}
-
-Operation gate_operation() {
-  std::vector<Input> inputs = {{draw({70, 96})}, {draw({70, 96})}};
-  for (int gate = 0; gate < 4; ++gate) inputs.push_back({draw({3, 32, 32}, 0.2), true});
-  return {std::move(inputs),
-          [](const auto& x, at::ScalarType type) { return ops::slstm_gate_projection(x[0], x[1], x[2], x[3], x[4], x[5], type); }};
-}
-
-Operation feed_forward_operation() {
-  return {{{draw({70, 96})}, {draw({256, 96}, 0.1), true}, {draw({96, 128}, 0.1), true}}, [](const auto& x, at::ScalarType type) {
-            const auto [gate, value] = ops::split_linear(x[0], x[1], {}, type);
-            return ops::residual_linear(x[0], ops::gated_activation(gate, value, "gelu"), x[2], {}, type);
-          }};
-}
-
-Operation skip_operation() {
-  return {{{draw({70, 96})}, {draw({96}), true}, {draw({70, 96})}, {draw({70, 96})}},
-          [](const auto& x, at::ScalarType) { return ops::skip_gate(x[0], x[1], x[2], x[3]); }};
-}
-
-// q and k above 0: without cancellation in the denominator errors stay those of the arithmetic.
-Operation mlstm_operation() {
-  constexpr int64_t B = 2, S = 150, H = 2, K = 64;
-  return {
-      {{draw({B, S, H, K}).abs()}, {draw({B, S, H, K}).abs()}, {draw({B, S, H, K})}, {draw({B, S, H}), true}, {draw({B, S, H}) + 2, true}},
-      [starts = draw_starts(B, S)](const auto& x, at::ScalarType) {
-        return ops::mlstm_chunkwise({x[0], x[1], x[2], x[3], x[4], starts.to(x[0].device())}, 64).h_BSHV;
-      }};
-}
-
-Operation slstm_operation() {
-  constexpr int64_t B = 4, S = 40, H = 2, K = 32;
-  return {{{draw({B, S, H, 4, K})}, {draw({H, K, 4, K}, 0.1), true}, {draw({H, 4, K}), true}},
-          [starts = draw_starts(B, S)](const auto& x, at::ScalarType) {
-            return ops::slstm_scan(x[0], x[1], x[2], {}, starts.to(x[0].device())).y_BSHK;
-          }};
-}
 
 // A vocabulary that is a multiple of nothing, and masked positions.
 double head_loss_error(at::Device device, at::ScalarType type) {
@@ -180,14 +67,15 @@ double student_error(at::Device device, at::ScalarType type) {
 }  // namespace
 
 std::vector<Check> precision_checks(at::Device device) {
-  const std::vector<std::pair<const char*, Operation (*)()>> operations = {{"norm", norm_operation},
-                                                                           {"convolution", convolution_operation},
-                                                                           {"q, k, v projections", projection_operation},
-                                                                           {"sLSTM gates", gate_operation},
-                                                                           {"feed-forward", feed_forward_operation},
-                                                                           {"skip gate", skip_operation},
-                                                                           {"mLSTM", mlstm_operation},
-                                                                           {"sLSTM", slstm_operation}};
+  const std::vector<std::pair<const char*, std::function<Operation()>>> operations = {
+      {"norm", [] { return norm_operation(70, 96, 3); }},
+      {"convolution", [] { return convolution_operation(3, 50, 96, Borders::inside); }},
+      {"q, k, v projections", [] { return projection_operation(70, 96); }},
+      {"sLSTM gates", [] { return gate_operation(70, 3, 32); }},
+      {"feed-forward", [] { return feed_forward_operation(70, 96, 128); }},
+      {"skip gate", [] { return skip_operation(70, 96); }},
+      {"mLSTM", [] { return mlstm_operation(2, 150, 2, 64, Borders::inside); }},
+      {"sLSTM", [] { return slstm_operation(4, 40, 2, 32, Borders::inside); }}};
   std::vector<at::ScalarType> types = {at::kFloat};
   if (!device.is_cpu()) types.insert(types.end(), {at::kBFloat16, at::kHalf});
   std::vector<Check> checks;

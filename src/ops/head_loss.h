@@ -1,4 +1,4 @@
-// Losses over the two LM heads in tiles of positions: full logits never exist (spec distillation.md sections 2 and 7).
+// Losses over the two LM heads in tiles of positions: full logits never exist (docs/mathematics.md 6).
 #pragma once
 
 #include <string_view>

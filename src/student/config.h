@@ -1,4 +1,4 @@
-// Shape of a `paper` student: xLSTM v1 blocks (spec/xlstm.md sections 1 to 3), derived from the teacher by the paper's heuristics.
+// Shape of a `paper` student: xLSTM v1 blocks (docs/mathematics.md 1 to 5), derived from the teacher by the paper's heuristics.
 #pragma once
 
 #include <cstdint>

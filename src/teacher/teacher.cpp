@@ -147,4 +147,10 @@ std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device de
   return std::make_unique<TransformerTeacher>(family, config, std::move(weights));
 }
 
+std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, at::ScalarType dtype, at::Device drawn_on) {
+  const Family& family = find_family(config, "config.json");
+  const nn::TransformerConfig read = read_config(family, config, "config.json");
+  return std::make_unique<TransformerTeacher>(family, read, random_weights(read, device, dtype, drawn_on));
+}
+
 }  // namespace distil_xlstm::teacher

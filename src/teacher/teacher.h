@@ -54,4 +54,9 @@ TeacherShape teacher_shape(const json& config);
 // would change the result and is not supported, DataError for missing or extra tensors.
 std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device device, at::ScalarType dtype);
 
+// A teacher of this configuration with random weights, drawn on the device `drawn_on`: the same seed of LibTorch's generator gives the same
+// model on every device and in every dtype (float64 too). What it costs in time and memory does not depend on its weights. Throws ConfigError
+// as teacher_shape.
+std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, at::ScalarType dtype, at::Device drawn_on);
+
 }  // namespace distil_xlstm::teacher

@@ -224,4 +224,37 @@ nn::TransformerWeights load_weights(const nn::TransformerConfig& config, const s
   return weights;
 }
 
+nn::TransformerWeights random_weights(const nn::TransformerConfig& config, at::Device device, at::ScalarType dtype, at::Device drawn_on) {
+  const at::NoGradGuard no_grad;
+  constexpr double kDeviation = 0.02;
+  const auto drawn = at::TensorOptions(drawn_on).dtype(at::kFloat);
+  const auto normal = [&](at::IntArrayRef shape) {
+    return at::empty(shape, drawn).normal_(0.0, kDeviation).to(at::kBFloat16).to(device, dtype);
+  };
+  const auto normal_if = [&](bool exists, at::IntArrayRef shape) { return exists ? normal(shape) : Tensor(); };
+  const auto one = [&](int64_t size) { return at::ones({size}, at::TensorOptions(device).dtype(dtype)); };
+  const auto one_if = [&](bool exists, int64_t size) { return exists ? one(size) : Tensor(); };
+  const int64_t D = config.hidden_size, I = config.intermediate_size, K = config.head_dim;
+  const int64_t query = config.num_heads * K, joined = query + 2 * config.num_kv_heads * K;
+  nn::TransformerWeights weights;
+  weights.embedding_VD = normal({config.vocab_size, D});
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    weights.layers.push_back({.input_norm_D = one(D),
+                              .qkv_ED = normal({joined, D}),
+                              .qkv_bias_E = normal_if(config.has_qkv_bias, {joined}),
+                              .q_norm_K = one_if(config.has_qk_norm, K),
+                              .k_norm_K = one_if(config.has_qk_norm, K),
+                              .o_DHK = normal({D, query}),
+                              .o_bias_D = normal_if(config.has_o_bias, {D}),
+                              .mlp_norm_D = one(D),
+                              .gate_up_2ID = normal({2 * I, D}),
+                              .gate_up_bias_2I = normal_if(config.has_mlp_bias, {2 * I}),
+                              .down_DI = normal({D, I}),
+                              .down_bias_D = normal_if(config.has_mlp_bias, {D})});
+  }
+  weights.final_norm_D = one(D);
+  weights.head_VD = config.is_tied ? weights.embedding_VD : normal({config.vocab_size, D});
+  return weights;
+}
+
 }  // namespace distil_xlstm::teacher

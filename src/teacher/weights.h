@@ -27,4 +27,8 @@ int64_t num_parameters(const nn::TransformerConfig& config);
 nn::TransformerWeights load_weights(const nn::TransformerConfig& config, const std::shared_ptr<io::WeightSource>& source, at::Device device,
                                     at::ScalarType dtype);
 
+// Normal values of deviation 0.02 (norms: 1), rounded to bfloat16 so that every dtype holds the same model; drawn on the device `drawn_on`
+// from LibTorch's generator there.
+nn::TransformerWeights random_weights(const nn::TransformerConfig& config, at::Device device, at::ScalarType dtype, at::Device drawn_on);
+
 }  // namespace distil_xlstm::teacher

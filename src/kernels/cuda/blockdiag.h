@@ -1,4 +1,4 @@
-// q, k and v of the mLSTM from blocks of 4 features (spec xlstm.md 2.2): q = Wq c + bq, k = Wk c + bk, v = Wv x + bv, each W
+// q, k and v of the mLSTM from blocks of 4 features (docs/mathematics.md 3): q = Wq c + bq, k = Wk c + bk, v = Wv x + bv, each W
 // block-diagonal. Letters: N rows, G blocks, F = 4 G features, O = I = 4 outputs and inputs of a block. Outputs must not overlap inputs.
 // Arithmetic is float. Bytes: every tensor once.
 #pragma once

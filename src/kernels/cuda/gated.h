@@ -1,4 +1,4 @@
-// Gates on CUDA: act(gate) * value, and the mLSTM's (h + skip * c) * silu(z) (spec xlstm.md 1.6, 2.2). Letters: N rows, P or F features.
+// Gates on CUDA: act(gate) * value, and the mLSTM's (h + skip * c) * silu(z) (docs/mathematics.md 2, 3). Letters: N rows, P or F features.
 // Outputs must not overlap inputs. Arithmetic is float. Bytes: every tensor once.
 #pragma once
 

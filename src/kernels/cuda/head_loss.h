@@ -1,4 +1,4 @@
-// Losses over the two LM heads' logits of one tile of positions, with the gradient in place (spec distillation.md sections 2 and 7): what
+// Losses over the two LM heads' logits of one tile of positions, with the gradient in place (docs/mathematics.md 6): what
 // kernels/cpu/head_loss.h computes, on CUDA. Letters: P positions of the tile, V vocabulary.
 //
 // One block walks twice over a row: sums, then the gradient. Bytes: P * V * (2 * 2 logits + 1 gradient), or half the reading where a tile

@@ -113,5 +113,27 @@ TEST(Teacher, RefusesGroupsThatDoNotFitItsDepth) {
               HasSubstr("group_sizes 1, 1"));
 }
 
+TEST(RandomTeacher, IsTheSameModelInEveryTypeAndOnEveryDevice) {
+  for (const char* family : {"llama", "qwen2", "qwen3"}) {
+    json config = tiny_config(/*is_tied=*/false);
+    config["model_type"] = family;
+    const auto hidden = [&](at::Device device, at::ScalarType dtype) {
+      at::manual_seed(5);
+      const auto model = random_teacher(config, device, dtype, at::kCPU);
+      EXPECT_EQ(model->num_parameters(), teacher_shape(config).num_parameters);
+      const Tensor tokens = at::arange(11, at::kLong).unsqueeze(0).to(device);
+      return model->logits(model->forward_hidden(tokens));
+    };
+    const Tensor exact = hidden(at::kCPU, at::kDouble);
+    EXPECT_GT(exact.std().item<double>(), 0.0);
+    for (const at::Device device : devices()) {
+      EXPECT_LT(relative_error(hidden(device, at::kFloat), exact), 1e-5) << family << device;
+      if (device.is_cuda()) {
+        EXPECT_LT(relative_error(hidden(device, at::kBFloat16), exact), 2e-2) << family << device;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace distil_xlstm::teacher

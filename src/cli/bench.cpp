@@ -1,0 +1,187 @@
+// distil-xlstm bench: how fast the parts of a training step and the step itself are here, against their floors, and how exact.
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "cli/bench_parts.h"
+#include "cli/commands.h"
+#include "cli/device_speed.h"
+#include "cli/option_checks.h"
+#include "cli/run_options.h"
+#include "cli/teacher_config.h"
+#include "ops/device.h"
+
+namespace distil_xlstm::cli {
+namespace {
+
+struct Options {
+  RunOptions run;
+  std::vector<std::string> parts;
+  std::vector<int64_t> step_rows;
+  std::string json_path;
+};
+
+// Geometries that need no file.
+const std::vector<std::pair<std::string, const char*>>& known_geometries() {
+  static const std::vector<std::pair<std::string, const char*>> all = {
+      {"qwen2.5-1.5b", R"({"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+         "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+         "tie_word_embeddings": true, "max_position_embeddings": 32768, "hidden_act": "silu"})"},
+      {"smollm2-135m", R"({"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
+         "tie_word_embeddings": true, "max_position_embeddings": 8192, "hidden_act": "silu"})"},
+  };
+  return all;
+}
+
+json geometry(const std::string& name) {
+  for (const auto& [known, text] : known_geometries()) {
+    if (name == known) return parse_json(text, known);
+  }
+  return read_teacher_config(name);
+}
+
+// Settings of the run that is measured: without a run file, the paper's student, at a size that suits the device.
+config::RunConfig load_config(RunOptions options) {
+  const bool is_default = options.file.empty() && options.preset.empty();
+  if (is_default) options.preset = "paper";
+  const auto loaded = options.load();
+  auto config = loaded.run;
+  const auto is_given = [&](const std::string& key) {
+    const auto found = loaded.sources.find(key);
+    return found != loaded.sources.end() && !found->second.starts_with("preset");
+  };
+  const bool is_cpu = ops::parse_device(config.train.device).is_cpu();
+  if (config.teacher.model.empty()) config.teacher.model = is_cpu ? "smollm2-135m" : "qwen2.5-1.5b";
+  if (is_default && !is_given("train.precision")) config.train.precision = "auto";
+  if (is_default && is_cpu && !is_given("train.micro_batch_size")) config.train.micro_batch_size = 2;
+  if (is_default && is_cpu && !is_given("train.gradient_accumulation_steps")) config.train.gradient_accumulation_steps = 1;
+  if (is_default && is_cpu && !is_given("data.context_length")) config.data.context_length = 256;
+  return config;
+}
+
+std::string milliseconds(const std::optional<double>& seconds) {
+  return seconds ? fmt::format("{:.3f}", *seconds * 1e3) : "";
+}
+
+json number_or_null(const std::optional<double>& value, double factor = 1.0) {
+  return value ? json(*value * factor) : json();
+}
+
+void print_part(const PartResult& part) {
+  const double seconds = part.both_seconds.value_or(part.forward_seconds.value_or(0.0));
+  fmt::print("{:<16} {:<50} {:>10} {:>10} {:>10} {:>7.2f} {:>9}\n", part.name, part.shape, milliseconds(part.forward_seconds),
+             milliseconds(part.both_seconds), milliseconds(part.floor_seconds), seconds / part.floor_seconds,
+             part.error ? fmt::format("{:.1e}", *part.error) : "");
+  std::fflush(stdout);
+}
+
+json to_json(const PartResult& part) {
+  return {{"name", part.name},
+          {"shape", part.shape},
+          {"forward_ms", number_or_null(part.forward_seconds, 1e3)},
+          {"forward_backward_ms", number_or_null(part.both_seconds, 1e3)},
+          {"floor_ms", part.floor_seconds * 1e3},
+          {"relative_error", number_or_null(part.error)}};
+}
+
+json to_json(const StepBench& step) {
+  return {{"micro_batch_size", step.micro_batch_size},
+          {"gradient_accumulation_steps", step.accumulation_steps},
+          {"step_ms", step.seconds * 1e3},
+          {"tokens_per_second", step.tokens_per_second},
+          {"floor_tokens_per_second", step.floor_tokens_per_second},
+          {"peak_memory_bytes", step.peak_memory_bytes > 0 ? json(step.peak_memory_bytes) : json()}};
+}
+
+json bench_steps(const BenchSubject& subject, std::vector<int64_t> rows) {
+  if (rows.empty()) rows = {subject.config.train.micro_batch_size};
+  std::sort(rows.begin(), rows.end());  // the peak memory of the process only grows
+  json all = json::array();
+  fmt::print("\n");
+  for (const auto& step : bench_step(subject, rows)) {
+    fmt::print("step             {} x {} x {}: {:.1f} ms, {} tokens/s, at best {} ({:.0f} %){}\n", step.accumulation_steps,
+               step.micro_batch_size, subject.config.data.context_length, step.seconds * 1e3, format_count(step.tokens_per_second),
+               format_count(step.floor_tokens_per_second), 100.0 * step.tokens_per_second / step.floor_tokens_per_second,
+               step.peak_memory_bytes > 0 ? ", peak " + format_bytes(static_cast<double>(step.peak_memory_bytes)) : "");
+    all.push_back(to_json(step));
+  }
+  return all;
+}
+
+BenchSubject make_subject(const Options& options) {
+  BenchSubject subject;
+  subject.config = load_config(options.run);
+  subject.teacher_config = geometry(subject.config.teacher.model);
+  subject.teacher = teacher::teacher_shape(subject.teacher_config);
+  subject.student = student::derive_student(subject.config.student, subject.teacher, subject.config.data.context_length);
+  subject.device = ops::parse_device(subject.config.train.device);
+  subject.compute_dtype = ops::parse_precision(subject.config.train.precision, subject.device);
+  subject.teacher_dtype = ops::parse_precision(subject.config.teacher.precision, subject.device);
+  subject.flops_per_second = product_flops(subject.device, subject.compute_dtype);
+  subject.bytes_per_second = copy_bytes_per_second(subject.device);
+  return subject;
+}
+
+void bench(const Options& options) {
+  const auto subject = make_subject(options);
+  const std::string device =
+      subject.device.is_cpu() ? fmt::format("cpu, {} threads, {}", at::get_num_threads(), at::get_cpu_capability())
+                              : fmt::format("{} ({})", subject.device.str(), ops::load_cuda().detail);
+  fmt::print("{}; {}; products {}FLOP/s, copies {}B/s\n", device, ops::precision_name(subject.compute_dtype),
+             format_count(subject.flops_per_second), format_count(subject.bytes_per_second));
+  fmt::print("teacher {}, student of {} blocks, context {}\n", subject.config.teacher.model, subject.student.num_blocks,
+             subject.config.data.context_length);
+  const auto is_wanted = [&](const std::string& name) {
+    return options.parts.empty() || std::find(options.parts.begin(), options.parts.end(), name) != options.parts.end();
+  };
+  json results = {{"version", DISTIL_XLSTM_VERSION},
+                  {"device", device},
+                  {"precision", ops::precision_name(subject.compute_dtype)},
+                  {"teacher", subject.config.teacher.model},
+                  {"context_length", subject.config.data.context_length},
+                  {"product_flops_per_second", subject.flops_per_second},
+                  {"copy_bytes_per_second", subject.bytes_per_second}};
+  results["steps"] = is_wanted("step") ? bench_steps(subject, options.step_rows) : json::array();
+  results["parts"] = json::array();
+  bool has_header = false;
+  for (const auto& name : bench_part_names()) {
+    if (name == "step" || !is_wanted(name)) continue;
+    if (!has_header)
+      fmt::print("\n{:<16} {:<50} {:>10} {:>10} {:>10} {:>7} {:>9}\n", "part", "shape", "forward ms", "both ms", "floor ms", "x floor",
+                 "error");
+    has_header = true;
+    const auto part = bench_part(subject, name);
+    print_part(part);
+    results["parts"].push_back(to_json(part));
+  }
+  if (!options.json_path.empty()) write_json(options.json_path, results);
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app) {
+  auto* command = app.add_subcommand(
+      "bench", "Times the parts of a training step and the step itself, against their floors, on random weights: no files needed");
+  auto options = std::make_shared<Options>();
+  command->add_option("part", options->parts, "Parts to measure: " + join(bench_part_names(), ", "))
+      ->check(CLI::IsMember(bench_part_names()))
+      ->default_str("all");
+  command->add_option("--step-rows", options->step_rows, "Rows of the step's micro-batch, several sizes one after the other")
+      ->delimiter(',')
+      ->check(at_least(1))
+      ->default_str("train.micro_batch_size");
+  command->add_option("--json", options->json_path, "Write the results here too");
+  options->run.add_to(*command);
+  command->footer(
+      "Without --config or --preset: the paper's student, with the teacher's geometry of qwen2.5-1.5b on a GPU and of smollm2-135m, 2 x 256\n"
+      "tokens, on a CPU. --teacher takes these two names, a config.json or a model.");
+  command->callback([options] { bench(*options); });
+}
+
+}  // namespace distil_xlstm::cli

@@ -1,0 +1,51 @@
+// What `bench` measures: the parts of a training step one by one, and the step.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "config/run_config.h"
+#include "student/config.h"
+#include "teacher/teacher.h"
+
+namespace distil_xlstm::cli {
+
+// What is measured: the models of a run, at sizes of a micro-batch.
+struct BenchSubject {
+  config::RunConfig config;
+  json teacher_config;
+  teacher::TeacherShape teacher;
+  student::StudentConfig student;
+  at::Device device = at::kCPU;
+  at::ScalarType compute_dtype = at::kFloat, teacher_dtype = at::kFloat;
+  double flops_per_second = 0.0, bytes_per_second = 0.0;  // large products in the compute type, a copy: measured
+  [[nodiscard]] int64_t tokens() const { return config.train.micro_batch_size * config.data.context_length; }
+};
+
+// Seconds are medians. The floor is the larger of two times: all operations at the speed of large matrix products, and every input read
+// and every output written once at the speed of a copy.
+struct PartResult {
+  std::string name, shape;
+  std::optional<double> forward_seconds, both_seconds;  // forward alone; forward and backward
+  double floor_seconds = 0.0;                           // of forward and backward where both were measured
+  std::optional<double> error;                          // worst relative error of values and gradients against float64, on a few tokens
+};
+
+// Names in the order of the step.
+const std::vector<std::string>& bench_part_names();
+
+PartResult bench_part(const BenchSubject& subject, const std::string& name);
+
+struct StepBench {
+  int64_t micro_batch_size = 0, accumulation_steps = 0;
+  double seconds = 0.0, tokens_per_second = 0.0;  // of an optimizer step; input tokens
+  double floor_tokens_per_second = 0.0;           // its matrix products at the measured speed
+  int64_t peak_memory_bytes = 0;                  // of the process on the device so far; 0 on a CPU
+};
+
+// Optimizer steps of the run on random tokens and a teacher with random weights: teacher, student, losses, backward, clipping, AdamW.
+std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes);
+
+}  // namespace distil_xlstm::cli

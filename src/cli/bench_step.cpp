@@ -1,0 +1,76 @@
+// The whole optimizer step of `bench`, as the trainer makes it, on random tokens.
+#include "cli/bench_parts.h"
+#include "cli/device_speed.h"
+#include "distill/alignment.h"
+#include "distill/method.h"
+#include "ops/device.h"
+#include "optim/adamw.h"
+#include "student/model.h"
+#include "train/estimate.h"
+#include "train/micro_batch.h"
+
+namespace distil_xlstm::cli {
+namespace {
+
+data::Batch random_batch(const BenchSubject& subject, int64_t rows) {
+  const int64_t S = subject.config.data.context_length, size = rows * S;
+  const Tensor ids = at::randint(subject.teacher.vocab_size, {size + 1}, at::kInt);
+  const auto* first = ids.const_data_ptr<int32_t>();
+  data::Batch batch{.num_rows = rows, .context_length = S, .num_targets = size};
+  batch.tokens.assign(first, first + size);
+  batch.targets.assign(first + 1, first + 1 + size);
+  batch.mask.assign(static_cast<size_t>(size), 1);
+  batch.is_start.assign(static_cast<size_t>(size), 0);
+  for (int64_t row = 0; row < rows; ++row) batch.is_start[static_cast<size_t>(row * S)] = 1;
+  return batch;
+}
+
+}  // namespace
+
+std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes) {
+  const auto& config = subject.config;
+  const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_dtype, subject.device);
+  const auto student =
+      student::Student::create(subject.student, teacher->embedding_weight(), teacher->head_weight(), config.seed, subject.device);
+  const distill::Alignment alignment(config.distill.alignment, teacher->num_layers(), subject.student.num_blocks);
+  train::MicroBatches micro_batches(*teacher, *student, alignment);
+  const auto& parameters = student->parameters();
+  optim::AdamW optimizer(parameters, {.weight_decay = config.optimizer.weight_decay}, student::is_decayed);
+  optim::LossScaler scaler(subject.compute_dtype == at::kHalf, config.optimizer.initial_loss_scale);
+  constexpr int64_t kSteps = 1000;  // of the schedules: what they give in the first step
+  const auto method = distill::make_method(config.distill, kSteps, 1);
+  const auto flops = train::count_flops(subject.teacher, subject.student, config.data.context_length);
+
+  std::vector<StepBench> results;
+  for (const int64_t rows : micro_batch_sizes) {
+    const int64_t accumulation = config.train.gradient_accumulation_steps;
+    const auto batch = random_batch(subject, rows);
+    train::GradientSettings settings;
+    settings.plan = method->plan({.step = 0, .total_steps = kSteps, .epoch = 0, .num_epochs = 1});
+    settings.measures_alignment = settings.plan.alignment_weight != 0.0;
+    settings.student.compute_dtype = subject.compute_dtype;
+    settings.student.collect_blocks = settings.measures_alignment && alignment.needs_blocks();
+    settings.student.activation_checkpointing = config.train.checkpointing == "blocks";
+    const auto step = [&] {
+      settings.target_scale = scaler.scale() / static_cast<double>(accumulation * batch.num_targets);
+      settings.row_scale = scaler.scale() * settings.plan.alignment_weight / static_cast<double>(accumulation * rows);
+      train::LossSums sums;
+      for (int64_t i = 0; i < accumulation; ++i) sums.add(micro_batches.run(batch, settings));
+      const bool is_finite = scaler.unscale(parameters);
+      optim::clip_grad_norm(parameters, config.optimizer.max_grad_norm);
+      sums.head.to(at::kCPU);  // the trainer reads its losses here
+      scaler.update(!is_finite);
+      if (is_finite) optimizer.step(config.optimizer.learning_rate);
+      optimizer.zero_grad();
+    };
+    StepBench result{.micro_batch_size = rows, .accumulation_steps = accumulation};
+    result.seconds = median_seconds(step, subject.device);
+    result.tokens_per_second = static_cast<double>(accumulation * rows * config.data.context_length) / result.seconds;
+    result.floor_tokens_per_second = subject.flops_per_second / flops.total();
+    result.peak_memory_bytes = ops::peak_memory_bytes(subject.device);
+    results.push_back(result);
+  }
+  return results;
+}
+
+}  // namespace distil_xlstm::cli

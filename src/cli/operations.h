@@ -1,0 +1,50 @@
+// Operations of training at sizes of the caller's choice, on random inputs: selfcheck compares them with float64, bench times them too.
+// Letters: N tokens, B batch, S sequence, D, F widths, P feed-forward width, H heads, K head width.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "ops/tensor.h"
+
+namespace distil_xlstm::cli {
+
+struct OperationInput {
+  Tensor value;             // float64 on the CPU
+  bool stays_wide = false;  // a parameter or a gate: float32 where the others are half
+};
+
+// A differentiable operation at one point; `run` computes in the type it is given.
+struct Operation {
+  std::vector<OperationInput> inputs;
+  std::function<std::vector<Tensor>(const std::vector<Tensor>&, at::ScalarType)> run;  // its outputs
+};
+
+// Rows are whole documents, or documents begin inside them.
+enum class Borders { none, inside };
+
+Operation norm_operation(int64_t N, int64_t D, int64_t num_groups);
+Operation convolution_operation(int64_t B, int64_t S, int64_t F, Borders borders);
+Operation projection_operation(int64_t N, int64_t F);       // q, k, v of the mLSTM, blocks of 4
+Operation gate_operation(int64_t N, int64_t H, int64_t K);  // the sLSTM's four gates
+Operation feed_forward_operation(int64_t N, int64_t D, int64_t P);
+Operation skip_operation(int64_t N, int64_t F);
+Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders);
+Operation slstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders);
+
+// The inputs as `run` takes them in this type, on the device.
+std::vector<Tensor> inputs_of(const Operation& operation, at::Device device, at::ScalarType type);
+
+// Worst relative error of each output and gradient against float64 on the CPU, both sides from the same rounded inputs.
+double error_of(const Operation& operation, at::Device device, at::ScalarType type);
+
+// |out - reference| / |reference|, in float64 on the CPU.
+double relative(const Tensor& out, const Tensor& reference);
+
+// Normal values, float64 on the CPU.
+Tensor draw(at::IntArrayRef sizes, double scale = 1.0);
+
+// Documents that begin inside rows: uint8 [B, S].
+Tensor draw_starts(int64_t B, int64_t S);
+
+}  // namespace distil_xlstm::cli
