@@ -1,21 +1,8 @@
 #include "base/half.h"
 
 #include <cmath>
-#include <limits>
 
 namespace distil_xlstm {
-
-float half_to_float(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000U) << 16U;
-  const uint32_t exponent = (bits >> 10U) & 0x1FU;
-  const uint32_t mantissa = bits & 0x3FFU;
-  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
-    const float value = std::ldexp(static_cast<float>(mantissa), -24);
-    return sign != 0 ? -value : value;
-  }
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000U | (mantissa << 13U));
-  return std::bit_cast<float>(sign | ((exponent + 112U) << 23U) | (mantissa << 13U));
-}
 
 uint16_t float_to_half(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);

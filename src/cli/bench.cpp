@@ -130,9 +130,8 @@ BenchSubject make_subject(const Options& options) {
 
 void bench(const Options& options) {
   const auto subject = make_subject(options);
-  const std::string device =
-      subject.device.is_cpu() ? fmt::format("cpu, {} threads, {}", at::get_num_threads(), at::get_cpu_capability())
-                              : fmt::format("{} ({})", subject.device.str(), ops::load_cuda().detail);
+  const std::string device = subject.device.is_cpu() ? fmt::format("cpu, {} threads, {}", at::get_num_threads(), at::get_cpu_capability())
+                                                     : fmt::format("{} ({})", subject.device.str(), ops::load_cuda().detail);
   fmt::print("{}; {}; products {}FLOP/s, copies {}B/s\n", device, ops::precision_name(subject.compute_dtype),
              format_count(subject.flops_per_second), format_count(subject.bytes_per_second));
   fmt::print("teacher {}, student of {} blocks, context {}\n", subject.config.teacher.model, subject.student.num_blocks,
@@ -179,7 +178,8 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--json", options->json_path, "Write the results here too");
   options->run.add_to(*command);
   command->footer(
-      "Without --config or --preset: the paper's student, with the teacher's geometry of qwen2.5-1.5b on a GPU and of smollm2-135m, 2 x 256\n"
+      "Without --config or --preset: the paper's student, with the teacher's geometry of qwen2.5-1.5b on a GPU and of smollm2-135m, 2 x "
+      "256\n"
       "tokens, on a CPU. --teacher takes these two names, a config.json or a model.");
   command->callback([options] { bench(*options); });
 }

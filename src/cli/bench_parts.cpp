@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <tuple>
 
 #include "base/error.h"
 #include "cli/device_speed.h"
@@ -26,8 +27,16 @@ struct Sizes {
 
 Sizes sizes_of(const BenchSubject& subject, int64_t B, int64_t S) {
   const auto& s = subject.student;
-  return {B, S, B * S, s.embedding_dim, s.slstm_num_heads, s.embedding_dim / s.slstm_num_heads, s.mlstm_inner_dim(), s.mlstm_num_heads,
-          s.ffn_dim(), s.vocab_size};
+  return {B,
+          S,
+          B * S,
+          s.embedding_dim,
+          s.slstm_num_heads,
+          s.embedding_dim / s.slstm_num_heads,
+          s.mlstm_inner_dim(),
+          s.mlstm_num_heads,
+          s.ffn_dim(),
+          s.vocab_size};
 }
 
 // What an operation must do at least. Bytes are those of activations and weights in the compute type.
@@ -52,8 +61,7 @@ double product(std::initializer_list<int64_t> factors) {
 const std::vector<OperationPart>& operation_parts() {
   static const std::vector<OperationPart> parts = {
       {"layer_norm", [](const Sizes& z) { return fmt::format("{} x {}", z.N, z.D); },
-       [](const Sizes& z) { return norm_operation(z.N, z.D, 1); },
-       [](const Sizes& z) { return Work{.elements = product({2, z.N, z.D})}; },
+       [](const Sizes& z) { return norm_operation(z.N, z.D, 1); }, [](const Sizes& z) { return Work{.elements = product({2, z.N, z.D})}; },
        [](const Sizes& z) { return Work{.elements = product({3, z.N, z.D})}; }},
       {"convolution", [](const Sizes& z) { return fmt::format("{} x {} x {}, 4 taps, SiLU", z.B, z.S, z.I); },
        [](const Sizes& z) { return convolution_operation(z.B, z.S, z.I, Borders::none); },
@@ -84,8 +92,7 @@ const std::vector<OperationPart>& operation_parts() {
        [](const Sizes& z) { return Work{.elements = product({2, z.N, z.I})}; },
        [](const Sizes& z) { return Work{.elements = product({3, z.N, z.I})}; }},
       {"skip_gate", [](const Sizes& z) { return fmt::format("{} x {}", z.N, z.I); },
-       [](const Sizes& z) { return skip_operation(z.N, z.I); },
-       [](const Sizes& z) { return Work{.elements = product({4, z.N, z.I})}; },
+       [](const Sizes& z) { return skip_operation(z.N, z.I); }, [](const Sizes& z) { return Work{.elements = product({4, z.N, z.I})}; },
        [](const Sizes& z) { return Work{.elements = product({7, z.N, z.I})}; }},
   };
   return parts;
@@ -138,7 +145,8 @@ HeadCase head_case(const BenchSubject& subject, int64_t N) {
 }
 
 HeadCase moved(const HeadCase& c, at::Device device, at::ScalarType type) {
-  HeadCase out{c.student_ND.to(device, type), c.student_head_VD.to(device, type), c.teacher_ND.to(device, type), {},
+  HeadCase out{c.student_ND.to(device, type), c.student_head_VD.to(device, type),
+               c.teacher_ND.to(device, type), {},
                c.targets_N.to(device),        c.mask_N.to(device)};
   out.teacher_head_VD = c.teacher_head_VD.is_same(c.student_head_VD) ? out.student_head_VD : c.teacher_head_VD.to(device, type);
   return out;
@@ -197,7 +205,7 @@ PartResult bench_teacher(const BenchSubject& subject) {
   }
   const auto model = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_dtype, subject.device);
   const Tensor tokens = at::randint(V, {B, S}, at::kLong).to(subject.device);
-  result.forward_seconds = median_seconds([&] { model->forward(tokens, {}, {.collect_mean = true}); }, subject.device);
+  result.forward_seconds = median_seconds([&] { std::ignore = model->forward(tokens, {}, {.collect_mean = true}); }, subject.device);
   return result;
 }
 

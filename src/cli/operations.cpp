@@ -90,8 +90,7 @@ Operation projection_operation(int64_t N, int64_t F) {
 Operation gate_operation(int64_t N, int64_t H, int64_t K) {
   std::vector<OperationInput> inputs = {{draw({N, H * K})}, {draw({N, H * K})}};
   for (int gate = 0; gate < 4; ++gate) inputs.push_back({draw({H, K, K}, 0.2), true});
-  return {std::move(inputs),
-          [](const auto& x, at::ScalarType type) {
+  return {std::move(inputs), [](const auto& x, at::ScalarType type) {
             return std::vector{ops::slstm_gate_projection(x[0], x[1], x[2], x[3], x[4], x[5], type)};
           }};
 }

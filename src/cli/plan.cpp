@@ -131,12 +131,12 @@ void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) 
   fmt::print("  {:<30} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
   if (limit_bytes > 0) {
     const auto advice = train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), limit_bytes);
-    if (advice.empty())
+    if (advice.fits)
       fmt::print("  fits into {}\n", limit);
-    else if (advice.front().starts_with("nothing"))
-      fmt::print("  does not fit into {}: {}\n", limit, advice.front());
+    else if (advice.changes.empty())
+      fmt::print("  does not fit into {}: {}\n", limit, advice.why_none);
     else
-      fmt::print("  does not fit into {}. Any of these does it:\n    {}\n", limit, join(advice, "\n    "));
+      fmt::print("  does not fit into {}. Any of these does it:\n    {}\n", limit, join(advice.changes, "\n    "));
   }
   fmt::print("\n");
 }

@@ -1,11 +1,11 @@
 #include "io/dtype.h"
 
 #include <array>
-#include <bit>
 #include <cstring>
 #include <limits>
 
 #include "base/error.h"
+#include "base/half.h"
 #include "io/dtype_blocks.h"
 
 namespace distil_xlstm::io {
@@ -32,20 +32,6 @@ constexpr std::array<DTypeTraits, 18> kTraits = {{{"F64", 1, 8},
                                                   {"Q4_K", 256, 144},
                                                   {"Q5_K", 256, 176},
                                                   {"Q6_K", 256, 210}}};
-
-// Exact for every half, and right where denormal floats are flushed to zero; without branches, so that loops over it vectorise.
-inline float half_bits_to_float(uint16_t half) {
-  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffU) << 13;
-  const uint32_t exponent = magnitude & 0x0f800000U;
-  const uint32_t normal = magnitude + (exponent == 0x0f800000U ? 224U << 23 : 112U << 23);
-  const float denormal = std::bit_cast<float>(magnitude + (113U << 23)) - std::bit_cast<float>(113U << 23);
-  const uint32_t bits = exponent == 0 ? std::bit_cast<uint32_t>(denormal) : normal;
-  return std::bit_cast<float>(bits | static_cast<uint32_t>(half & 0x8000U) << 16);
-}
-
-inline float bfloat16_bits_to_float(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
 
 // Stored values need not be aligned: they pass through a small array. Its constant length lets the compiler vectorise the loop.
 template <typename Stored, typename Convert>
@@ -121,9 +107,9 @@ void to_float(DType dtype, std::span<const std::byte> bytes, float* out) {
       if (!bytes.empty()) std::memcpy(out, bytes.data(), bytes.size());
       return;
     case DType::f16:
-      return convert_all<uint16_t>(bytes, out, half_bits_to_float);
+      return convert_all<uint16_t>(bytes, out, half_to_float);
     case DType::bf16:
-      return convert_all<uint16_t>(bytes, out, bfloat16_bits_to_float);
+      return convert_all<uint16_t>(bytes, out, bfloat16_to_float);
     case DType::i64:
       return cast_all<int64_t>(bytes, out);
     case DType::i32:

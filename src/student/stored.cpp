@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "nn/stored.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -17,25 +18,10 @@ constexpr std::array<std::string_view, 3> kEmbeddingNames{"token_embedding.weigh
                                                           "xlstm.token_embedding.weight"};
 constexpr std::string_view kHeadName = "lm_head.weight";
 
-std::optional<at::ScalarType> plain_type(io::DType dtype) {
-  switch (dtype) {
-    case io::DType::f64:
-      return at::kDouble;
-    case io::DType::f32:
-      return at::kFloat;
-    case io::DType::f16:
-      return at::kHalf;
-    case io::DType::bf16:
-      return at::kBFloat16;
-    default:
-      return std::nullopt;
-  }
-}
-
 // The stored values: a view of the mapped bytes, which keeps the source open, or float32 where the container encodes them.
 Tensor read_stored(const std::shared_ptr<io::WeightSource>& source, const std::string& name) {
   const io::TensorView view = source->view(name);
-  const std::optional<at::ScalarType> type = plain_type(view.dtype);
+  const std::optional<at::ScalarType> type = nn::stored_type(view.dtype);
   if (type && source->is_plain(name)) {
     auto* data = const_cast<std::byte*>(view.bytes.data());  // never written: parameters are copies, embedding and head are frozen
     if (reinterpret_cast<uintptr_t>(data) % c10::elementSize(*type) == 0)
@@ -54,12 +40,6 @@ std::vector<int64_t> stored_shape(const ParameterSpec& spec, SlstmLayout layout)
   if (spec.role == ParameterRole::slstm_bias) return {spec.num_elements()};
   if (spec.role != ParameterRole::slstm_recurrent) return s;
   return layout == SlstmLayout::cuda ? std::vector<int64_t>{s[0], s[1], 4 * s[3]} : std::vector<int64_t>{s[0], 4 * s[3], s[1]};
-}
-
-std::string listed(const std::vector<std::string>& names) {
-  constexpr size_t kShown = 6;
-  const std::vector<std::string> shown(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(std::min(kShown, names.size())));
-  return join(shown, ", ") + (names.size() > kShown ? fmt::format(" and {} more", names.size() - kShown) : "");
 }
 
 // Translates our names to those of the file at hand.
@@ -100,8 +80,8 @@ class StoredNames {
     std::copy_if(stored_.begin(), stored_.end(), std::back_inserter(unexpected), [&](const auto& name) { return !known.contains(name); });
     if (missing.empty() && unexpected.empty()) return;
     std::vector<std::string> parts;
-    if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), listed(missing)));
-    if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), listed(unexpected)));
+    if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), nn::listed(missing)));
+    if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), nn::listed(unexpected)));
     throw DataError("{}: {}: weights and config.json do not belong together", origin, join(parts, ", "));
   }
 

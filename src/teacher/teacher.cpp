@@ -103,7 +103,6 @@ class TransformerTeacher final : public Teacher {
   [[nodiscard]] int64_t vocab_size() const override { return transformer_.config().vocab_size; }
   [[nodiscard]] int64_t hidden_size() const override { return transformer_.config().hidden_size; }
   [[nodiscard]] int64_t num_layers() const override { return transformer_.config().num_layers; }
-  [[nodiscard]] int64_t num_heads() const override { return transformer_.config().num_heads; }
   [[nodiscard]] int64_t num_parameters() const override { return teacher::num_parameters(transformer_.config()); }
   [[nodiscard]] at::Device device() const override { return transformer_.weights().embedding_VD.device(); }
   [[nodiscard]] std::string description() const override {

@@ -36,7 +36,6 @@ class Teacher : public nn::LanguageModel {
   [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;  // [V, D]; the same storage as head_weight() when tied
   [[nodiscard]] virtual bool has_tied_head() const = 0;
   [[nodiscard]] virtual int64_t num_layers() const = 0;
-  [[nodiscard]] virtual int64_t num_heads() const = 0;
   [[nodiscard]] virtual int64_t num_parameters() const = 0;
 };
 
@@ -55,8 +54,8 @@ TeacherShape teacher_shape(const json& config);
 std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device device, at::ScalarType dtype);
 
 // A teacher of this configuration with random weights, drawn on the device `drawn_on`: the same seed of LibTorch's generator gives the same
-// model on every device and in every dtype (float64 too). What it costs in time and memory does not depend on its weights. Throws ConfigError
-// as teacher_shape.
+// model on every device and in every dtype (float64 too). What it costs in time and memory does not depend on its weights. Throws
+// ConfigError as teacher_shape.
 std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, at::ScalarType dtype, at::Device drawn_on);
 
 }  // namespace distil_xlstm::teacher

@@ -3,12 +3,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <bit>
 #include <map>
 #include <optional>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "nn/stored.h"
 
 namespace distil_xlstm::teacher {
 namespace {
@@ -19,30 +19,9 @@ std::string layer_name(int64_t layer, std::string_view part) {
   return fmt::format("model.layers.{}.{}", layer, part);
 }
 
-std::optional<at::ScalarType> plain_type(io::DType dtype) {
-  switch (dtype) {
-    case io::DType::f64:
-      return at::kDouble;
-    case io::DType::f32:
-      return at::kFloat;
-    case io::DType::f16:
-      return at::kHalf;
-    case io::DType::bf16:
-      return at::kBFloat16;
-    default:
-      return std::nullopt;
-  }
-}
-
 // Old checkpoints store the rotary frequencies, and some a copy of the tied head.
 bool is_redundant(std::string_view name, const nn::TransformerConfig& config) {
   return name.ends_with(".rotary_emb.inv_freq") || (config.is_tied && name == "lm_head.weight");
-}
-
-std::string listed(const std::vector<std::string>& names) {
-  constexpr size_t kShown = 8;
-  const std::vector<std::string> shown(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(std::min(kShown, names.size())));
-  return join(shown, ", ") + (names.size() > kShown ? fmt::format(" and {} more", names.size() - kShown) : "");
 }
 
 void check_tensors(const nn::TransformerConfig& config, const io::WeightSource& source) {
@@ -57,8 +36,8 @@ void check_tensors(const nn::TransformerConfig& config, const io::WeightSource& 
   }
   if (!missing.empty() || !unexpected.empty()) {
     std::vector<std::string> parts;
-    if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), listed(missing)));
-    if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), listed(unexpected)));
+    if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), nn::listed(missing)));
+    if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), nn::listed(unexpected)));
     throw DataError("{}: {}: weights and config.json do not belong together", source.origin(), join(parts, ", "));
   }
   for (const auto& [name, shape] : expected) {
@@ -105,7 +84,7 @@ class Loader {
  private:
   // The type under which the stored bytes can be used as they are: plain and aligned.
   [[nodiscard]] std::optional<at::ScalarType> stored_type(const io::TensorView& view) const {
-    const std::optional<at::ScalarType> type = plain_type(view.dtype);
+    const std::optional<at::ScalarType> type = nn::stored_type(view.dtype);
     if (!type || !source_->is_plain(view.name)) return std::nullopt;
     const bool is_aligned = reinterpret_cast<uintptr_t>(view.bytes.data()) % c10::elementSize(*type) == 0;
     return is_aligned ? type : std::nullopt;

@@ -123,17 +123,16 @@ FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::S
   return flops;
 }
 
-std::vector<std::string> advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
-                                       const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
-                                       int64_t limit_bytes) {
+MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher, const student::StudentConfig& student,
+                           int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu, int64_t limit_bytes) {
   const auto need = [&](const config::RunConfig& candidate, int64_t bytes_of_teacher) {
     return total_bytes(estimate_memory(candidate, teacher, student, bytes_of_teacher, compute_bytes, is_cpu));
   };
-  if (need(config, teacher_bytes) <= limit_bytes) return {};
+  if (need(config, teacher_bytes) <= limit_bytes) return {.fits = true, .changes = {}, .why_none = ""};
   const int64_t rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps;
   auto checkpointed = config;
   checkpointed.train.checkpointing = "blocks";
-  std::vector<std::string> advice;
+  MemoryAdvice advice;
   const auto try_micro_batches = [&](const config::RunConfig& base, int64_t bytes_of_teacher, const std::string& also) {
     for (int64_t micro = base.train.micro_batch_size; micro >= 1; --micro) {
       if (rows % micro != 0) continue;
@@ -145,7 +144,7 @@ std::vector<std::string> advise_memory(const config::RunConfig& config, const te
         text += fmt::format("{}train.micro_batch_size = {} with gradient_accumulation_steps = {} (the same steps)",
                             also.empty() ? "" : ", ", micro, rows / micro);
       }
-      advice.push_back(fmt::format("{}: {}", text, format_bytes(static_cast<double>(bytes))));
+      advice.changes.push_back(fmt::format("{}: {}", text, format_bytes(static_cast<double>(bytes))));
       return;
     }
   };
@@ -153,13 +152,13 @@ std::vector<std::string> advise_memory(const config::RunConfig& config, const te
   if (config.train.checkpointing == "none") try_micro_batches(checkpointed, teacher_bytes, "train.checkpointing = \"blocks\"");
   const bool has_smaller_teacher = teacher_bytes > 2 && !is_cpu;  // on a CPU half precision is slow, and its head is converted anyway
   if (has_smaller_teacher) try_micro_batches(config, 2, "teacher.precision = \"bf16\"");
-  if (advice.empty()) {
+  if (advice.changes.empty()) {
     checkpointed = with_micro_batch(checkpointed, 1);
-    advice.push_back(fmt::format(
+    advice.why_none = fmt::format(
         "nothing here makes it fit: even one row at a time, with checkpointing{}, needs {}; take a smaller teacher, or a shorter "
         "data.context_length",
         has_smaller_teacher ? " and the teacher in bf16" : "",
-        format_bytes(static_cast<double>(need(checkpointed, has_smaller_teacher ? 2 : teacher_bytes)))));
+        format_bytes(static_cast<double>(need(checkpointed, has_smaller_teacher ? 2 : teacher_bytes))));
   }
   return advice;
 }

@@ -44,9 +44,14 @@ int64_t total_bytes(const std::vector<MemoryItem>& items);
 
 FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::StudentConfig& student, int64_t context_length);
 
-// What to change so that the run fits into `limit_bytes`, best first: a sentence each. Empty when it fits as it is.
-std::vector<std::string> advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
-                                       const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
-                                       int64_t limit_bytes);
+struct MemoryAdvice {
+  bool fits = false;                 // as it is
+  std::vector<std::string> changes;  // each makes it fit, best first
+  std::string why_none;              // where it does not fit and nothing here helps
+};
+
+// What to change so that the run fits into `limit_bytes`.
+MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher, const student::StudentConfig& student,
+                           int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu, int64_t limit_bytes);
 
 }  // namespace distil_xlstm::train
