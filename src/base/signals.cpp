@@ -3,6 +3,7 @@
 #include <csignal>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 
 #include "base/error.h"
@@ -10,7 +11,9 @@
 namespace distil_xlstm {
 namespace {
 
-volatile std::sig_atomic_t g_signal = 0;
+// Written by a handler, read by any thread: a lock-free atomic may be both.
+std::atomic<int> g_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 int g_guards = 0;
 std::array<struct sigaction, 2> g_previous{};
 constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
@@ -41,7 +44,8 @@ int received_signal() {
 }
 
 void throw_if_interrupted() {
-  if (g_signal != 0) throw Interrupted(g_signal, fmt::format("stopped by {}", g_signal == SIGINT ? "SIGINT" : "SIGTERM"));
+  const int signal = g_signal;
+  if (signal != 0) throw Interrupted(signal, fmt::format("stopped by {}", signal == SIGINT ? "SIGINT" : "SIGTERM"));
 }
 
 }  // namespace distil_xlstm
