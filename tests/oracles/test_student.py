@@ -63,7 +63,7 @@ def random_case(name):
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"{name}, seed {seed}")
     config = make_config(**CASES[name])
-    model = random_model(config, seed)
+    model = random_model(config, seed, scale=0.08)  # at the 0.15 of the golden model float32 is rarely good enough in the package itself
     length = config.context_length
     return model, torch.randint(config.vocab_size, (3, length)), torch.randint(config.vocab_size, (3, length))
 
