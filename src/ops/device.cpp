@@ -87,10 +87,28 @@ c10::DeviceIndex index_of(at::Device device) {
   return device.has_index() ? device.index() : static_cast<c10::DeviceIndex>(0);
 }
 
+// MKL picks the kernel of each of its vector functions at the first call. When that call comes from several threads at once, one of them
+// can get a kernel of low accuracy (errors of 1e-4) for its share of that call (pytorch/pytorch issue 188792; seen here in 1 of 60
+// processes on two busy cores). So the first calls are made here, by one thread.
+void resolve_vector_functions() {
+  const at::NoGradGuard no_grad;
+  for (const auto dtype : {at::kFloat, at::kDouble}) {
+    const Tensor one = at::ones({1}, dtype);
+    for (const auto function : {at::exp, at::expm1, at::log, at::log1p, at::log2, at::log10, at::sqrt, at::rsqrt, at::sin, at::cos, at::tan,
+                                at::tanh, at::sinh, at::cosh, at::erf, at::erfc, at::sigmoid, at::trunc}) {
+      function(one);
+    }
+  }
+}
+
 }  // namespace
 
 const CudaReport& load_cuda() {
-  static const CudaReport report = open_cuda();
+  static const CudaReport report = [] {
+    CudaReport opened = open_cuda();
+    resolve_vector_functions();
+    return opened;
+  }();
   return report;
 }
 

@@ -14,8 +14,8 @@ struct CudaReport {
 };
 
 // Opens libtorch_cuda.so (beside libtorch_cpu.so) and libdistil_xlstm_cuda.so (beside the program), once. Must run before any tensor
-// exists: ATen keeps what it finds at first use. Never throws: without a driver, a GPU or CUDA's LibTorch the CPU part goes on.
-// The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out.
+// exists: ATen keeps what it finds at first use. Also makes MKL choose its vector functions while one thread runs. Never throws: without
+// a driver, a GPU or CUDA's LibTorch the CPU part goes on. The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out.
 const CudaReport& load_cuda();
 
 // "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, or DeviceError when CUDA is asked for and missing (with the
