@@ -226,9 +226,10 @@ std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments) {
 
 fs::path cache_directory() {
   if (const char* own = std::getenv("DISTIL_XLSTM_CACHE"); own != nullptr && *own != '\0') return own;
+  if (const char* hub = std::getenv("HF_HOME"); hub != nullptr && *hub != '\0') return fs::path(hub) / "distil-xlstm";
   if (const char* xdg = std::getenv("XDG_CACHE_HOME"); xdg != nullptr && *xdg != '\0') return fs::path(xdg) / "distil-xlstm";
   if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return fs::path(home) / ".cache" / "distil-xlstm";
-  throw IoError("cannot tell where to keep downloads: neither DISTIL_XLSTM_CACHE, XDG_CACHE_HOME nor HOME is set");
+  throw IoError("cannot tell where to keep downloads: none of DISTIL_XLSTM_CACHE, HF_HOME, XDG_CACHE_HOME and HOME is set");
 }
 
 fs::path share_directory() {

@@ -52,7 +52,7 @@ void sync_path(const fs::path& path);
 // is given once. Throws IoError for an argument that matches nothing.
 std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments);
 
-// Where downloads and built-in models live: $DISTIL_XLSTM_CACHE, else $XDG_CACHE_HOME/distil-xlstm, else ~/.cache/distil-xlstm.
+// Where downloads live: $DISTIL_XLSTM_CACHE, else distil-xlstm in $HF_HOME, in $XDG_CACHE_HOME or in ~/.cache.
 fs::path cache_directory();
 
 // Folder with the files that travel with the program (demo data, report assets): $DISTIL_XLSTM_SHARE, else share/ beside or

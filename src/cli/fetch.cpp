@@ -19,7 +19,8 @@ void add_fetch_command(CLI::App& app) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->footer(
       "HF_ENDPOINT, HF_TOKEN and HF_HOME are honoured; built-ins in Python packages come from pip's package index (PIP_INDEX_URL).\n"
-      "Interrupted downloads continue; every file is checked. They lie below DISTIL_XLSTM_CACHE, else ~/.cache/distil-xlstm.");
+      "Interrupted downloads continue; every file is checked. They lie below DISTIL_XLSTM_CACHE, else HF_HOME/distil-xlstm, else\n"
+      "~/.cache/distil-xlstm.");
   command->callback([request] {
     const SignalGuard guard;
     fmt::print("{}\n", io::fetch(*request).string());

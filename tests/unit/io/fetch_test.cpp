@@ -338,6 +338,12 @@ TEST_F(FetchTest, SettingsComeFromTheEnvironment) {
   const WithVariable no_token("HF_TOKEN", std::nullopt);
   EXPECT_EQ(hub_settings_from_environment().endpoint, "http://localhost:1234");
   EXPECT_EQ(hub_settings_from_environment().token, "");
+  {
+    const WithVariable no_cache("DISTIL_XLSTM_CACHE", std::nullopt);
+    EXPECT_EQ(cache_directory(), folder_ / "hf" / "distil-xlstm");
+    const WithVariable own("DISTIL_XLSTM_CACHE", (folder_ / "own").string());
+    EXPECT_EQ(cache_directory(), folder_ / "own");
+  }
   write_file_atomic(folder_ / "hf" / "token", "hf_file\n");
   EXPECT_EQ(hub_settings_from_environment().token, "hf_file");
   const WithVariable token("HF_TOKEN", " hf_variable ");
