@@ -30,7 +30,7 @@ struct CudaBackend {
 // The one table of the process.
 CudaBackend& cuda_backend();
 
-// Whether the kernels serve this activation.
+// Whether the kernels serve this activation: on CUDA where their library is open, which DISTIL_XLSTM_KERNELS=plain leaves shut.
 bool has_cuda_kernels(const Tensor& x);
 // The type to hand an activation over in: its own where the kernels convert, else the type to compute in.
 at::ScalarType activation_type(const Tensor& x);
