@@ -19,12 +19,14 @@ struct CudaBackend {
   decltype(&causal_conv_backward_aten) causal_conv_backward = nullptr;
   decltype(&layer_norm_forward_aten) layer_norm_forward = nullptr;
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
+  // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
+  decltype(&rms_norm_cpu) rms_norm = nullptr;
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
   // q, k and v all in bfloat16 or all in float16.
   decltype(&mlstm_chunkwise_aten) mlstm_chunkwise = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
-  int64_t max_head_width = 0, max_taps = 0;
+  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0;
 };
 
 // The one table of the process.

@@ -8,6 +8,7 @@
 #include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/mlstm_chunkwise.h"
+#include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/slstm_scan.h"
 #include "ops/cuda_backend.h"
 
@@ -278,6 +279,15 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
   return {grad_x, grad_weight.sum(0)};
 }
 
+Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor in = aligned(x), factor = aligned(weight), y = at::empty_like(in);
+  const int64_t D = in.size(-1);
+  const gpu::RmsNorm args{type_of(in), in.numel() / D, int(D), float(eps), pointer(in), nullptr, pointer(factor), nullptr, pointer(y)};
+  check(gpu::rms_norm_forward(args, c10::cuda::getCurrentCUDAStream()), "rms_norm, x", x);
+  return y;
+}
+
 static_assert(gpu::kNumHeadSums == kNumHeadLosses);
 
 void head_loss_tile(const HeadLossTile& tile) {
@@ -330,9 +340,11 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .causal_conv_backward = causal_conv_backward,
             .layer_norm_forward = layer_norm_forward,
             .layer_norm_backward = layer_norm_backward,
+            .rms_norm = rms_norm_cuda,
             .head_loss_tile = head_loss_tile,
             .mlstm_chunkwise = mlstm_chunkwise_cuda,
             .mlstm_backward = mlstm_backward_cuda,
             .max_head_width = gpu::kSlstmMaxHeadWidth,
-            .max_taps = gpu::kConvMaxTaps};
+            .max_taps = gpu::kConvMaxTaps,
+            .max_rms_norm_vectors = gpu::kRmsNormMaxVectors};
 }
