@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "ops/attention.h"
+#include "ops/gated.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::nn {
@@ -148,8 +149,8 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
     }
 
     const Tensor u_BSD = ops::rms_norm(x_BSD, layer.mlp_norm_D, config_.rms_norm_eps);
-    const auto gate_up = linear(u_BSD, layer.gate_up_2ID, layer.gate_up_bias_2I).chunk(2, -1);
-    add_linear_(x_BSD, at::silu(gate_up[0]).mul_(gate_up[1]), layer.down_DI, layer.down_bias_D);
+    const Tensor hidden_BSI = ops::swiglu(linear(u_BSD, layer.gate_up_2ID, layer.gate_up_bias_2I));
+    add_linear_(x_BSD, hidden_BSI, layer.down_DI, layer.down_bias_D);
     if (visitor && state == LayerState::block_output) visitor(index, x_BSD);
   }
   if (cache) cache->advance(S);

@@ -21,6 +21,7 @@ struct CudaBackend {
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
   // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
   decltype(&rms_norm_cpu) rms_norm = nullptr;
+  Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
   // q, k and v all in bfloat16 or all in float16.

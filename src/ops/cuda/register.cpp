@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/causal_conv.h"
+#include "kernels/cuda/gated.h"
 #include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/mlstm_chunkwise.h"
@@ -288,6 +289,25 @@ Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps) {
   return y;
 }
 
+Tensor swiglu_cuda(const Tensor& gate_up) {
+  const c10::cuda::CUDAGuard guard(gate_up.device());
+  const int64_t P = gate_up.size(-1) / 2;
+  std::vector<int64_t> sizes = gate_up.sizes().vec();
+  sizes.back() = P;
+  const Tensor in = aligned(gate_up), out = at::empty(sizes, in.options());
+  gpu::GatedActivation args{};
+  args.type = type_of(in);
+  args.act = gpu::Activation::swish;
+  args.N = out.numel() / P;
+  args.P = int(P);
+  args.stride = 2 * P;
+  args.gate_NP = pointer(in);
+  args.value_NP = static_cast<const char*>(pointer(in)) + P * in.element_size();
+  args.out_NP = pointer(out);
+  check(gpu::gated_activation_forward(args, c10::cuda::getCurrentCUDAStream()), "swiglu, gate_up", gate_up);
+  return out;
+}
+
 static_assert(gpu::kNumHeadSums == kNumHeadLosses);
 
 void head_loss_tile(const HeadLossTile& tile) {
@@ -341,6 +361,7 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .layer_norm_forward = layer_norm_forward,
             .layer_norm_backward = layer_norm_backward,
             .rms_norm = rms_norm_cuda,
+            .swiglu = swiglu_cuda,
             .head_loss_tile = head_loss_tile,
             .mlstm_chunkwise = mlstm_chunkwise_cuda,
             .mlstm_backward = mlstm_backward_cuda,
