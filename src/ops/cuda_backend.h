@@ -6,6 +6,7 @@
 #include "ops/head_loss_tile.h"
 #include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
+#include "ops/rotary.h"
 #include "ops/slstm_forms.h"
 
 namespace distil_xlstm::ops {
@@ -22,6 +23,7 @@ struct CudaBackend {
   // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
   decltype(&rms_norm_cpu) rms_norm = nullptr;
   Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
+  decltype(&rotate_) rotate = nullptr;                // channels of a head contiguous
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
   // q, k and v all in bfloat16 or all in float16.

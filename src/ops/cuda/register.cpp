@@ -10,6 +10,7 @@
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/mlstm_chunkwise.h"
 #include "kernels/cuda/rms_norm.h"
+#include "kernels/cuda/rotary.h"
 #include "kernels/cuda/slstm_scan.h"
 #include "ops/cuda_backend.h"
 
@@ -308,6 +309,13 @@ Tensor swiglu_cuda(const Tensor& gate_up) {
   return out;
 }
 
+void rotate_cuda(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position) {
+  const c10::cuda::CUDAGuard guard(x_BSHK.device());
+  const gpu::Rotary args{type_of(x_BSHK),  x_BSHK.size(0),   x_BSHK.size(1),  int(x_BSHK.size(2)), int(x_BSHK.size(3)), x_BSHK.stride(0),
+                         x_BSHK.stride(1), x_BSHK.stride(2), pointer(x_BSHK), floats(cos_TI),      floats(sin_TI),      first_position};
+  check(gpu::rotate_heads(args, c10::cuda::getCurrentCUDAStream()), "rotary positions, x_BSHK", x_BSHK);
+}
+
 static_assert(gpu::kNumHeadSums == kNumHeadLosses);
 
 void head_loss_tile(const HeadLossTile& tile) {
@@ -362,6 +370,7 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .layer_norm_backward = layer_norm_backward,
             .rms_norm = rms_norm_cuda,
             .swiglu = swiglu_cuda,
+            .rotate = rotate_cuda,
             .head_loss_tile = head_loss_tile,
             .mlstm_chunkwise = mlstm_chunkwise_cuda,
             .mlstm_backward = mlstm_backward_cuda,
