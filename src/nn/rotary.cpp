@@ -1,11 +1,10 @@
 #include "nn/rotary.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/rotary.h"
 
 namespace distil_xlstm::nn {
 namespace {
@@ -39,30 +38,6 @@ Tensor yarn_frequencies(const Tensor& powers, const RopeConfig& config, int64_t 
   return (1.0 / (config.factor * powers)) * (1 - kept) + (1.0 / powers) * kept;
 }
 
-// One pass over memory for the case that matters on a CPU.
-void rotate_float_cpu(const Tensor& x_BSHK, const float* cos, const float* sin) {
-  const int64_t S = x_BSHK.size(1), H = x_BSHK.size(2), half = x_BSHK.size(3) / 2;
-  const int64_t stride_b = x_BSHK.stride(0), stride_s = x_BSHK.stride(1), stride_h = x_BSHK.stride(2);
-  float* x = x_BSHK.data_ptr<float>();
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, H * half));
-  at::parallel_for(0, x_BSHK.size(0) * S, grain, [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t s = row % S;
-      const float* __restrict c = cos + s * half;
-      const float* __restrict d = sin + s * half;
-      for (int64_t h = 0; h < H; ++h) {
-        float* __restrict first = x + (row / S) * stride_b + s * stride_s + h * stride_h;
-        float* __restrict second = first + half;
-        for (int64_t i = 0; i < half; ++i) {
-          const float a = first[i], b = second[i];
-          first[i] = a * c[i] - b * d[i];
-          second[i] = b * c[i] + a * d[i];
-        }
-      }
-    }
-  });
-}
-
 }  // namespace
 
 Tensor rope_frequencies(const RopeConfig& config, int64_t head_dim) {
@@ -85,32 +60,23 @@ Rotary::Rotary(const RopeConfig& config, int64_t head_dim, at::Device device)
   if (head_dim < 2 || head_dim % 2 != 0) throw ShapeError("rotary embedding: head_dim = {} must be even", head_dim);
 }
 
-std::pair<Tensor, Tensor> Rotary::tables(int64_t first_position, int64_t size) {
+std::pair<Tensor, Tensor> Rotary::tables(int64_t num_positions) {
   const std::scoped_lock lock(*mutex_);
-  const int64_t needed = first_position + size;
-  if (!cos_.defined() || cos_.size(0) < needed) {
-    const int64_t grown = std::max<int64_t>(needed, cos_.defined() ? 2 * cos_.size(0) : 512);
+  if (!cos_.defined() || cos_.size(0) < num_positions) {
+    const int64_t grown = std::max<int64_t>(num_positions, cos_.defined() ? 2 * cos_.size(0) : 512);
     const Tensor angles = at::arange(grown, at::kFloat).unsqueeze(1) * frequencies_;
     cos_ = (angles.cos() * attention_factor_).to(device_);
     sin_ = (angles.sin() * attention_factor_).to(device_);
   }
-  return {cos_.narrow(0, first_position, size), sin_.narrow(0, first_position, size)};
+  return {cos_, sin_};
 }
 
 void Rotary::rotate_(const Tensor& x_BSHK, int64_t first_position) {
-  const int64_t S = x_BSHK.size(1), half = x_BSHK.size(3) / 2;
-  if (half != frequencies_.size(0)) {
+  if (x_BSHK.size(3) / 2 != frequencies_.size(0)) {
     throw ShapeError("rotary embedding: heads of width {}, the table is for {}", x_BSHK.size(3), 2 * frequencies_.size(0));
   }
-  const auto [cos, sin] = tables(first_position, S);
-  if (x_BSHK.is_cpu() && x_BSHK.scalar_type() == at::kFloat && x_BSHK.stride(3) == 1) {
-    return rotate_float_cpu(x_BSHK, cos.data_ptr<float>(), sin.data_ptr<float>());
-  }
-  const Tensor cos_S1I = cos.unsqueeze(1), sin_S1I = sin.unsqueeze(1);
-  Tensor first = x_BSHK.narrow(3, 0, half), second = x_BSHK.narrow(3, half, half);
-  const Tensor turned = first * cos_S1I - second * sin_S1I;
-  second.copy_(second * cos_S1I + first * sin_S1I);
-  first.copy_(turned);
+  const auto [cos_TI, sin_TI] = tables(first_position + x_BSHK.size(1));
+  ops::rotate_(x_BSHK, cos_TI, sin_TI, first_position);
 }
 
 }  // namespace distil_xlstm::nn

@@ -40,7 +40,7 @@ class Rotary {
   void rotate_(const Tensor& x_BSHK, int64_t first_position);
 
  private:
-  std::pair<Tensor, Tensor> tables(int64_t first_position, int64_t size);  // cos and sin [size, K / 2]
+  std::pair<Tensor, Tensor> tables(int64_t num_positions);  // cos and sin of at least so many [positions, K / 2]
 
   at::Device device_;
   double attention_factor_;

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "ops/attention.h"
+#include "ops/gated.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::nn {
@@ -13,8 +14,9 @@ Tensor causal_rows(int64_t first, int64_t S, int64_t T, at::Device device) {
   return at::arange(T, options).unsqueeze(0) <= at::arange(first, first + S, options).unsqueeze(1);
 }
 
-// Attention of q [B, H, S, K] over k, v [B, G, T, K]. Every fused kernel takes grouped heads on the CPU; on CUDA only the one for
-// half precision without a mask does, so elsewhere the heads are repeated rather than fall back to S x T scores in memory.
+// Attention of q [B, H, S, K] over k, v [B, G, T, K]. Every fused kernel takes grouped heads on the CPU; on CUDA only those for half
+// precision without a mask do (flash; cuDNN's, which comes first on Hopper), so elsewhere the heads are repeated rather than fall back to
+// S x T scores in memory.
 Tensor grouped_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask, bool is_causal) {
   std::optional<Tensor> optional_mask;
   if (mask.defined()) optional_mask = mask;
@@ -109,9 +111,11 @@ Tensor Transformer::attention(int64_t index, const Tensor& u_BSD, const Tensor& 
   if (config_.has_qk_norm) {
     q_BSHK = ops::rms_norm(q_BSHK, layer.q_norm_K, config_.rms_norm_eps);
     k_BSGK = ops::rms_norm(k_BSGK, layer.k_norm_K, config_.rms_norm_eps);
+    rotary_.rotate_(q_BSHK, first_position);
+    rotary_.rotate_(k_BSGK, first_position);
+  } else {
+    rotary_.rotate_(qkv_BSHK.narrow(2, 0, H + G), first_position);
   }
-  rotary_.rotate_(q_BSHK, first_position);
-  rotary_.rotate_(k_BSGK, first_position);
 
   if (!cache && has_narrow_heads_) {
     return ops::narrow_attention(q_BSHK, k_BSGK, qkv_BSHK.narrow(2, H + G, G), is_start_BS).view({B, S, H * K});
@@ -148,8 +152,8 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
     }
 
     const Tensor u_BSD = ops::rms_norm(x_BSD, layer.mlp_norm_D, config_.rms_norm_eps);
-    const auto gate_up = linear(u_BSD, layer.gate_up_2ID, layer.gate_up_bias_2I).chunk(2, -1);
-    add_linear_(x_BSD, at::silu(gate_up[0]).mul_(gate_up[1]), layer.down_DI, layer.down_bias_D);
+    const Tensor hidden_BSI = ops::swiglu(linear(u_BSD, layer.gate_up_2ID, layer.gate_up_bias_2I));
+    add_linear_(x_BSD, hidden_BSI, layer.down_DI, layer.down_bias_D);
     if (visitor && state == LayerState::block_output) visitor(index, x_BSD);
   }
   if (cache) cache->advance(S);

@@ -6,6 +6,7 @@
 #include "ops/head_loss_tile.h"
 #include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
+#include "ops/rotary.h"
 #include "ops/slstm_forms.h"
 
 namespace distil_xlstm::ops {
@@ -19,18 +20,22 @@ struct CudaBackend {
   decltype(&causal_conv_backward_aten) causal_conv_backward = nullptr;
   decltype(&layer_norm_forward_aten) layer_norm_forward = nullptr;
   decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
+  // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
+  decltype(&rms_norm_cpu) rms_norm = nullptr;
+  Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
+  decltype(&rotate_) rotate = nullptr;                // channels of a head contiguous
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
   // q, k and v all in bfloat16 or all in float16.
   decltype(&mlstm_chunkwise_aten) mlstm_chunkwise = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
-  int64_t max_head_width = 0, max_taps = 0;
+  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0;
 };
 
 // The one table of the process.
 CudaBackend& cuda_backend();
 
-// Whether the kernels serve this activation.
+// Whether the kernels serve this activation: on CUDA where their library is open, which DISTIL_XLSTM_KERNELS=plain leaves shut.
 bool has_cuda_kernels(const Tensor& x);
 // The type to hand an activation over in: its own where the kernels convert, else the type to compute in.
 at::ScalarType activation_type(const Tensor& x);

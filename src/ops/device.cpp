@@ -32,6 +32,12 @@ int count_driver_devices(std::string& problem) {
   return devices;
 }
 
+// "fast" (or nothing): our kernels; "plain": tensor operations alone.
+std::string_view kernels_variable() {
+  const char* value = std::getenv("DISTIL_XLSTM_KERNELS");
+  return value == nullptr || *value == '\0' ? "fast" : value;
+}
+
 CudaReport open_cuda() {
   CudaReport report;
   if (const char* off = std::getenv("DISTIL_XLSTM_NO_CUDA"); off != nullptr && std::string_view(off) == "1") {
@@ -54,6 +60,10 @@ CudaReport open_cuda() {
   }
   report.is_available = true;
   report.detail = fmt::format("{} device{}", devices, devices == 1 ? "" : "s");
+  if (kernels_variable() == "plain") {
+    report.detail += ", without our kernels (DISTIL_XLSTM_KERNELS=plain)";
+    return report;
+  }
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
   for (const fs::path& folder : {program, program / "..", program / ".." / "lib"}) {
@@ -113,6 +123,9 @@ const CudaReport& load_cuda() {
 }
 
 at::Device parse_device(std::string_view name) {
+  if (const std::string_view kernels = kernels_variable(); kernels != "fast" && kernels != "plain") {
+    throw ConfigError("DISTIL_XLSTM_KERNELS = {}: must be 'fast' or 'plain'", kernels);
+  }
   const CudaReport& cuda = load_cuda();
   if (name == "auto") return cuda.is_available ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   if (name == "cpu") return at::Device(at::kCPU);

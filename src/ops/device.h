@@ -15,11 +15,12 @@ struct CudaReport {
 
 // Opens libtorch_cuda.so (beside libtorch_cpu.so) and libdistil_xlstm_cuda.so (beside the program), once. Must run before any tensor
 // exists: ATen keeps what it finds at first use. Also makes MKL choose its vector functions while one thread runs. Never throws: without
-// a driver, a GPU or CUDA's LibTorch the CPU part goes on. The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out.
+// a driver, a GPU or CUDA's LibTorch the CPU part goes on. The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out, DISTIL_XLSTM_KERNELS=plain
+// our kernels: tensor operations run in their place.
 const CudaReport& load_cuda();
 
-// "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, or DeviceError when CUDA is asked for and missing (with the
-// reason).
+// "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, also where DISTIL_XLSTM_KERNELS is neither "fast" nor "plain", or
+// DeviceError when CUDA is asked for and missing (with the reason).
 at::Device parse_device(std::string_view name);
 
 // "auto", "fp32", "bf16", "fp16", and "fp64" for tests. "auto": bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "ops/blocks_cpu.h"
+#include "ops/cuda_backend.h"
 #include "ops/internal.h"
 
 namespace distil_xlstm::ops {
@@ -179,6 +180,17 @@ Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::stri
   if (gate_NP.sizes() != value_NP.sizes())
     throw ShapeError("gated_activation: gate {}, value {}: they must be equal", shape_text(gate_NP.sizes()), shape_text(value_NP.sizes()));
   return GatedActivationFunction::apply(gate_NP, value_NP, static_cast<int64_t>(activation));
+}
+
+Tensor swiglu(const Tensor& gate_up) {
+  if (!gate_up.defined() || gate_up.dim() == 0 || gate_up.size(-1) % 2 != 0)
+    throw ShapeError("swiglu: gate_up {}: the last dimension must hold two equal halves",
+                     gate_up.defined() ? shape_text(gate_up.sizes()) : "not given");
+  const bool has_gradient = any_requires_grad({gate_up});
+  if (!has_gradient && gate_up.numel() > 0 && has_cuda_kernels(gate_up) && cuda_backend().swiglu != nullptr)
+    return cuda_backend().swiglu(gate_up.contiguous());
+  const auto halves = gate_up.chunk(2, -1);
+  return has_gradient ? at::silu(halves[0]) * halves[1] : at::silu(halves[0]).mul_(halves[1]);
 }
 
 Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, const Tensor& z_NP) {

@@ -18,6 +18,10 @@ Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tens
 // act(gate) * value; act is "gelu" (exact, erf), "relu", "relu^2", "sigmoid", "swish" or "selu". Throws ValueError for another.
 Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act);
 
+// SiLU(gate) * up of a joint product whose last dimension holds the gate's half, then the up half: [..., 2 I] -> [..., I]. For teachers;
+// plain operations where a gradient is recorded. Throws ShapeError.
+Tensor swiglu(const Tensor& gate_up);
+
 // (h + skip c) * SiLU(z), in the type of z: the end of an mLSTM layer. skip_P is one factor a feature.
 Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, const Tensor& z_NP);
 

@@ -71,6 +71,13 @@ void check_weight(const char* name, const Tensor& x, const Tensor& weight) {
   check_shape(fmt::format("{}: weight", name), weight, {x.size(-1)});
 }
 
+// The kernel keeps a row in registers, as 16-byte vectors or, where rows are no multiple of those, as single values.
+bool has_rms_norm_kernel(const Tensor& x, const Tensor& weight) {
+  const int64_t width = x.size(-1), vector = 16 / x.element_size();
+  return has_cuda_kernels(x) && cuda_backend().rms_norm != nullptr && weight.scalar_type() == x.scalar_type() &&
+         (width % vector == 0 ? width / vector : width) <= cuda_backend().max_rms_norm_vectors;
+}
+
 }  // namespace
 
 Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_groups, double eps) {
@@ -86,9 +93,11 @@ Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_gr
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   check_weight("rms_norm", x, weight);
+  if (x.numel() == 0) return x.clone();
   const at::ScalarType type = compute_type(x);
-  if (x.is_cpu() && x.numel() > 0 && !any_requires_grad({x, weight})) {
-    return rms_norm_cpu(x.to(type).contiguous(), weight.to(type).contiguous(), eps).to(x.scalar_type());
+  if (!any_requires_grad({x, weight})) {
+    if (x.is_cpu()) return rms_norm_cpu(x.to(type).contiguous(), weight.to(type).contiguous(), eps).to(x.scalar_type());
+    if (has_rms_norm_kernel(x, weight)) return cuda_backend().rms_norm(x.contiguous(), weight.contiguous(), eps);
   }
   return at::rms_norm(x.to(type), {x.size(-1)}, weight.to(type), eps).to(x.scalar_type());
 }

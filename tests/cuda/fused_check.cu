@@ -1,4 +1,4 @@
-// Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, gated, blockdiag.
+// Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, rotary, gated, blockdiag.
 // Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/fused_check.
 // Run: check | time
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/gated.h"
 #include "kernels/cuda/rms_norm.h"
+#include "kernels/cuda/rotary.h"
 
 using namespace distil_xlstm::kernels::cuda;
 
@@ -143,6 +144,38 @@ void check_rms_norm(Type type, int64_t N, int D, bool with_residual, int64_t off
   compare(what + " sum", x.read(), sum, type);
 }
 
+// The first H of `all` heads of a joint product; the others must stay as they are. Any numbers do for the tables.
+void check_rotary(Type type, int64_t B, int64_t S, int H, int all, int K, int64_t offset) {
+  const int half = K / 2;
+  const int64_t first_position = 3;
+  Tensor x(type, B * S * all * K, 1.0, offset);
+  Tensor cos(Type::float32, (first_position + S) * half, 1.0), sin(Type::float32, (first_position + S) * half, 1.0);
+  const Rotary args{type, B, S, H, K, S * all * K, int64_t(all) * K, K, x.data, cos.floats(), sin.floats(), first_position};
+  CHECK_CUDA(rotate_heads(args, nullptr));
+  std::vector<double> ref = x.host;
+  for (int64_t row = 0; row < B * S; ++row) {
+    for (int h = 0; h < H; ++h) {
+      for (int i = 0; i < half; ++i) {
+        const size_t first = size_t((row * all + h) * K + i), second = first + size_t(half);
+        const size_t angle = size_t((first_position + row % S) * half + i);
+        ref[first] = x.host[first] * cos.host[angle] - x.host[second] * sin.host[angle];
+        ref[second] = x.host[second] * cos.host[angle] + x.host[first] * sin.host[angle];
+      }
+    }
+  }
+  const std::string what = std::string("rotary ") + name_of(type) + " " + std::to_string(B) + "x" + std::to_string(S) + " heads " +
+                           std::to_string(H) + " of " + std::to_string(all) + " width " + std::to_string(K);
+  const std::vector<double> out = x.read();
+  compare(what, out, ref, type);
+  ++cases;
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (int64_t(i) / K % all < H || out[i] == x.host[i]) continue;
+    ++failures;
+    std::printf("FAIL %s: the heads behind those to turn have changed\n", what.c_str());
+    break;
+  }
+}
+
 void check_gated(Type type, Activation act, int64_t N, int P) {
   Tensor both(type, N * 2 * P, 1.5), grad(type, N * P, 1.0), out(type, N * P, 0), grads(type, N * 2 * P, 0);
   GatedActivation args{type,     act,       N,          P,
@@ -246,6 +279,10 @@ void check_all() {
       if (D == 9000 || D == 1536 || D == 8) check_rms_norm(type, 17, D, true, 0);
       check_rms_norm(type, 3, std::min(D, 4096), D % 2 == 0, D == 60 ? 1 : 0);
     }
+    for (const int K : {2, 6, 16, 64, 72, 80, 128}) {
+      check_rotary(type, 2, 37, 5, 7, K, 0);
+      check_rotary(type, 1, 1, 1, 1, K, K == 64 ? 1 : 0);
+    }
     for (const auto& [N, P] : {std::pair<int64_t, int>{1, 8}, {3, 61}, {17, 2624}, {130, 120}}) {
       for (int act = 0; act < 6; ++act) check_gated(type, Activation(act), N, P);
       for (const Type h_type : {type, Type::bfloat16}) {
@@ -332,6 +369,16 @@ void time_all(int64_t N, int D, int I, int P, int M) {
            [&](int i, cudaStream_t s) { return rms_norm_forward({t, N, D, 1e-6f, x[i], nullptr, w[i], nullptr, y[i]}, s); });
     report("rms_norm of x + residual", 8.0 * N * D,
            [&](int i, cudaStream_t s) { return rms_norm_forward({t, N, D, 1e-6f, x[i], r[i], w[i], x[i], y[i]}, s); });
+  }
+  {
+    constexpr int kHeads = 12, kKvHeads = 2, kWidth = 128;
+    constexpr int64_t kRow = (kHeads + 2 * kKvHeads) * kWidth, kPositions = 512;
+    Sets qkv(N * kRow), cos(kPositions * kWidth / 2, true), sin(kPositions * kWidth / 2, true);
+    report("rotary, 14 heads of 128", 4.0 * double(N) * (kHeads + kKvHeads) * kWidth, [&](int i, cudaStream_t s) {
+      return rotate_heads({t, N / kPositions, kPositions, kHeads + kKvHeads, kWidth, kPositions * kRow, kRow, kWidth, qkv[i], cos.floats(i),
+                           sin.floats(i), 0},
+                          s);
+    });
   }
   {
     Sets both(N * 2 * M), out(N * M);

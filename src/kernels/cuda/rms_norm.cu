@@ -6,6 +6,7 @@ namespace distil_xlstm::kernels::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxHeld = kRmsNormMaxVectors / kMaxThreads;
 
 // One block a row, kHeld vectors of W values a thread, held in registers between the two uses: x may be
 // overwritten, each value is read once, by the thread that writes it.
@@ -52,12 +53,12 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(const __grid_const
 template <typename T, int W>
 cudaError_t launch(const RmsNorm& x, cudaStream_t stream) {
   const int vectors = x.D / W;
-  if (vectors > 4 * kMaxThreads || x.N > 0x7fffffff) return cudaErrorInvalidValue;
+  if (vectors > kRmsNormMaxVectors || x.N > 0x7fffffff) return cudaErrorInvalidValue;
   const int rounded = (vectors + 31) / 32 * 32;
   if (rounded <= kMaxThreads) {
     forward_kernel<T, W, 1><<<unsigned(x.N), rounded, 0, stream>>>(x);
   } else {
-    forward_kernel<T, W, 4><<<unsigned(x.N), kMaxThreads, 0, stream>>>(x);
+    forward_kernel<T, W, kMaxHeld><<<unsigned(x.N), kMaxThreads, 0, stream>>>(x);
   }
   return cudaGetLastError();
 }

@@ -6,7 +6,8 @@
 namespace distil_xlstm::kernels::cuda {
 
 // sum = x + residual, rounded to the type; y = sum / sqrt(mean(sum^2) + eps) * weight, in float.
-// D is at most 32768 in half precision and 16384 in float32 (4096 where rows are not multiples of 16 bytes).
+// A row is at most kRmsNormMaxVectors of 16 bytes, or as many single values where rows are not multiples of 16 bytes.
+inline constexpr int kRmsNormMaxVectors = 4096;
 struct RmsNorm {
   Type type;  // of all tensors
   int64_t N;

@@ -5,9 +5,12 @@
 
 #include "base/error.h"
 #include "kernels/cuda/causal_conv.h"
+#include "kernels/cuda/gated.h"
 #include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/mlstm_chunkwise.h"
+#include "kernels/cuda/rms_norm.h"
+#include "kernels/cuda/rotary.h"
 #include "kernels/cuda/slstm_scan.h"
 #include "ops/cuda_backend.h"
 
@@ -278,6 +281,41 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
   return {grad_x, grad_weight.sum(0)};
 }
 
+Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor in = aligned(x), factor = aligned(weight), y = at::empty_like(in);
+  const int64_t D = in.size(-1);
+  const gpu::RmsNorm args{type_of(in), in.numel() / D, int(D), float(eps), pointer(in), nullptr, pointer(factor), nullptr, pointer(y)};
+  check(gpu::rms_norm_forward(args, c10::cuda::getCurrentCUDAStream()), "rms_norm, x", x);
+  return y;
+}
+
+Tensor swiglu_cuda(const Tensor& gate_up) {
+  const c10::cuda::CUDAGuard guard(gate_up.device());
+  const int64_t P = gate_up.size(-1) / 2;
+  std::vector<int64_t> sizes = gate_up.sizes().vec();
+  sizes.back() = P;
+  const Tensor in = aligned(gate_up), out = at::empty(sizes, in.options());
+  gpu::GatedActivation args{};
+  args.type = type_of(in);
+  args.act = gpu::Activation::swish;
+  args.N = out.numel() / P;
+  args.P = int(P);
+  args.stride = 2 * P;
+  args.gate_NP = pointer(in);
+  args.value_NP = static_cast<const char*>(pointer(in)) + P * in.element_size();
+  args.out_NP = pointer(out);
+  check(gpu::gated_activation_forward(args, c10::cuda::getCurrentCUDAStream()), "swiglu, gate_up", gate_up);
+  return out;
+}
+
+void rotate_cuda(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position) {
+  const c10::cuda::CUDAGuard guard(x_BSHK.device());
+  const gpu::Rotary args{type_of(x_BSHK),  x_BSHK.size(0),   x_BSHK.size(1),  int(x_BSHK.size(2)), int(x_BSHK.size(3)), x_BSHK.stride(0),
+                         x_BSHK.stride(1), x_BSHK.stride(2), pointer(x_BSHK), floats(cos_TI),      floats(sin_TI),      first_position};
+  check(gpu::rotate_heads(args, c10::cuda::getCurrentCUDAStream()), "rotary positions, x_BSHK", x_BSHK);
+}
+
 static_assert(gpu::kNumHeadSums == kNumHeadLosses);
 
 void head_loss_tile(const HeadLossTile& tile) {
@@ -330,9 +368,13 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .causal_conv_backward = causal_conv_backward,
             .layer_norm_forward = layer_norm_forward,
             .layer_norm_backward = layer_norm_backward,
+            .rms_norm = rms_norm_cuda,
+            .swiglu = swiglu_cuda,
+            .rotate = rotate_cuda,
             .head_loss_tile = head_loss_tile,
             .mlstm_chunkwise = mlstm_chunkwise_cuda,
             .mlstm_backward = mlstm_backward_cuda,
             .max_head_width = gpu::kSlstmMaxHeadWidth,
-            .max_taps = gpu::kConvMaxTaps};
+            .max_taps = gpu::kConvMaxTaps,
+            .max_rms_norm_vectors = gpu::kRmsNormMaxVectors};
 }

@@ -163,6 +163,31 @@ TEST_F(BlockOps, GatedActivationsEqualTheirDefinitions) {
   }
 }
 
+TEST_F(BlockOps, SwigluEqualsItsDefinition) {
+  const auto definition = [](const Tensor& gate_up) {
+    const auto halves = gate_up.to(at::kCPU, at::kDouble).chunk(2, -1);
+    return halves[0] / (1 + (-halves[0]).exp()) * halves[1];
+  };
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+      for (const int64_t I : {1, 3, 8, 61, 96, 1000}) {
+        for (const std::vector<int64_t>& sizes : std::vector<std::vector<int64_t>>{{2 * I}, {5, 2 * I}, {2, 17, 2 * I}, {0, 2 * I}}) {
+          const Tensor gate_up = randn(sizes, 2).to(device, type), before = gate_up.clone();
+          const Tensor out = swiglu(gate_up);
+          EXPECT_EQ(out.scalar_type(), type);
+          EXPECT_LT(relative_error(out, definition(gate_up)), tolerance(type)) << device << " " << type << " " << gate_up.sizes();
+          EXPECT_TRUE(at::equal(gate_up, before));
+        }
+      }
+      const Tensor shifted = randn({6 * 32 + 1}).to(device, type).narrow(0, 1, 6 * 32).view({6, 32});
+      EXPECT_LT(relative_error(swiglu(shifted), definition(shifted)), tolerance(type)) << "not at a multiple of 16 bytes";
+      const Tensor across = randn({32, 6}).to(device, type).t();
+      EXPECT_LT(relative_error(swiglu(across), definition(across)), tolerance(type)) << "columns";
+    }
+  }
+  expect_gradients_match([](const std::vector<Tensor>& in) { return swiglu(in[0]).sin().sum(); }, {randn({4, 10})});
+}
+
 TEST_F(BlockOps, SkipGateGradients) {
   const auto definition = [](const std::vector<Tensor>& in) { return (in[0] + in[1] * in[2]) * in[3] * at::sigmoid(in[3]); };
   const std::vector<Tensor> inputs{randn({6, 5}), randn({5}), randn({6, 5}), randn({6, 5})};
@@ -188,6 +213,8 @@ TEST_F(BlockOps, WrongShapesAndNames) {
   EXPECT_THROW((void)split_linear(x, randn({5, 8}), {}, at::kDouble), ShapeError);
   EXPECT_THROW((void)gated_activation(x, x, "mish"), ValueError);
   EXPECT_THROW((void)gated_activation(x, randn({3, 7}), "gelu"), ShapeError);
+  EXPECT_THROW((void)swiglu(randn({3, 7})), ShapeError);
+  EXPECT_THROW((void)swiglu(Tensor()), ShapeError);
   EXPECT_THROW((void)skip_gate(x, randn({7}), x, x), ShapeError);
 }
 

@@ -84,11 +84,55 @@ TEST_F(NormTest, RmsNormMatchesTheReference) {
     Tensor y = at::empty_like(x);
     kernels::reference::rms_norm(c.rows, c.width, x.data_ptr<double>(), weight.data_ptr<double>(), 1e-6, y.data_ptr<double>());
     for (const at::Device& device : devices()) {
-      for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
         const Tensor out = rms_norm(x.to(device, type), weight.to(device, type), 1e-6);
         EXPECT_EQ(out.scalar_type(), type);
         EXPECT_LT(relative_error(out, y), tolerance(type)) << device.str() << " " << at::toString(type);
       }
+    }
+  }
+}
+
+Tensor plain_rms_norm(const Tensor& x, const Tensor& weight) {
+  const Tensor wide = x.to(at::kCPU, at::kDouble);
+  return wide / (wide.square().mean(-1, true) + 1e-6).sqrt() * weight.to(at::kCPU, at::kDouble);
+}
+
+// Widths up to and beyond what a CUDA kernel holds: rows of vectors, of single values, and those left to tensor operations.
+TEST_F(NormTest, RmsNormOfWideRows) {
+  for (const int64_t width : {1536, 4096, 4097, 8960, 9001, 16384, 16388, 32768, 32776}) {
+    const Tensor x = randn({5, width}), weight = randn({width});
+    for (const at::Device& device : devices()) {
+      for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        const Tensor given = x.to(device, type), factor = weight.to(device, type);
+        EXPECT_LT(relative_error(rms_norm(given, factor, 1e-6), plain_rms_norm(given, factor)), tolerance(type))
+            << width << " " << device.str() << " " << at::toString(type);
+      }
+    }
+  }
+}
+
+TEST_F(NormTest, RmsNormTakesAnyStridesPlacesAndWeights) {
+  const int64_t B = 2, S = 7, H = 3, K = 24;
+  for (const at::Device& device : devices()) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto options = at::TensorOptions(device).dtype(type);
+      const Tensor weight = at::randn({K}, options);
+      const std::vector<std::pair<const char*, Tensor>> views{
+          {"heads of a joint product", at::randn({B, S, H + 2, K}, options).narrow(2, 1, H)},
+          {"channels apart", at::randn({B, S, K, H}, options).transpose(2, 3)},
+          {"not at a multiple of 16 bytes", at::randn({B * K + 1}, options).narrow(0, 1, B * K).view({B, K})},
+          {"one row", at::randn({K}, options)},
+          {"no rows", at::randn({0, K}, options)}};
+      for (const auto& [name, x] : views) {
+        SCOPED_TRACE(fmt::format("{} {} {}", device.str(), at::toString(type), name));
+        const Tensor before = x.clone(), out = rms_norm(x, weight, 1e-6);
+        EXPECT_EQ(out.scalar_type(), type);
+        EXPECT_LT(relative_error(out, plain_rms_norm(x, weight)), tolerance(type));
+        EXPECT_TRUE(at::equal(x, before));
+      }
+      const Tensor x = at::randn({5, K}, options), wide = at::randn({K + 1}, options.dtype(at::kFloat)).narrow(0, 1, K);
+      EXPECT_LT(relative_error(rms_norm(x, wide, 1e-6), plain_rms_norm(x, wide)), tolerance(type)) << "a weight of another type";
     }
   }
 }

@@ -1,0 +1,62 @@
+#include "ops/device.h"
+
+#include <cstdlib>
+#include <optional>
+#include <string>
+
+#include "base/error.h"
+#include "ops/cuda_backend.h"
+#include "unit/ops/op_testing.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+// DISTIL_XLSTM_KERNELS set to `value` until the end of the scope.
+class KernelsVariable {
+ public:
+  explicit KernelsVariable(const char* value) {
+    if (const char* before = std::getenv("DISTIL_XLSTM_KERNELS")) before_ = before;
+    ::setenv("DISTIL_XLSTM_KERNELS", value, 1);
+  }
+  ~KernelsVariable() {
+    if (before_) {
+      ::setenv("DISTIL_XLSTM_KERNELS", before_->c_str(), 1);
+    } else {
+      ::unsetenv("DISTIL_XLSTM_KERNELS");
+    }
+  }
+  KernelsVariable(const KernelsVariable&) = delete;
+  KernelsVariable& operator=(const KernelsVariable&) = delete;
+
+ private:
+  std::optional<std::string> before_;
+};
+
+TEST(Device, NamesAWrongChoiceOfKernels) {
+  for (const char* allowed : {"fast", "plain", ""}) {
+    const KernelsVariable variable(allowed);
+    EXPECT_EQ(parse_device("cpu"), at::Device(at::kCPU));
+  }
+  const KernelsVariable variable("slow");
+  try {
+    parse_device("cpu");
+    ADD_FAILURE() << "no error";
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(error.what(), "DISTIL_XLSTM_KERNELS = slow: must be 'fast' or 'plain'");
+  }
+}
+
+TEST(Device, PlainOperationsLeaveTheKernelsShut) {
+  const char* kernels = std::getenv("DISTIL_XLSTM_KERNELS");
+  const bool is_plain = kernels != nullptr && std::string(kernels) == "plain";
+  for (const at::Device device : testing::devices()) {
+    if (device.is_cuda() && !is_plain) continue;
+    EXPECT_FALSE(has_cuda_kernels(at::zeros({1}, device))) << device;
+    if (device.is_cuda()) {
+      EXPECT_NE(load_cuda().detail.find("DISTIL_XLSTM_KERNELS=plain"), std::string::npos);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace distil_xlstm::ops
