@@ -8,6 +8,7 @@
 #include "ops/gated.h"
 #include "ops/head_loss.h"
 #include "ops/mlstm.h"
+#include "ops/mlstm_gates.h"
 #include "ops/norm.h"
 #include "ops/slstm.h"
 #include "student/model.h"
@@ -91,6 +92,15 @@ Operation gate_operation() {
   for (int gate = 0; gate < 4; ++gate) inputs.push_back({draw({3, 32, 32}, 0.2), true});
   return {std::move(inputs),
           [](const auto& x, at::ScalarType type) { return ops::slstm_gate_projection(x[0], x[1], x[2], x[3], x[4], x[5], type); }};
+}
+
+Operation mlstm_gate_operation() {
+  std::vector<Input> inputs = {{draw({70, 96})}, {draw({70, 96})}, {draw({70, 96})}};
+  for (int gate = 0; gate < 2; ++gate) inputs.insert(inputs.end(), {{draw({3, 288}, 0.1), true}, {draw({3}), true}});
+  return {std::move(inputs), [](const auto& x, at::ScalarType) {
+            const auto gates = ops::mlstm_gate_projection({x[0], x[1], x[2]}, {x[3], x[4], x[5], x[6]});
+            return at::cat({gates.input_NH, gates.forget_NH}, 1);
+          }};
 }
 
 Operation feed_forward_operation() {
@@ -184,6 +194,7 @@ std::vector<Check> precision_checks(at::Device device) {
                                                                            {"convolution", convolution_operation},
                                                                            {"q, k, v projections", projection_operation},
                                                                            {"sLSTM gates", gate_operation},
+                                                                           {"mLSTM gates", mlstm_gate_operation},
                                                                            {"feed-forward", feed_forward_operation},
                                                                            {"skip gate", skip_operation},
                                                                            {"mLSTM", mlstm_operation},
