@@ -26,7 +26,7 @@ Tensor norm_weight_or_zeros(const Tensor& weight, const Tensor& like, int64_t si
 }
 
 Tensor feed_forward(const SlstmWeights& w, const Tensor& x_ND, const BlockCall& call) {
-  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.ffn_norm);
+  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.ffn_norm, 1, call.compute_dtype);
   const auto [gate_NP, value_NP] = ops::split_linear(u_ND, w.ffn_up, w.ffn_up_bias, call.compute_dtype);
   const Tensor hidden_NP = ops::gated_activation(gate_NP, value_NP, call.config->ffn_act_fn);
   return ops::residual_linear(x_ND, hidden_NP, w.ffn_down, w.ffn_down_bias, call.compute_dtype);
@@ -76,7 +76,7 @@ Tensor forward_kind(const MlstmWeights& w, const Tensor& x_BSD, const BlockCall&
   const int64_t B = x_BSD.size(0), S = x_BSD.size(1), D = x_BSD.size(2), N = B * S;
   const int64_t I = call.config->mlstm_inner_dim(), H = call.config->mlstm_num_heads, K = I / H;
   const Tensor x_ND = x_BSD.view({N, D});
-  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.norm);
+  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.norm, 1, call.compute_dtype);
   const auto [inner_NI, z_NI] = ops::split_linear(u_ND, w.up, w.up_bias, call.compute_dtype);
   ops::CausalConvOutput conv = ops::causal_conv_silu(inner_NI.view({B, S, I}), w.conv_weight, w.conv_bias,
                                                      state ? state->conv_tail_BJF : Tensor(), call.is_start_BS);

@@ -249,16 +249,24 @@ MlstmBackward mlstm_backward_cuda(const MlstmInputs& in, int64_t /*chunk_size*/,
   return out;
 }
 
-gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK) {
-  return {type_of(x_NGK), x_NGK.size(0), int(x_NGK.size(1)), int(x_NGK.size(2)), 0.0f, pointer(x_NGK), floats(weight_GK)};
+gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK, at::ScalarType y_type) {
+  gpu::LayerNorm args{};
+  args.type = type_of(x_NGK);
+  args.y_type = type_of(y_type);
+  args.N = x_NGK.size(0);
+  args.G = int(x_NGK.size(1));
+  args.K = int(x_NGK.size(2));
+  args.x_NGK = pointer(x_NGK);
+  args.weight_GK = floats(weight_GK);
+  return args;
 }
 
-LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps, at::ScalarType y_type) {
   const c10::cuda::CUDAGuard guard(x_NGK.device());
   const auto wide = x_NGK.options().dtype(at::kFloat);
-  LayerNormForward out{at::empty_like(x_NGK), at::empty({x_NGK.size(0), x_NGK.size(1)}, wide),
+  LayerNormForward out{at::empty(x_NGK.sizes(), x_NGK.options().dtype(y_type)), at::empty({x_NGK.size(0), x_NGK.size(1)}, wide),
                        at::empty({x_NGK.size(0), x_NGK.size(1)}, wide)};
-  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK);
+  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK, y_type);
   args.eps = float(eps);
   args.y_NGK = pointer(out.y_NGK);
   args.mean_NG = floats(out.mean_NG);
@@ -273,7 +281,7 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
   const int64_t partial_sums = (x_NGK.size(0) + gpu::kNormBlockRows - 1) / gpu::kNormBlockRows;
   const Tensor grad_x = at::empty_like(x_NGK),
                grad_weight = at::empty({partial_sums, x_NGK.size(1), x_NGK.size(2)}, x_NGK.options().dtype(at::kFloat));
-  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK);
+  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK, grad_y_NGK.scalar_type());
   args.mean_NG = floats(mean_NG);
   args.rstd_NG = floats(rstd_NG);
   args.grad_y_NGK = pointer(grad_y_NGK);
