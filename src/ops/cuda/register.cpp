@@ -170,16 +170,13 @@ CausalConvBackward causal_conv_backward(const Tensor& grad_y_BSF, const Tensor& 
   const int64_t B = x_BSF.size(0), S = x_BSF.size(1), F = x_BSF.size(2), K = weight_FK.size(1);
   const int64_t partial_sums = B * ((S + gpu::kConvChunk - 1) / gpu::kConvChunk);
   const auto wide = x_BSF.options().dtype(at::kFloat);
-  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF), grad_pre = at::empty({B, S, F}, wide);
+  const Tensor grad_y = aligned(grad_y_BSF), grad_state = aligned(grad_state_BJF);
+  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF);
+  const gpu::CausalConv forward = conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS);
+  const Tensor grad_pre = gpu::causal_conv_holds_window(forward) ? Tensor() : at::empty({B, S, F}, wide);
   const Tensor grad_weight_PKF = at::empty({partial_sums, K, F}, wide), grad_bias_PF = at::empty({partial_sums, F}, wide);
-  const gpu::CausalConvBackward args{conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS),
-                                     pointer(grad_y_BSF),
-                                     pointer(grad_state_BJF),
-                                     floats(grad_pre),
-                                     pointer(grad_x),
-                                     pointer(grad_initial),
-                                     floats(grad_weight_PKF),
-                                     floats(grad_bias_PF)};
+  const gpu::CausalConvBackward args{forward,         pointer(grad_y),       pointer(grad_state),     floats(grad_pre),
+                                     pointer(grad_x), pointer(grad_initial), floats(grad_weight_PKF), floats(grad_bias_PF)};
   check(gpu::causal_conv_backward(args, c10::cuda::getCurrentCUDAStream()), "causal_conv_silu backward, x_BSF", x_BSF);
   return {grad_x, grad_weight_PKF.sum(0).t(), grad_bias_PF.sum(0), grad_initial};
 }
@@ -291,11 +288,6 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
   return {grad_x, grad_weight.sum(0)};
 }
 
-static_assert(gpu::kNumHeadSums == kNumHeadLosses);
-
-void head_loss_tile(const HeadLossTile& tile) {
-  const HeadLossOptions& options = tile.options;
-  const Tensor& student = tile.student_PV;
 // Copies where the kernels' accesses need them: the arguments point into these.
 struct QkvTensors {
   Tensor c_NF, x_NF;
@@ -439,6 +431,11 @@ SkipGateGradients skip_gate_backward_cuda(const Tensor& grad_NF, const Tensor& h
   return {grad_h, grad_skip_RF.sum(0), grad_c, grad_z};
 }
 
+static_assert(gpu::kNumHeadSums == kNumHeadLosses);
+
+void head_loss_tile(const HeadLossTile& tile) {
+  const HeadLossOptions& options = tile.options;
+  const Tensor& student = tile.student_PV;
   const c10::cuda::CUDAGuard guard(student.device());
   const Tensor values_P7 = at::empty({student.size(0), kNumHeadLosses}, tile.sums.options());
   if (tile.teacher_PV.defined() && tile.teacher_PV.stride(0) != student.stride(0)) {
@@ -486,15 +483,15 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .causal_conv_backward = causal_conv_backward,
             .layer_norm_forward = layer_norm_forward,
             .layer_norm_backward = layer_norm_backward,
-            .head_loss_tile = head_loss_tile,
-            .mlstm_chunkwise = mlstm_chunkwise_cuda,
-            .mlstm_backward = mlstm_backward_cuda,
-            .max_head_width = gpu::kSlstmMaxHeadWidth,
-            .max_taps = gpu::kConvMaxTaps};
             .qkv_forward = qkv_forward_cuda,
             .qkv_backward = qkv_backward_cuda,
             .gated_activation = gated_activation_cuda,
             .gated_activation_backward = gated_activation_backward_cuda,
             .skip_gate = skip_gate_cuda,
             .skip_gate_backward = skip_gate_backward_cuda,
+            .head_loss_tile = head_loss_tile,
+            .mlstm_chunkwise = mlstm_chunkwise_cuda,
+            .mlstm_backward = mlstm_backward_cuda,
+            .max_head_width = gpu::kSlstmMaxHeadWidth,
+            .max_taps = gpu::kConvMaxTaps};
 }
