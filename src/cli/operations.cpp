@@ -8,6 +8,7 @@
 #include "ops/causal_conv.h"
 #include "ops/gated.h"
 #include "ops/mlstm.h"
+#include "ops/mlstm_gates.h"
 #include "ops/norm.h"
 #include "ops/slstm.h"
 
@@ -92,6 +93,15 @@ Operation gate_operation(int64_t N, int64_t H, int64_t K) {
   for (int gate = 0; gate < 4; ++gate) inputs.push_back({draw({H, K, K}, 0.2), true});
   return {std::move(inputs), [](const auto& x, at::ScalarType type) {
             return std::vector{ops::slstm_gate_projection(x[0], x[1], x[2], x[3], x[4], x[5], type)};
+          }};
+}
+
+Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F) {
+  std::vector<OperationInput> inputs = {{draw({N, F})}, {draw({N, F})}, {draw({N, F})}};
+  for (int gate = 0; gate < 2; ++gate) inputs.insert(inputs.end(), {{draw({H, 3 * F}, 0.1), true}, {draw({H}), true}});
+  return {std::move(inputs), [](const auto& x, at::ScalarType) {
+            const auto gates = ops::mlstm_gate_projection({x[0], x[1], x[2]}, {x[3], x[4], x[5], x[6]});
+            return std::vector{gates.input_NH, gates.forget_NH};
           }};
 }
 

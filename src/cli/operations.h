@@ -27,6 +27,7 @@ Operation norm_operation(int64_t N, int64_t D, int64_t num_groups);
 Operation convolution_operation(int64_t B, int64_t S, int64_t F, Borders borders);
 Operation projection_operation(int64_t N, int64_t F);       // q, k, v of the mLSTM, blocks of 4
 Operation gate_operation(int64_t N, int64_t H, int64_t K);  // the sLSTM's four gates
+Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F);  // the mLSTM's two gates
 Operation feed_forward_operation(int64_t N, int64_t D, int64_t P);
 Operation skip_operation(int64_t N, int64_t F);
 Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders);

@@ -72,6 +72,7 @@ std::vector<Check> precision_checks(at::Device device) {
       {"convolution", [] { return convolution_operation(3, 50, 96, Borders::inside); }},
       {"q, k, v projections", [] { return projection_operation(70, 96); }},
       {"sLSTM gates", [] { return gate_operation(70, 3, 32); }},
+      {"mLSTM gates", [] { return mlstm_gate_operation(70, 3, 96); }},
       {"feed-forward", [] { return feed_forward_operation(70, 96, 128); }},
       {"skip gate", [] { return skip_operation(70, 96); }},
       {"mLSTM", [] { return mlstm_operation(2, 150, 2, 64, Borders::inside); }},

@@ -4,7 +4,9 @@
 
 #include <array>
 
+#include "ops/blockdiag_forms.h"
 #include "ops/blocks_cpu.h"
+#include "ops/cuda_backend.h"
 #include "ops/internal.h"
 
 namespace distil_xlstm::ops {
@@ -52,41 +54,65 @@ Tensor with_contiguous_rows(const Tensor& x_NF) {
   return x_NF.stride(1) == 1 ? x_NF : x_NF.contiguous();
 }
 
+}  // namespace
+
+std::array<Tensor, 3> qkv_forward_aten(const Tensor& c_NF, const Tensor& x_NF, const QkvMaps& maps, at::ScalarType out_dtype) {
+  std::array<Tensor, 3> out;
+  for (size_t i = 0; i < 3; ++i) out[i] = blockdiag_forward(i == 2 ? x_NF : c_NF, maps.weight_GOI[i], maps.bias_F[i]).to(out_dtype);
+  return out;
+}
+
+QkvBackward qkv_backward_aten(const std::array<Tensor, 3>& grad_NF, const Tensor& c_NF, const Tensor& x_NF, const QkvMaps& maps) {
+  QkvBackward out{at::empty(c_NF.sizes(), c_NF.options()), at::empty(c_NF.sizes(), c_NF.options()), {}};
+  for (size_t i = 0; i < 3; ++i) {
+    const Tensor grad = with_contiguous_rows(grad_NF[i].to(c_NF.scalar_type()));
+    const Tensor& weight = maps.weight_GOI[i];
+    blockdiag_backward_input(grad, weight, i == 2 ? out.x_NF : out.c_NF, /*accumulate=*/i == 1);
+    out.maps.weight_GOI[i] = blockdiag_backward_weight(grad, i == 2 ? x_NF : c_NF, weight);
+    if (maps.bias_F[i].defined()) out.maps.bias_F[i] = grad.sum(0, false, compute_type(grad));
+  }
+  return out;
+}
+
+namespace {
+
+bool has_qkv_kernel(const Tensor& c_NF, const Tensor& x_NF, const Tensor& weight_GOI, at::ScalarType out_dtype) {
+  const at::ScalarType type = c_NF.scalar_type();
+  const bool has_out_type = out_dtype == type || (out_dtype == at::kBFloat16 && type == at::kHalf);
+  return has_cuda_kernels(c_NF) && x_NF.scalar_type() == type && has_out_type && weight_GOI.size(1) == 4 && c_NF.numel() > 0;
+}
+
 struct QkvFunction : torch::autograd::Function<QkvFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& c_in, const Tensor& x_in, const Tensor& wq, const Tensor& wk,
                                const Tensor& wv, const std::optional<Tensor>& bq, const std::optional<Tensor>& bk,
-                               const std::optional<Tensor>& bv, int64_t out_dtype) {
-    const Tensor c = with_contiguous_rows(c_in);
-    const Tensor x = with_contiguous_rows(x_in);
-    const std::array<Tensor, 3> weights{wq.to(c.scalar_type()), wk.to(c.scalar_type()), wv.to(c.scalar_type())};
-    const std::array<const std::optional<Tensor>*, 3> biases{&bq, &bk, &bv};
-    variable_list out;
-    for (size_t i = 0; i < 3; ++i) {
-      const Tensor y = blockdiag_forward(i == 2 ? x : c, weights[i], *biases[i] ? (**biases[i]).to(c.scalar_type()) : Tensor());
-      out.push_back(y.to(static_cast<at::ScalarType>(out_dtype)));
-    }
-    ctx->save_for_backward({c, x, weights[0], weights[1], weights[2]});
+                               const std::optional<Tensor>& bv, int64_t out_index) {
+    const auto out_dtype = static_cast<at::ScalarType>(out_index);
+    const bool has_kernel = has_qkv_kernel(c_in, x_in, wq, out_dtype), has_bias = bq.has_value();
+    const Tensor c = has_kernel ? c_in.contiguous() : with_contiguous_rows(c_in);
+    const Tensor x = has_kernel ? x_in.contiguous() : with_contiguous_rows(x_in);
+    const auto ready = [&](const Tensor& map) { return has_kernel ? map.to(at::kFloat).contiguous() : map.to(c.scalar_type()); };
+    QkvMaps maps{{ready(wq), ready(wk), ready(wv)}, {}};
+    if (has_bias) maps.bias_F = {ready(*bq), ready(*bk), ready(*bv)};
+    const auto run = has_kernel ? cuda_backend().qkv_forward : qkv_forward_aten;
+    const std::array<Tensor, 3> out = run(c, x, maps, out_dtype);
+    ctx->save_for_backward(
+        {c, x, maps.weight_GOI[0], maps.weight_GOI[1], maps.weight_GOI[2], maps.bias_F[0], maps.bias_F[1], maps.bias_F[2]});
     ctx->saved_data["weight_dtype"] = static_cast<int64_t>(wq.scalar_type());
-    ctx->saved_data["has_bias"] = bq.has_value();
-    return out;
+    ctx->saved_data["has_kernel"] = has_kernel;
+    return {out[0], out[1], out[2]};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &c = saved[0], &x = saved[1];
     const auto weight_dtype = static_cast<at::ScalarType>(ctx->saved_data["weight_dtype"].toInt());
-    const bool has_bias = ctx->saved_data["has_bias"].toBool();
-    const Tensor grad_c = at::empty(c.sizes(), c.options());
-    const Tensor grad_x = at::empty(c.sizes(), c.options());
-    variable_list out{grad_c, grad_x, {}, {}, {}, {}, {}, {}, {}};
-    for (size_t i = 0; i < 3; ++i) {
-      const Tensor grad = with_contiguous_rows(grads[i].to(c.scalar_type()));
-      const Tensor& weight = saved[2 + i];
-      blockdiag_backward_input(grad, weight, i == 2 ? grad_x : grad_c, /*accumulate=*/i == 1);
-      out[2 + i] = blockdiag_backward_weight(grad, i == 2 ? x : c, weight).to(weight_dtype);
-      if (has_bias) out[5 + i] = grad.sum(0, false, weight_dtype);
-    }
-    return out;
+    const QkvMaps maps{{saved[2], saved[3], saved[4]}, {saved[5], saved[6], saved[7]}};
+    const auto run = ctx->saved_data["has_kernel"].toBool() ? cuda_backend().qkv_backward : qkv_backward_aten;
+    const QkvBackward out = run({grads[0], grads[1], grads[2]}, saved[0], saved[1], maps);
+    variable_list result{out.c_NF, out.x_NF};
+    for (const Tensor& grad : out.maps.weight_GOI) result.push_back(grad.to(weight_dtype));
+    for (const Tensor& grad : out.maps.bias_F) result.push_back(grad.defined() ? grad.to(weight_dtype) : Tensor());
+    result.emplace_back();
+    return result;
   }
 };
 

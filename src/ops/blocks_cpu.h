@@ -1,7 +1,7 @@
 // The head-wise maps and gates of the blocks on CPU tensors: views of memory for kernels/cpu, tasks spread over LibTorch's threads.
 #pragma once
 
-#include "ops/tensor.h"
+#include "ops/gated_forms.h"
 
 namespace distil_xlstm::ops {
 
@@ -25,9 +25,6 @@ Tensor gelu_gate_cpu(const Tensor& gate_NP, const Tensor& value_NP);
 std::pair<Tensor, Tensor> gelu_gate_backward_cpu(const Tensor& grad_NP, const Tensor& gate_NP, const Tensor& value_NP);
 
 Tensor skip_gate_cpu(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF, const Tensor& z_NF);
-struct SkipGateGradients {
-  Tensor h_NF, skip_F, c_NF, z_NF;
-};
 SkipGateGradients skip_gate_backward_cpu(const Tensor& grad_NF, const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF,
                                          const Tensor& z_NF);
 

@@ -2,7 +2,9 @@
 // run instead.
 #pragma once
 
+#include "ops/blockdiag_forms.h"
 #include "ops/causal_conv_forms.h"
+#include "ops/gated_forms.h"
 #include "ops/head_loss_tile.h"
 #include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
@@ -24,6 +26,12 @@ struct CudaBackend {
   decltype(&rms_norm_cpu) rms_norm = nullptr;
   Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
   decltype(&rotate_) rotate = nullptr;                // channels of a head contiguous
+  decltype(&qkv_forward_aten) qkv_forward = nullptr;
+  decltype(&qkv_backward_aten) qkv_backward = nullptr;
+  decltype(&gated_activation_aten) gated_activation = nullptr;
+  decltype(&gated_activation_backward_aten) gated_activation_backward = nullptr;
+  decltype(&skip_gate_aten) skip_gate = nullptr;
+  decltype(&skip_gate_backward_aten) skip_gate_backward = nullptr;
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
   // q, k and v all in bfloat16 or all in float16.

@@ -6,6 +6,7 @@
 
 #include "ops/blocks_cpu.h"
 #include "ops/cuda_backend.h"
+#include "ops/gated_forms.h"
 #include "ops/internal.h"
 
 namespace distil_xlstm::ops {
@@ -51,8 +52,6 @@ struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
     return {grad_x.to(static_cast<at::ScalarType>(types[0])), grad_weight.to(weight_type), grad_bias, {}};
   }
 };
-
-enum class Activation : int { gelu, relu, relu_squared, sigmoid, swish, selu };
 
 constexpr double kSeluAlpha = 1.6732632423543772;
 constexpr double kSeluScale = 1.0507009873554805;
@@ -101,57 +100,97 @@ Tensor activation_backward(Activation act, const Tensor& grad, const Tensor& x) 
   return {};
 }
 
+// One type throughout where they agree, float32 where float16 and bfloat16 meet.
+at::ScalarType working_type(const Tensor& h, const Tensor& c, const Tensor& z) {
+  const bool is_uniform = h.scalar_type() == c.scalar_type() && c.scalar_type() == z.scalar_type();
+  return is_uniform ? z.scalar_type() : compute_type(z);
+}
+
+}  // namespace
+
+Tensor gated_activation_aten(const Tensor& gate_NP, const Tensor& value_NP, Activation act) {
+  return activate(act, gate_NP).mul_(value_NP);
+}
+
+std::pair<Tensor, Tensor> gated_activation_backward_aten(const Tensor& grad_NP, const Tensor& gate_NP, const Tensor& value_NP,
+                                                         Activation act) {
+  return {activation_backward(act, grad_NP * value_NP, gate_NP), activate(act, gate_NP).mul_(grad_NP)};
+}
+
+Tensor skip_gate_aten(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF, const Tensor& z_NF) {
+  const at::ScalarType type = working_type(h_NF, c_NF, z_NF);
+  const Tensor sum = at::addcmul(h_NF.to(type), c_NF.to(type), skip_F.to(type));
+  return sum.mul_(at::silu(z_NF)).to(z_NF.scalar_type());
+}
+
+SkipGateGradients skip_gate_backward_aten(const Tensor& grad_NF, const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF,
+                                          const Tensor& z_NF) {
+  const at::ScalarType type = working_type(h_NF, c_NF, z_NF);
+  const Tensor h = h_NF.to(type), skip = skip_F.to(type), c = c_NF.to(type), z = z_NF.to(type), grad = grad_NF.to(type);
+  const Tensor grad_sum = grad * at::silu(z);
+  const Tensor grad_z = at::silu_backward(grad * at::addcmul(h, c, skip), z);
+  const Tensor grad_skip = (grad_sum * c).sum(0, false, skip_F.scalar_type());
+  return {grad_sum.to(h_NF.scalar_type()), grad_skip, (grad_sum * skip).to(c_NF.scalar_type()), grad_z.to(z_NF.scalar_type())};
+}
+
+namespace {
+
+bool has_activation_kernel(const Tensor& gate, const Tensor& value) {
+  return has_cuda_kernels(gate) && value.scalar_type() == gate.scalar_type() && gate.dim() > 0 && gate.numel() > 0;
+}
+
+bool has_skip_gate_kernel(const Tensor& h, const Tensor& c, const Tensor& z) {
+  const bool has_cell_type = h.scalar_type() == z.scalar_type() || (h.scalar_type() == at::kBFloat16 && z.scalar_type() == at::kHalf);
+  return has_cuda_kernels(z) && has_cell_type && c.scalar_type() == z.scalar_type() && z.numel() > 0;
+}
+
 // Saves only its inputs: recomputing the activation in backward costs less than keeping it.
 struct GatedActivationFunction : torch::autograd::Function<GatedActivationFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& value, int64_t act) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& value, int64_t act_index) {
     ctx->save_for_backward({gate, value});
-    ctx->saved_data["act"] = act;
-    const auto activation = static_cast<Activation>(act);
-    if (activation == Activation::gelu && has_gelu_gate_cpu(gate, value)) return gelu_gate_cpu(gate, value);
-    return activate(activation, gate).mul_(value);
+    ctx->saved_data["act"] = act_index;
+    const auto act = static_cast<Activation>(act_index);
+    if (has_activation_kernel(gate, value)) return cuda_backend().gated_activation(gate.contiguous(), value.contiguous(), act);
+    if (act == Activation::gelu && has_gelu_gate_cpu(gate, value)) return gelu_gate_cpu(gate, value);
+    return gated_activation_aten(gate, value, act);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &gate = saved[0], &value = saved[1];
     const auto act = static_cast<Activation>(ctx->saved_data["act"].toInt());
-    if (act == Activation::gelu && has_gelu_gate_cpu(gate, value)) {
-      const auto [grad_gate, grad_value] = gelu_gate_backward_cpu(grads[0], gate, value);
-      return {grad_gate, grad_value, {}};
-    }
-    return {activation_backward(act, grads[0] * value, gate), activate(act, gate).mul_(grads[0]), {}};
+    const auto [grad_gate, grad_value] = run_backward(grads[0], saved[0], saved[1], act);
+    return {grad_gate, grad_value, {}};
+  }
+
+  static std::pair<Tensor, Tensor> run_backward(const Tensor& grad, const Tensor& gate, const Tensor& value, Activation act) {
+    if (has_activation_kernel(gate, value))
+      return cuda_backend().gated_activation_backward(grad.contiguous(), gate.contiguous(), value.contiguous(), act);
+    if (act == Activation::gelu && has_gelu_gate_cpu(gate, value)) return gelu_gate_backward_cpu(grad, gate, value);
+    return gated_activation_backward_aten(grad, gate, value, act);
   }
 };
 
 struct SkipGateFunction : torch::autograd::Function<SkipGateFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& h, const Tensor& skip, const Tensor& c, const Tensor& z) {
     ctx->save_for_backward({h, skip, c, z});
-    const at::ScalarType type = working_type(h, c, z);
-    if (has_skip_gate_cpu(h, c, z)) return skip_gate_cpu(h, skip.to(type).contiguous(), c, z);
-    const Tensor sum = at::addcmul(h.to(type), c.to(type), skip.to(type));
-    return sum.mul_(at::silu(z)).to(z.scalar_type());
+    if (has_skip_gate_kernel(h, c, z))
+      return cuda_backend().skip_gate(h.contiguous(), skip.to(at::kFloat).contiguous(), c.contiguous(), z.contiguous());
+    if (has_skip_gate_cpu(h, c, z)) return skip_gate_cpu(h, skip.to(working_type(h, c, z)).contiguous(), c, z);
+    return skip_gate_aten(h, skip, c, z);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::ScalarType type = working_type(saved[0], saved[2], saved[3]);
-    if (has_skip_gate_cpu(saved[0], saved[2], saved[3])) {
-      const SkipGateGradients out = skip_gate_backward_cpu(grads[0], saved[0], saved[1].to(type).contiguous(), saved[2], saved[3]);
-      return {out.h_NF, out.skip_F.to(saved[1].scalar_type()), out.c_NF, out.z_NF};
-    }
-    const Tensor h = saved[0].to(type), skip = saved[1].to(type), c = saved[2].to(type), z = saved[3].to(type);
-    const Tensor grad = grads[0].to(type);
-    const Tensor grad_sum = grad * at::silu(z);
-    const Tensor grad_z = at::silu_backward(grad * at::addcmul(h, c, skip), z);
-    const Tensor grad_skip = (grad_sum * c).sum(0, false, saved[1].scalar_type());
-    return {grad_sum.to(saved[0].scalar_type()), grad_skip, (grad_sum * skip).to(saved[2].scalar_type()),
-            grad_z.to(saved[3].scalar_type())};
+    const SkipGateGradients out = run_backward(grads[0], saved[0], saved[1], saved[2], saved[3]);
+    return {out.h_NF, out.skip_F.to(saved[1].scalar_type()), out.c_NF, out.z_NF};
   }
 
-  // One type throughout where they agree, float32 where float16 and bfloat16 meet.
-  static at::ScalarType working_type(const Tensor& h, const Tensor& c, const Tensor& z) {
-    const bool is_uniform = h.scalar_type() == c.scalar_type() && c.scalar_type() == z.scalar_type();
-    return is_uniform ? z.scalar_type() : compute_type(z);
+  static SkipGateGradients run_backward(const Tensor& grad, const Tensor& h, const Tensor& skip, const Tensor& c, const Tensor& z) {
+    if (has_skip_gate_kernel(h, c, z))
+      return cuda_backend().skip_gate_backward(grad.contiguous(), h.contiguous(), skip.to(at::kFloat).contiguous(), c.contiguous(),
+                                               z.contiguous());
+    if (has_skip_gate_cpu(h, c, z)) return skip_gate_backward_cpu(grad, h, skip.to(working_type(h, c, z)).contiguous(), c, z);
+    return skip_gate_backward_aten(grad, h, skip, c, z);
   }
 };
 

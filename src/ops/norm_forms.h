@@ -12,9 +12,10 @@ struct LayerNormBackward {
   Tensor grad_x_NGK, grad_weight_GK;
 };
 
-// Everything contiguous and in the type to compute in; weight is the residual weight: the factor is (1 + weight).
+// Everything contiguous and in the type to compute in; weight is the residual weight: the factor is (1 + weight). The kernels that
+// cuda_backend() may hold take x and its gradient in y's type or in float32, y and its gradient in any of theirs.
 LayerNormForward layer_norm_forward_cpu(const Tensor& x_NGK, const Tensor& weight_GK, double eps);
-LayerNormForward layer_norm_forward_aten(const Tensor& x_NGK, const Tensor& weight_GK, double eps);
+LayerNormForward layer_norm_forward_aten(const Tensor& x_NGK, const Tensor& weight_GK, double eps, at::ScalarType y_type);
 LayerNormBackward layer_norm_backward_cpu(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
                                           const Tensor& rstd_NG);
 LayerNormBackward layer_norm_backward_aten(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,

@@ -1,16 +1,15 @@
 #include "student/blocks.h"
 
-#include <array>
-
 #include "ops/blockdiag.h"
 #include "ops/causal_conv.h"
 #include "ops/gated.h"
+#include "ops/mlstm_gates.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::student {
 namespace {
 
-// The sLSTM's gate pre-activations stay out of float16 (docs/mathematics.md 9, point 10): its range is too small for the path into the
+// The sLSTM's gate pre-activations stay out of float16 (docs/mathematics.md 9, point 7): its range is too small for the path into the
 // exponentials.
 at::ScalarType gate_dtype(at::ScalarType compute) {
   return compute == at::kHalf ? at::kFloat : compute;
@@ -27,7 +26,7 @@ Tensor norm_weight_or_zeros(const Tensor& weight, const Tensor& like, int64_t si
 }
 
 Tensor feed_forward(const SlstmWeights& w, const Tensor& x_ND, const BlockCall& call) {
-  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.ffn_norm);
+  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.ffn_norm, 1, call.compute_dtype);
   const auto [gate_NP, value_NP] = ops::split_linear(u_ND, w.ffn_up, w.ffn_up_bias, call.compute_dtype);
   const Tensor hidden_NP = ops::gated_activation(gate_NP, value_NP, call.config->ffn_act_fn);
   return ops::residual_linear(x_ND, hidden_NP, w.ffn_down, w.ffn_down_bias, call.compute_dtype);
@@ -55,17 +54,6 @@ Tensor forward_kind(const SlstmWeights& w, const Tensor& x_BSD, const BlockCall&
   return out_ND.view({B, S, D});
 }
 
-// Input and forget gates side by side [N, 2H]. Both see q, k and v of all heads; the product stays in the type of the residual stream
-// (docs/mathematics.md 9, point 10).
-Tensor mlstm_gates(const MlstmWeights& w, const std::array<Tensor, 3>& qkv_NI, at::ScalarType dtype) {
-  const Tensor weight_J3I = at::cat({w.input_gate, w.forget_gate});
-  Tensor gates_NJ = at::cat({w.input_gate_bias, w.forget_gate_bias});
-  const int64_t I = qkv_NI[0].size(1);
-  for (int64_t part = 0; part < 3; ++part)
-    gates_NJ = at::addmm(gates_NJ, qkv_NI[static_cast<size_t>(part)].to(dtype), weight_J3I.narrow(1, part * I, I).t());
-  return gates_NJ;
-}
-
 Tensor run_mlstm_cell(const ops::MlstmInputs& inputs, const BlockCall& call, BlockState* state) {
   const ops::MlstmState initial = state ? state->mlstm : ops::MlstmState{};
   if (call.mlstm_form == ops::MlstmForm::parallel) {
@@ -88,7 +76,7 @@ Tensor forward_kind(const MlstmWeights& w, const Tensor& x_BSD, const BlockCall&
   const int64_t B = x_BSD.size(0), S = x_BSD.size(1), D = x_BSD.size(2), N = B * S;
   const int64_t I = call.config->mlstm_inner_dim(), H = call.config->mlstm_num_heads, K = I / H;
   const Tensor x_ND = x_BSD.view({N, D});
-  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.norm);
+  const Tensor u_ND = ops::residual_layer_norm(x_ND, w.norm, 1, call.compute_dtype);
   const auto [inner_NI, z_NI] = ops::split_linear(u_ND, w.up, w.up_bias, call.compute_dtype);
   ops::CausalConvOutput conv = ops::causal_conv_silu(inner_NI.view({B, S, I}), w.conv_weight, w.conv_bias,
                                                      state ? state->conv_tail_BJF : Tensor(), call.is_start_BS);
@@ -96,12 +84,13 @@ Tensor forward_kind(const MlstmWeights& w, const Tensor& x_BSD, const BlockCall&
   const Tensor c_NI = conv.y_BSF.view({N, I});
   const auto [q_NI, k_NI, v_NI] =
       ops::qkv_projection(c_NI, inner_NI, {w.q, w.q_bias}, {w.k, w.k_bias}, {w.v, w.v_bias}, cell_dtype(call.compute_dtype));
-  const Tensor gates_NJ = mlstm_gates(w, {q_NI, k_NI, v_NI}, x_BSD.scalar_type());
+  const ops::MlstmGates gates =
+      ops::mlstm_gate_projection({q_NI, k_NI, v_NI}, {w.input_gate, w.input_gate_bias, w.forget_gate, w.forget_gate_bias});
   const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = q_NI.view({B, S, H, K}),
                                         .k_BSHK = k_NI.view({B, S, H, K}),
                                         .v_BSHV = v_NI.view({B, S, H, K}),
-                                        .igate_BSH = gates_NJ.narrow(1, 0, H).view({B, S, H}),
-                                        .fgate_BSH = gates_NJ.narrow(1, H, H).view({B, S, H}),
+                                        .igate_BSH = gates.input_NH.view({B, S, H}),
+                                        .fgate_BSH = gates.forget_NH.view({B, S, H}),
                                         .is_start_BS = call.is_start_BS},
                                        call, state);
   const Tensor h_NI = ops::residual_layer_norm(h_BSHK.reshape({N, I}), w.out_norm, H);

@@ -41,8 +41,11 @@ BlockWeights bind_block(const StudentConfig& config, int64_t block, const std::m
   return weights;
 }
 
-// Whether forward_block converts this tensor to the type of the matrix products.
-bool is_product_weight(std::string_view name, at::ScalarType compute_dtype) {
+// Whether forward_block converts this tensor to the type of the matrix products. On CUDA the kernel of q, k and v reads its small weights
+// in float32.
+bool is_product_weight(std::string_view name, at::ScalarType compute_dtype, at::Device device) {
+  if (device.is_cuda() && (name.starts_with("xlstm.q_proj.") || name.starts_with("xlstm.k_proj.") || name.starts_with("xlstm.v_proj.")))
+    return false;
   const bool is_slstm_gate = name.ends_with("gate.weight") && !name.starts_with("xlstm.mlstm_cell.");
   return name.find("proj") != std::string_view::npos || (is_slstm_gate && compute_dtype == at::kBFloat16);
 }
@@ -188,7 +191,7 @@ class XlstmStudent final : public Student {
       cast_blocks_ = blocks_;
       for (BlockWeights& block : cast_blocks_) {
         block.for_each([&](std::string_view name, Tensor& tensor) {
-          if (tensor.defined() && is_product_weight(name, compute_dtype)) tensor = tensor.detach().to(compute_dtype);
+          if (tensor.defined() && is_product_weight(name, compute_dtype, device())) tensor = tensor.detach().to(compute_dtype);
         });
       }
       cast_dtype_ = compute_dtype;

@@ -1,4 +1,5 @@
-// Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, rotary, gated, blockdiag.
+// Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, rotary, layer_norm, causal_conv, gated,
+// blockdiag.
 // Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/fused_check.
 // Run: check | time
 #include <algorithm>
@@ -10,11 +11,14 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cuda/blockdiag.h"
+#include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/gated.h"
+#include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rotary.h"
 
@@ -176,6 +180,141 @@ void check_rotary(Type type, int64_t B, int64_t S, int H, int all, int K, int64_
   }
 }
 
+std::string shape_name(const char* what, Type type, std::initializer_list<int64_t> sizes) {
+  std::string name = std::string(what) + " " + name_of(type);
+  for (const int64_t size : sizes) name.append(" ").append(std::to_string(size));
+  return name;
+}
+
+void check_layer_norm(Type type, Type y_type, int64_t N, int G, int K, int64_t offset) {
+  const int64_t width = int64_t(G) * K, parts = (N + kNormBlockRows - 1) / kNormBlockRows;
+  Tensor x(type, N * width, 2.0, offset), weight(Type::float32, width, 0.3), y(y_type, N * width, 0, offset);
+  Tensor grad_y(y_type, N * width, 1.0, offset), grad_x(type, N * width, 0, offset), grad_weight(Type::float32, parts * width, 0);
+  Tensor mean(Type::float32, N * G, 0), rstd(Type::float32, N * G, 0);
+  const LayerNorm args{type,
+                       y_type,
+                       N,
+                       G,
+                       K,
+                       1e-5f,
+                       x.data,
+                       weight.floats(),
+                       y.data,
+                       mean.floats(),
+                       rstd.floats(),
+                       grad_y.data,
+                       grad_x.data,
+                       grad_weight.floats()};
+  CHECK_CUDA(layer_norm_forward(args, nullptr));
+  CHECK_CUDA(layer_norm_backward(args, nullptr));
+  std::vector<double> ref(size_t(N * width)), ref_x(ref), ref_weight(size_t(width), 0.0), ref_mean(size_t(N * G)), ref_rstd(ref_mean);
+  for (int64_t group = 0; group < N * G; ++group) {
+    const size_t first = size_t(group * K), factors = size_t(group % G * K);
+    double sum = 0, squares = 0, grads = 0, grads_normalized = 0;
+    for (int k = 0; k < K; ++k) sum += x.host[first + size_t(k)];
+    for (int k = 0; k < K; ++k) squares += (x.host[first + size_t(k)] - sum / K) * (x.host[first + size_t(k)] - sum / K);
+    const double scale = 1 / std::sqrt(squares / K + 1e-5);
+    const auto normalized = [&](int k) { return (x.host[first + size_t(k)] - sum / K) * scale; };
+    const auto grad = [&](int k) { return grad_y.host[first + size_t(k)] * (1 + weight.host[factors + size_t(k)]); };
+    for (int k = 0; k < K; ++k) {
+      ref[first + size_t(k)] = normalized(k) * (1 + weight.host[factors + size_t(k)]);
+      ref_weight[factors + size_t(k)] += grad_y.host[first + size_t(k)] * normalized(k);
+      grads += grad(k) / K;
+      grads_normalized += grad(k) * normalized(k) / K;
+    }
+    for (int k = 0; k < K; ++k) ref_x[first + size_t(k)] = scale * (grad(k) - grads - normalized(k) * grads_normalized);
+    ref_mean[size_t(group)] = sum / K;
+    ref_rstd[size_t(group)] = scale;
+  }
+  const std::string what = shape_name("layer_norm", type, {N, G, K, offset}) + " to " + name_of(y_type);
+  compare(what, y.read(), ref, y_type);
+  compare(what + " mean", mean.read(), ref_mean, Type::float32);
+  compare(what + " rstd", rstd.read(), ref_rstd, Type::float32);
+  compare(what + " dx", grad_x.read(), ref_x, type);
+  compare(what + " dw", sum_parts(grad_weight.read(), size_t(width)), ref_weight, Type::float32);
+}
+
+struct ConvReference {
+  std::vector<double> y, state, grad_x, grad_initial, grad_weight, grad_bias;
+};
+ConvReference convolve64(const CausalConv& c, const std::vector<uint8_t>& starts, const Tensor& x, const Tensor& initial,
+                         const Tensor& weight, const Tensor& bias, const Tensor& grad_y, const Tensor& grad_state) {
+  const int B = c.B, S = c.S, F = c.F, K = c.K, J = K - 1;
+  ConvReference out;
+  out.y.resize(x.host.size());
+  out.state.resize(initial.host.size());
+  out.grad_x.resize(x.host.size());
+  out.grad_initial.resize(initial.host.size());
+  out.grad_weight.resize(weight.host.size());
+  out.grad_bias.resize(bias.host.size());
+  for (int b = 0; b < B; ++b) {
+    const auto starts_at = [&](int t) { return t >= 0 && starts[size_t(b * S + t)] != 0; };
+    for (int f = 0; f < F; ++f) {
+      const auto place = [&](int p) { return size_t((p >= 0 ? b * S + p : b * J + J + p) * F + f); };
+      const auto input = [&](int p) { return (p >= 0 ? x : initial).host[place(p)]; };
+      const auto grad_input = [&](int p) -> double& { return (p >= 0 ? out.grad_x : out.grad_initial)[place(p)]; };
+      for (int t = 0; t < S; ++t) {
+        int reach = 0;
+        while (reach < J && !starts_at(t - reach)) ++reach;
+        double pre = bias.host[size_t(f)];
+        for (int age = 0; age <= reach; ++age) pre += weight.host[size_t(f * K + J - age)] * input(t - age);
+        const double s = sigmoid64(pre), grad = grad_y.host[place(t)] * s * (1 + pre * (1 - s));
+        out.y[place(t)] = pre * s;
+        out.grad_bias[size_t(f)] += grad;
+        for (int age = 0; age <= reach; ++age) {
+          out.grad_weight[size_t(f * K + J - age)] += grad * input(t - age);
+          grad_input(t - age) += weight.host[size_t(f * K + J - age)] * grad;
+        }
+      }
+      bool is_cut = false;
+      for (int j = J - 1; j >= 0; --j) {
+        const int p = S - J + j;
+        is_cut = is_cut || starts_at(p + 1 < S ? p + 1 : -1);
+        const size_t row = size_t((b * J + j) * F + f);
+        out.state[row] = is_cut ? 0 : input(p);
+        if (!is_cut) grad_input(p) += grad_state.host[row];
+      }
+    }
+  }
+  return out;
+}
+
+void check_conv(Type type, int B, int S, int F, int K, double start_probability, int64_t offset) {
+  const int J = K - 1;
+  const int64_t parts = int64_t(B) * ((S + kConvChunk - 1) / kConvChunk), count = int64_t(B) * S * F;
+  Tensor x(type, count, 1.0, offset), initial(type, B * J * F, 1.0), weight(Type::float32, F * K, 0.5), bias(Type::float32, F, 0.5);
+  Tensor y(type, count, 0), state(type, B * J * F, 0), grad_y(type, count, 1.0), grad_state(type, B * J * F, 1.0);
+  Tensor grad_x(type, count, 0), grad_initial(type, B * J * F, 0), pre(Type::float32, count, 0);
+  Tensor grad_weight(Type::float32, parts * K * F, 0), grad_bias(Type::float32, parts * F, 0);
+  std::vector<uint8_t> starts(size_t(B * S));
+  std::bernoulli_distribution is_start(start_probability);
+  for (uint8_t& start : starts) start = is_start(generator);
+  uint8_t* device_starts = nullptr;
+  CHECK_CUDA(cudaMalloc(&device_starts, starts.size()));
+  CHECK_CUDA(cudaMemcpy(device_starts, starts.data(), starts.size(), cudaMemcpyHostToDevice));
+  const CausalConv args{type, B, S, F, K, x.data, weight.floats(), bias.floats(), initial.data, device_starts, y.data, state.data};
+  CHECK_CUDA(causal_conv_forward(args, nullptr));
+  CHECK_CUDA(causal_conv_backward({args, grad_y.data, grad_state.data, causal_conv_holds_window(args) ? nullptr : pre.floats(), grad_x.data,
+                                   grad_initial.data, grad_weight.floats(), grad_bias.floats()},
+                                  nullptr));
+  const ConvReference ref = convolve64(args, starts, x, initial, weight, bias, grad_y, grad_state);
+  std::vector<double> by_feature(ref.grad_weight.size());
+  const std::vector<double> by_tap = sum_parts(grad_weight.read(), by_feature.size());
+  for (int f = 0; f < F; ++f) {
+    for (int k = 0; k < K; ++k) by_feature[size_t(f * K + k)] = by_tap[size_t(k * F + f)];
+  }
+  const std::string what = shape_name("causal_conv", type, {B, S, F, K, offset}) + " starts " + std::to_string(start_probability);
+  compare(what, y.read(), ref.y, type);
+  compare(what + " dx", grad_x.read(), ref.grad_x, type);
+  compare(what + " dw", by_feature, ref.grad_weight, Type::float32);
+  compare(what + " db", sum_parts(grad_bias.read(), size_t(F)), ref.grad_bias, Type::float32);
+  if (J > 0) {
+    compare(what + " state", state.read(), ref.state, type);
+    compare(what + " dinitial", grad_initial.read(), ref.grad_initial, type);
+  }
+  CHECK_CUDA(cudaFree(device_starts));
+}
+
 void check_gated(Type type, Activation act, int64_t N, int P) {
   Tensor both(type, N * 2 * P, 1.5), grad(type, N * P, 1.0), out(type, N * P, 0), grads(type, N * 2 * P, 0);
   GatedActivation args{type,     act,       N,          P,
@@ -283,6 +422,30 @@ void check_all() {
       check_rotary(type, 2, 37, 5, 7, K, 0);
       check_rotary(type, 1, 1, 1, 1, K, K == 64 ? 1 : 0);
     }
+    for (const Type y_type : {type, Type::bfloat16, Type::float16}) {
+      if (y_type == type && type == Type::float32) check_layer_norm(type, y_type, 5, 1, 4100, 0);
+      if (y_type != type && type != Type::float32) continue;
+      for (const auto& [N, G, K] : {std::tuple<int64_t, int, int>{1, 1, 8},
+                                    {3, 12, 128},
+                                    {70, 3, 24},
+                                    {17, 12, 256},
+                                    {33, 1, 512},
+                                    {9, 2, 520},
+                                    {17, 1, 1024},
+                                    {70, 1, 1536},
+                                    {3, 1, 4096},
+                                    {5, 1, 4104},
+                                    {17, 3, 21},
+                                    {65, 2, 130}})
+        check_layer_norm(type, y_type, N, G, K, 0);
+      check_layer_norm(type, y_type, 7, 2, 48, 1);
+    }
+    for (const int S : {1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 34, 35, 36, 64, 65, 67, 100}) {
+      for (const double start_probability : {0.0, 0.2, 0.9}) check_conv(type, 2, S, S % 2 == 0 ? 8 : 516, 4, start_probability, 0);
+    }
+    for (const int K : {1, 2, 4, 7}) check_conv(type, 2, 37, 33, K, 0.1, 0);
+    check_conv(type, 2, 37, 32, 3, 0.1, 0);
+    check_conv(type, 2, 37, 32, 4, 0.1, 1);
     for (const auto& [N, P] : {std::pair<int64_t, int>{1, 8}, {3, 61}, {17, 2624}, {130, 120}}) {
       for (int act = 0; act < 6; ++act) check_gated(type, Activation(act), N, P);
       for (const Type h_type : {type, Type::bfloat16}) {
@@ -384,6 +547,41 @@ void time_all(int64_t N, int D, int I, int P, int M) {
     Sets both(N * 2 * M), out(N * M);
     report("SwiGLU (teacher)", 6.0 * N * M, [&](int i, cudaStream_t s) {
       return gated_activation_forward({t, Activation::swish, N, M, 2 * M, 0, both[i], static_cast<char*>(both[i]) + M * 2, out[i]}, s);
+    });
+  }
+  {
+    Sets x(N * D, true), y(N * D), a(N * D, true), mean(N, true), rstd(N, true), w(D, true);
+    Sets parts((N + kNormBlockRows - 1) / kNormBlockRows * D, true);
+    const auto args = [&](int i) {
+      return LayerNorm{Type::float32,  t, N, 1, D, 1e-5f, x[i], w.floats(i), y[i], mean.floats(i), rstd.floats(i), y[i], a[i],
+                       parts.floats(i)};
+    };
+    report("LayerNorm of float32 to bf16", 6.0 * double(N * D), [&](int i, cudaStream_t s) { return layer_norm_forward(args(i), s); });
+    report("LayerNorm backward", 10.0 * double(N * D), [&](int i, cudaStream_t s) { return layer_norm_backward(args(i), s); });
+  }
+  {
+    constexpr int kHeads = 12;
+    Sets x(N * I), y(N * I), a(N * I), mean(N * kHeads, true), rstd(N * kHeads, true), w(I, true);
+    Sets parts((N + kNormBlockRows - 1) / kNormBlockRows * I, true);
+    const auto args = [&](int i) {
+      return LayerNorm{
+          t, t, N, kHeads, I / kHeads, 1e-5f, x[i], w.floats(i), y[i], mean.floats(i), rstd.floats(i), y[i], a[i], parts.floats(i)};
+    };
+    report("multi-head norm", 4.0 * double(N * I), [&](int i, cudaStream_t s) { return layer_norm_forward(args(i), s); });
+    report("multi-head norm backward", 6.0 * double(N * I), [&](int i, cudaStream_t s) { return layer_norm_backward(args(i), s); });
+  }
+  {
+    constexpr int kRow = 512;
+    const int B = int(N) / kRow;
+    Sets x(N * I), y(N * I), a(N * I), tail(int64_t(B) * 3 * I), w(int64_t(I) * 4, true), bias(I, true);
+    const int64_t num_parts = int64_t(B) * (kRow / kConvChunk);
+    Sets weight_parts(num_parts * I * 4, true), bias_parts(num_parts * I, true);
+    const auto args = [&](int i) {
+      return CausalConv{t, B, kRow, I, 4, x[i], w.floats(i), bias.floats(i), tail[i], nullptr, y[i], tail[i + 1]};
+    };
+    report("causal convolution", 4.0 * double(N * I), [&](int i, cudaStream_t s) { return causal_conv_forward(args(i), s); });
+    report("causal convolution backward", 6.0 * double(N * I), [&](int i, cudaStream_t s) {
+      return causal_conv_backward({args(i), y[i], tail[i], nullptr, a[i], tail[i + 1], weight_parts.floats(i), bias_parts.floats(i)}, s);
     });
   }
   {

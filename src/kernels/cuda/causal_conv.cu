@@ -1,5 +1,6 @@
 #include "kernels/cuda/causal_conv.h"
-#include "kernels/cuda/convert.cuh"
+
+#include "kernels/cuda/vector.cuh"
 
 namespace distil_xlstm::kernels::cuda {
 namespace {
@@ -100,15 +101,202 @@ __global__ void input_kernel(CausalConvBackward g) {
   }
 }
 
+constexpr int kTaps = 4, kTail = kTaps - 1;  // of the kernels below
+constexpr int kFeatures = 4;                 // of a thread
+constexpr int kForwardTokens = 16;           // of a thread
+constexpr int kRun = 4;                      // tokens whose loads are under way together
+
+// Without the branches of an exact division, which would keep loads from moving up.
+__device__ inline float fast_sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + expf(-x));
+}
+
+// kRun tokens: their inputs, and whether documents start there.
+struct Run {
+  float values[kRun][kFeatures];
+  unsigned is_start[kRun];
+};
+
+// What a token sees, for kFeatures features from f on: inputs[a] is a tokens back, and those beyond `reach` belong to an earlier document.
+// All threads of a block are at the same token.
+template <typename T>
+struct Window {
+  const CausalConv& x;
+  const int b, f;
+  float inputs[kTaps][kFeatures] = {}, weight[kFeatures][kTaps], bias[kFeatures];
+  int reach = kTail;
+
+  // At the token before `first`.
+  __device__ Window(const CausalConv& x, int b, int f, int first) : x(x), b(b), f(f) {
+#pragma unroll
+    for (int i = 0; i < kFeatures; ++i) load_values(weight[i], x.weight_FK + (int64_t(f) + i) * kTaps);
+    load_values(bias, x.bias_F + f);
+    const Run run = load(first - kTail, first);
+#pragma unroll
+    for (int i = 0; i < kTail; ++i) step(run, i);
+  }
+
+  // Tokens t .. t + kRun - 1, the last one again where `end` comes before; those below 0 are rows of the initial state.
+  __device__ Run load(int t, int end) const {
+    Run run;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int p = min(t + i, end - 1);
+      const T* rows = static_cast<const T*>(p >= 0 ? x.x_BSF : x.initial_BJF);
+      load_values(run.values[i], rows + (p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * kTail + kTail + p) * x.F + f);
+      run.is_start[i] = p >= 0 && x.is_start_BS ? __ldg(x.is_start_BS + int64_t(b) * x.S + p) : 0;
+    }
+    return run;
+  }
+
+  // To the next token.
+  __device__ void step(const Run& run, int i) {
+#pragma unroll
+    for (int age = kTail; age > 0; --age) {
+#pragma unroll
+      for (int j = 0; j < kFeatures; ++j) inputs[age][j] = inputs[age - 1][j];
+    }
+#pragma unroll
+    for (int j = 0; j < kFeatures; ++j) inputs[0][j] = run.values[i][j];
+    reach = run.is_start[i] != 0 ? 0 : min(reach + 1, kTail);
+  }
+
+  __device__ float tap(int j, int age) const { return weight[j][kTail - age]; }
+
+  // Feature j before SiLU.
+  __device__ float pre_activation(int j) const {
+    float sum = bias[j];
+#pragma unroll
+    for (int age = 0; age < kTaps; ++age) sum += age <= reach ? tap(j, age) * inputs[age][j] : 0.0f;
+    return sum;
+  }
+};
+
+// grid: (features, tokens, batch).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) window_forward_kernel(const __grid_constant__ CausalConv x) {
+  const int f = int(blockIdx.x * kThreads + threadIdx.x) * kFeatures, b = int(blockIdx.z);
+  if (f >= x.F) return;
+  const int first = int(blockIdx.y) * kForwardTokens, last = min(first + kForwardTokens, x.S);
+  Window<T> window(x, b, f, first);
+  for (int t = first; t < last; t += kRun) {
+    const Run run = window.load(t, last);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {  // tokens behind the last one do no harm
+      window.step(run, i);
+      float y[kFeatures];
+#pragma unroll
+      for (int j = 0; j < kFeatures; ++j) {
+        const float pre = window.pre_activation(j);
+        y[j] = pre * fast_sigmoid(pre);
+      }
+      if (t + i < last) store_values(static_cast<T*>(x.y_BSF) + (int64_t(b) * x.S + t + i) * x.F + f, y);
+    }
+  }
+  if (last < x.S) return;
+  Run tail = window.load(x.S - kTail, x.S);
+  bool is_cut = false;
+#pragma unroll
+  for (int i = kTail - 1; i >= 0; --i) {
+#pragma unroll
+    for (int j = 0; j < kFeatures; ++j) tail.values[i][j] = is_cut ? 0.0f : tail.values[i][j];
+    store_values(static_cast<T*>(x.state_BJF) + (int64_t(b) * kTail + i) * x.F + f, tail.values[i]);
+    is_cut = is_cut || tail.is_start[i] != 0;
+  }
+}
+
+// grid: (features, chunks of tokens, batch). A chunk owns the gradients of its inputs, the first one also those of the initial state: an
+// input is done kTail tokens later, so a chunk runs that far into the next one.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) window_backward_kernel(const __grid_constant__ CausalConvBackward g) {
+  const CausalConv& x = g.forward;
+  const int f = int(blockIdx.x * kThreads + threadIdx.x) * kFeatures, b = int(blockIdx.z);
+  if (f >= x.F) return;
+  const int first = int(blockIdx.y) * kConvChunk, last = min(first + kConvChunk, x.S), end = min(last + kTail, x.S);
+  Window<T> window(x, b, f, first);
+  // Of the input `age` tokens back; of the weights and the bias.
+  float grad_inputs[kTaps][kFeatures] = {}, grad_weight[kTaps][kFeatures] = {}, grad_bias[kFeatures] = {};
+  const auto store_input = [&](int p, const float (&grad)[kFeatures]) {
+    if (p >= last || (p < first && first > 0)) return;
+    T* rows = static_cast<T*>(p >= 0 ? g.grad_x_BSF : g.grad_initial_BJF);
+    store_values(rows + (p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * kTail + kTail + p) * x.F + f, grad);
+  };
+  for (int t0 = first; t0 < end; t0 += kRun) {
+    const Run run = window.load(t0, end);
+    float grads[kRun][kFeatures];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i)
+      load_values(grads[i], static_cast<const T*>(g.grad_y_BSF) + (int64_t(b) * x.S + min(t0 + i, end - 1)) * x.F + f);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int t = t0 + i;
+      if (t >= end) break;
+      window.step(run, i);
+      float owned[kFeatures];  // the next chunk adds up the weights' gradients of its own tokens
+#pragma unroll
+      for (int j = 0; j < kFeatures; ++j) {
+        const float pre = window.pre_activation(j), s = fast_sigmoid(pre);
+        grads[i][j] *= s * (1.0f + pre * (1.0f - s));
+        owned[j] = t < last ? grads[i][j] : 0.0f;
+        grad_bias[j] += owned[j];
+      }
+#pragma unroll
+      for (int age = 0; age < kTaps; ++age) {
+        if (age > window.reach) break;
+#pragma unroll
+        for (int j = 0; j < kFeatures; ++j) {
+          grad_inputs[age][j] += window.tap(j, age) * grads[i][j];
+          grad_weight[age][j] += window.inputs[age][j] * owned[j];
+        }
+      }
+      store_input(t - kTail, grad_inputs[kTail]);
+#pragma unroll
+      for (int j = 0; j < kFeatures; ++j) {
+#pragma unroll
+        for (int age = kTail; age > 0; --age) grad_inputs[age][j] = grad_inputs[age - 1][j];
+        grad_inputs[0][j] = 0.0f;
+      }
+    }
+  }
+  if (end == x.S) {  // the last inputs go on to the state
+#pragma unroll
+    for (int age = kTail - 1; age >= 0; --age) {
+      float grad[kFeatures];
+      load_values(grad, static_cast<const T*>(g.grad_state_BJF) + (int64_t(b) * kTail + kTail - 1 - age) * x.F + f);
+#pragma unroll
+      for (int j = 0; j < kFeatures; ++j) grad[j] = grad_inputs[age + 1][j] + (age <= window.reach ? grad[j] : 0.0f);
+      store_input(x.S - 1 - age, grad);
+    }
+  }
+  const int64_t p = int64_t(b) * gridDim.y + blockIdx.y;
+#pragma unroll
+  for (int age = 0; age < kTaps; ++age) store_values(g.grad_weight_PKF + (p * kTaps + kTail - age) * x.F + f, grad_weight[age]);
+  store_values(g.grad_bias_PF + p * x.F + f, grad_bias);
+}
+
 dim3 grid_of(const CausalConv& x, int rows) {
   return dim3((x.F + kThreads - 1) / kThreads, rows < 65535 ? rows : 65535, x.B);
 }
 
+dim3 window_grid(const CausalConv& x, int tokens) {
+  return dim3((x.F / kFeatures + kThreads - 1) / kThreads, (x.S + tokens - 1) / tokens, x.B);
+}
+
 }  // namespace
+
+bool causal_conv_holds_window(const CausalConv& x) {
+  return x.K == kTaps && x.F % kFeatures == 0 && x.S <= kForwardTokens * 65535 &&
+         are_aligned({x.x_BSF, x.weight_FK, x.bias_F, x.initial_BJF, x.y_BSF, x.state_BJF});
+}
 
 cudaError_t causal_conv_forward(const CausalConv& x, cudaStream_t stream) {
   return with_type(x.type, [&](auto zero) {
-    forward_kernel<decltype(zero)><<<grid_of(x, x.S + x.K - 1), kThreads, 0, stream>>>(x);
+    using T = decltype(zero);
+    if (causal_conv_holds_window(x)) {
+      window_forward_kernel<T><<<window_grid(x, kForwardTokens), kThreads, 0, stream>>>(x);
+    } else {
+      forward_kernel<T><<<grid_of(x, x.S + x.K - 1), kThreads, 0, stream>>>(x);
+    }
     return cudaGetLastError();
   });
 }
@@ -116,10 +304,17 @@ cudaError_t causal_conv_forward(const CausalConv& x, cudaStream_t stream) {
 cudaError_t causal_conv_backward(const CausalConvBackward& g, cudaStream_t stream) {
   const CausalConv& x = g.forward;
   if (x.K > kConvMaxTaps) return cudaErrorInvalidValue;
+  const bool holds_window = causal_conv_holds_window(x);
+  if (holds_window && !are_aligned({g.grad_y_BSF, g.grad_state_BJF, g.grad_x_BSF, g.grad_initial_BJF, g.grad_weight_PKF, g.grad_bias_PF}))
+    return cudaErrorInvalidValue;
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
-    weight_kernel<T><<<grid_of(x, (x.S + kConvChunk - 1) / kConvChunk), kThreads, 0, stream>>>(g);
-    input_kernel<T><<<grid_of(x, x.S + x.K - 1), kThreads, 0, stream>>>(g);
+    if (holds_window) {
+      window_backward_kernel<T><<<window_grid(x, kConvChunk), kThreads, 0, stream>>>(g);
+    } else {
+      weight_kernel<T><<<grid_of(x, (x.S + kConvChunk - 1) / kConvChunk), kThreads, 0, stream>>>(g);
+      input_kernel<T><<<grid_of(x, x.S + x.K - 1), kThreads, 0, stream>>>(g);
+    }
     return cudaGetLastError();
   });
 }

@@ -6,7 +6,7 @@
 namespace distil_xlstm::kernels::cuda {
 
 inline constexpr int kConvMaxTaps = 16;
-inline constexpr int kConvChunk = 64;  // tokens per partial sum of the weight's gradient: P = B * ceil(S / kConvChunk) partial sums
+inline constexpr int kConvChunk = 32;  // tokens per partial sum of the weight's gradient: P = B * ceil(S / kConvChunk) partial sums
 
 struct CausalConv {
   Type type;  // of x, y, initial, state and their gradients
@@ -17,12 +17,15 @@ struct CausalConv {
   const uint8_t* is_start_BS;  // or null
   void *y_BSF, *state_BJF;
 };
+// Whether threads walk over tokens with 4 features each and the last taps in registers, so that every tensor moves once: 4 taps, F a
+// multiple of 4, everything at multiples of 16 bytes (in backward the gradients too).
+bool causal_conv_holds_window(const CausalConv& x);
 cudaError_t causal_conv_forward(const CausalConv& x, cudaStream_t stream);
 
 struct CausalConvBackward {
   CausalConv forward;  // y, state unused
   const void *grad_y_BSF, *grad_state_BJF;
-  float* grad_pre_BSF;  // workspace: gradient before SiLU
+  float* grad_pre_BSF;  // workspace, the gradient before SiLU: null if causal_conv_holds_window(forward)
   void *grad_x_BSF, *grad_initial_BJF;
   float *grad_weight_PKF, *grad_bias_PF;
 };

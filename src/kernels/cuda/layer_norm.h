@@ -6,10 +6,11 @@
 
 namespace distil_xlstm::kernels::cuda {
 
-inline constexpr int kNormBlockRows = 64;  // rows per partial sum of the weight's gradient: P = ceil(N / kNormBlockRows) partial sums
+inline constexpr int kNormBlockRows = 32;  // rows per partial sum of the weight's gradient: P = ceil(N / kNormBlockRows) partial sums
 
 struct LayerNorm {
-  Type type;  // of x, y and their gradients
+  Type type;    // of x and its gradient
+  Type y_type;  // of y and its gradient: `type`, or any with float32
   int64_t N;
   int G, K;
   float eps;

@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "base/error.h"
+#include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/gated.h"
 #include "kernels/cuda/head_loss.h"
@@ -19,8 +20,8 @@ namespace {
 
 namespace gpu = kernels::cuda;
 
-gpu::Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
+gpu::Type type_of(at::ScalarType type) {
+  switch (type) {
     case at::kBFloat16:
       return gpu::Type::bfloat16;
     case at::kHalf:
@@ -28,6 +29,9 @@ gpu::Type type_of(const Tensor& x) {
     default:
       return gpu::Type::float32;
   }
+}
+gpu::Type type_of(const Tensor& x) {
+  return type_of(x.scalar_type());
 }
 
 void check(cudaError_t error, const char* what, const Tensor& x) {
@@ -168,16 +172,13 @@ CausalConvBackward causal_conv_backward(const Tensor& grad_y_BSF, const Tensor& 
   const int64_t B = x_BSF.size(0), S = x_BSF.size(1), F = x_BSF.size(2), K = weight_FK.size(1);
   const int64_t partial_sums = B * ((S + gpu::kConvChunk - 1) / gpu::kConvChunk);
   const auto wide = x_BSF.options().dtype(at::kFloat);
-  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF), grad_pre = at::empty({B, S, F}, wide);
+  const Tensor grad_y = aligned(grad_y_BSF), grad_state = aligned(grad_state_BJF);
+  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF);
+  const gpu::CausalConv forward = conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS);
+  const Tensor grad_pre = gpu::causal_conv_holds_window(forward) ? Tensor() : at::empty({B, S, F}, wide);
   const Tensor grad_weight_PKF = at::empty({partial_sums, K, F}, wide), grad_bias_PF = at::empty({partial_sums, F}, wide);
-  const gpu::CausalConvBackward args{conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS),
-                                     pointer(grad_y_BSF),
-                                     pointer(grad_state_BJF),
-                                     floats(grad_pre),
-                                     pointer(grad_x),
-                                     pointer(grad_initial),
-                                     floats(grad_weight_PKF),
-                                     floats(grad_bias_PF)};
+  const gpu::CausalConvBackward args{forward,         pointer(grad_y),       pointer(grad_state),     floats(grad_pre),
+                                     pointer(grad_x), pointer(grad_initial), floats(grad_weight_PKF), floats(grad_bias_PF)};
   check(gpu::causal_conv_backward(args, c10::cuda::getCurrentCUDAStream()), "causal_conv_silu backward, x_BSF", x_BSF);
   return {grad_x, grad_weight_PKF.sum(0).t(), grad_bias_PF.sum(0), grad_initial};
 }
@@ -247,16 +248,24 @@ MlstmBackward mlstm_backward_cuda(const MlstmInputs& in, int64_t /*chunk_size*/,
   return out;
 }
 
-gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK) {
-  return {type_of(x_NGK), x_NGK.size(0), int(x_NGK.size(1)), int(x_NGK.size(2)), 0.0f, pointer(x_NGK), floats(weight_GK)};
+gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK, at::ScalarType y_type) {
+  gpu::LayerNorm args{};
+  args.type = type_of(x_NGK);
+  args.y_type = type_of(y_type);
+  args.N = x_NGK.size(0);
+  args.G = int(x_NGK.size(1));
+  args.K = int(x_NGK.size(2));
+  args.x_NGK = pointer(x_NGK);
+  args.weight_GK = floats(weight_GK);
+  return args;
 }
 
-LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps, at::ScalarType y_type) {
   const c10::cuda::CUDAGuard guard(x_NGK.device());
   const auto wide = x_NGK.options().dtype(at::kFloat);
-  LayerNormForward out{at::empty_like(x_NGK), at::empty({x_NGK.size(0), x_NGK.size(1)}, wide),
+  LayerNormForward out{at::empty(x_NGK.sizes(), x_NGK.options().dtype(y_type)), at::empty({x_NGK.size(0), x_NGK.size(1)}, wide),
                        at::empty({x_NGK.size(0), x_NGK.size(1)}, wide)};
-  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK);
+  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK, y_type);
   args.eps = float(eps);
   args.y_NGK = pointer(out.y_NGK);
   args.mean_NG = floats(out.mean_NG);
@@ -271,7 +280,7 @@ LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_
   const int64_t partial_sums = (x_NGK.size(0) + gpu::kNormBlockRows - 1) / gpu::kNormBlockRows;
   const Tensor grad_x = at::empty_like(x_NGK),
                grad_weight = at::empty({partial_sums, x_NGK.size(1), x_NGK.size(2)}, x_NGK.options().dtype(at::kFloat));
-  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK);
+  gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK, grad_y_NGK.scalar_type());
   args.mean_NG = floats(mean_NG);
   args.rstd_NG = floats(rstd_NG);
   args.grad_y_NGK = pointer(grad_y_NGK);
@@ -314,6 +323,149 @@ void rotate_cuda(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_T
   const gpu::Rotary args{type_of(x_BSHK),  x_BSHK.size(0),   x_BSHK.size(1),  int(x_BSHK.size(2)), int(x_BSHK.size(3)), x_BSHK.stride(0),
                          x_BSHK.stride(1), x_BSHK.stride(2), pointer(x_BSHK), floats(cos_TI),      floats(sin_TI),      first_position};
   check(gpu::rotate_heads(args, c10::cuda::getCurrentCUDAStream()), "rotary positions, x_BSHK", x_BSHK);
+}
+
+// Copies where the kernels' accesses need them: the arguments point into these.
+struct QkvTensors {
+  Tensor c_NF, x_NF;
+  QkvMaps maps;
+};
+QkvTensors qkv_tensors(const Tensor& c_NF, const Tensor& x_NF, const QkvMaps& maps) {
+  QkvTensors out{aligned(c_NF), aligned(x_NF), maps};
+  for (Tensor& weight : out.maps.weight_GOI) weight = aligned(weight);
+  return out;
+}
+
+gpu::Blockdiag4 qkv_arguments(const QkvTensors& tensors, at::ScalarType out_dtype) {
+  gpu::Blockdiag4 args{};
+  args.type = type_of(tensors.c_NF);
+  args.out_type = type_of(out_dtype);
+  args.N = tensors.c_NF.size(0);
+  args.G = int(tensors.maps.weight_GOI[0].size(0));
+  args.c_NF = pointer(tensors.c_NF);
+  args.x_NF = pointer(tensors.x_NF);
+  for (size_t i = 0; i < 3; ++i) {
+    args.weight_GOI[i] = floats(tensors.maps.weight_GOI[i]);
+    args.bias_F[i] = floats(tensors.maps.bias_F[i]);
+  }
+  return args;
+}
+
+std::array<Tensor, 3> qkv_forward_cuda(const Tensor& c_NF, const Tensor& x_NF, const QkvMaps& maps, at::ScalarType out_dtype) {
+  const c10::cuda::CUDAGuard guard(c_NF.device());
+  const QkvTensors tensors = qkv_tensors(c_NF, x_NF, maps);
+  gpu::Blockdiag4 args = qkv_arguments(tensors, out_dtype);
+  std::array<Tensor, 3> out;
+  for (size_t i = 0; i < 3; ++i) {
+    out[i] = at::empty(c_NF.sizes(), c_NF.options().dtype(out_dtype));
+    args.out_NF[i] = pointer(out[i]);
+  }
+  check(gpu::blockdiag4_forward(args, c10::cuda::getCurrentCUDAStream()), "qkv_projection forward, c_NF", c_NF);
+  return out;
+}
+
+QkvBackward qkv_backward_cuda(const std::array<Tensor, 3>& grad_NF, const Tensor& c_NF, const Tensor& x_NF, const QkvMaps& maps) {
+  const c10::cuda::CUDAGuard guard(c_NF.device());
+  const int64_t partial_sums = (c_NF.size(0) + gpu::kBlockdiagRows - 1) / gpu::kBlockdiagRows, G = maps.weight_GOI[0].size(0);
+  const auto wide = c_NF.options().dtype(at::kFloat);
+  const bool has_bias = maps.bias_F[0].defined();
+  const QkvTensors tensors = qkv_tensors(c_NF, x_NF, maps);
+  gpu::Blockdiag4 args = qkv_arguments(tensors, grad_NF[0].scalar_type());
+  std::array<Tensor, 3> grads;
+  for (size_t i = 0; i < 3; ++i) {
+    grads[i] = aligned(grad_NF[i].contiguous());
+    args.grad_out_NF[i] = pointer(grads[i]);
+  }
+  const Tensor grad_weight_R3GOI = at::empty({partial_sums, 3, G, 4, 4}, wide);
+  const Tensor grad_bias_R3F = has_bias ? at::empty({partial_sums, 3, 4 * G}, wide) : Tensor();
+  QkvBackward out{at::empty(c_NF.sizes(), c_NF.options()), at::empty(x_NF.sizes(), x_NF.options()), {}};
+  args.grad_c_NF = pointer(out.c_NF);
+  args.grad_x_NF = pointer(out.x_NF);
+  args.grad_weight_R3GOI = floats(grad_weight_R3GOI);
+  args.grad_bias_R3F = floats(grad_bias_R3F);
+  check(gpu::blockdiag4_backward(args, c10::cuda::getCurrentCUDAStream()), "qkv_projection backward, c_NF", c_NF);
+  const Tensor grad_weight_3GOI = grad_weight_R3GOI.sum(0), grad_bias_3F = has_bias ? grad_bias_R3F.sum(0) : Tensor();
+  for (size_t i = 0; i < 3; ++i) {
+    out.maps.weight_GOI[i] = grad_weight_3GOI[int64_t(i)];
+    if (has_bias) out.maps.bias_F[i] = grad_bias_3F[int64_t(i)];
+  }
+  return out;
+}
+
+static_assert(int(gpu::Activation::gelu) == int(Activation::gelu) && int(gpu::Activation::relu) == int(Activation::relu) &&
+              int(gpu::Activation::relu_squared) == int(Activation::relu_squared) &&
+              int(gpu::Activation::sigmoid) == int(Activation::sigmoid) && int(gpu::Activation::swish) == int(Activation::swish) &&
+              int(gpu::Activation::selu) == int(Activation::selu));
+
+gpu::GatedActivation activation_arguments(const Tensor& gate_NP, const Tensor& value_NP, Activation act) {
+  gpu::GatedActivation args{};
+  args.type = type_of(gate_NP);
+  args.act = static_cast<gpu::Activation>(act);
+  args.N = gate_NP.numel() / gate_NP.size(-1);
+  args.P = int(gate_NP.size(-1));
+  args.stride = args.grad_stride = args.P;
+  args.gate_NP = pointer(gate_NP);
+  args.value_NP = pointer(value_NP);
+  return args;
+}
+
+Tensor gated_activation_cuda(const Tensor& gate_NP, const Tensor& value_NP, Activation act) {
+  const c10::cuda::CUDAGuard guard(gate_NP.device());
+  const Tensor out_NP = at::empty_like(gate_NP);
+  gpu::GatedActivation args = activation_arguments(gate_NP, value_NP, act);
+  args.out_NP = pointer(out_NP);
+  check(gpu::gated_activation_forward(args, c10::cuda::getCurrentCUDAStream()), "gated_activation forward, gate_NP", gate_NP);
+  return out_NP;
+}
+
+std::pair<Tensor, Tensor> gated_activation_backward_cuda(const Tensor& grad_NP, const Tensor& gate_NP, const Tensor& value_NP,
+                                                         Activation act) {
+  const c10::cuda::CUDAGuard guard(gate_NP.device());
+  const Tensor grad_gate_NP = at::empty_like(gate_NP), grad_value_NP = at::empty_like(value_NP);
+  gpu::GatedActivation args = activation_arguments(gate_NP, value_NP, act);
+  args.grad_out_NP = pointer(grad_NP);
+  args.grad_gate_NP = pointer(grad_gate_NP);
+  args.grad_value_NP = pointer(grad_value_NP);
+  check(gpu::gated_activation_backward(args, c10::cuda::getCurrentCUDAStream()), "gated_activation backward, gate_NP", gate_NP);
+  return {grad_gate_NP, grad_value_NP};
+}
+
+gpu::SkipGate skip_arguments(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF, const Tensor& z_NF) {
+  gpu::SkipGate args{};
+  args.type = type_of(z_NF);
+  args.h_type = type_of(h_NF);
+  args.N = z_NF.size(0);
+  args.F = int(z_NF.size(1));
+  args.h_NF = pointer(h_NF);
+  args.skip_F = floats(skip_F);
+  args.c_NF = pointer(c_NF);
+  args.z_NF = pointer(z_NF);
+  return args;
+}
+
+Tensor skip_gate_cuda(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF, const Tensor& z_NF) {
+  const c10::cuda::CUDAGuard guard(z_NF.device());
+  const Tensor out_NF = at::empty_like(z_NF);
+  gpu::SkipGate args = skip_arguments(h_NF, skip_F, c_NF, z_NF);
+  args.out_NF = pointer(out_NF);
+  check(gpu::skip_gate_forward(args, c10::cuda::getCurrentCUDAStream()), "skip_gate forward, z_NF", z_NF);
+  return out_NF;
+}
+
+SkipGateGradients skip_gate_backward_cuda(const Tensor& grad_NF, const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF,
+                                          const Tensor& z_NF) {
+  const c10::cuda::CUDAGuard guard(z_NF.device());
+  const int64_t partial_sums = (z_NF.size(0) + gpu::kSkipGateRows - 1) / gpu::kSkipGateRows;
+  const Tensor grad_h = at::empty_like(h_NF), grad_c = at::empty_like(c_NF), grad_z = at::empty_like(z_NF),
+               grad_skip_RF = at::empty({partial_sums, z_NF.size(1)}, skip_F.options());
+  gpu::SkipGate args = skip_arguments(h_NF, skip_F, c_NF, z_NF);
+  args.grad_out_NF = pointer(grad_NF);
+  args.grad_h_NF = pointer(grad_h);
+  args.grad_c_NF = pointer(grad_c);
+  args.grad_z_NF = pointer(grad_z);
+  args.grad_skip_RF = floats(grad_skip_RF);
+  check(gpu::skip_gate_backward(args, c10::cuda::getCurrentCUDAStream()), "skip_gate backward, z_NF", z_NF);
+  return {grad_h, grad_skip_RF.sum(0), grad_c, grad_z};
 }
 
 static_assert(gpu::kNumHeadSums == kNumHeadLosses);
@@ -371,6 +523,12 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .rms_norm = rms_norm_cuda,
             .swiglu = swiglu_cuda,
             .rotate = rotate_cuda,
+            .qkv_forward = qkv_forward_cuda,
+            .qkv_backward = qkv_backward_cuda,
+            .gated_activation = gated_activation_cuda,
+            .gated_activation_backward = gated_activation_backward_cuda,
+            .skip_gate = skip_gate_cuda,
+            .skip_gate_backward = skip_gate_backward_cuda,
             .head_loss_tile = head_loss_tile,
             .mlstm_chunkwise = mlstm_chunkwise_cuda,
             .mlstm_backward = mlstm_backward_cuda,

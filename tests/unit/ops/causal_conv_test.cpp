@@ -14,9 +14,24 @@ struct Case {
   bool with_starts = false, with_state = false;
 };
 
-const std::vector<Case> kCases = {
-    {1, 1, 1, 1},    {1, 1, 5, 4, false, true},  {2, 2, 7, 4, true, true}, {3, 7, 33, 4, true, true}, {1, 33, 64, 4, true},
-    {2, 100, 96, 4}, {2, 9, 130, 2, true, true}, {1, 20, 16, 1, true},     {2, 12, 3, 7, true, true}};
+const std::vector<Case> kCases = {{1, 1, 1, 1},
+                                  {1, 1, 5, 4, false, true},
+                                  {2, 2, 7, 4, true, true},
+                                  {3, 7, 33, 4, true, true},
+                                  {1, 33, 64, 4, true},
+                                  {2, 100, 96, 4},
+                                  {2, 9, 130, 2, true, true},
+                                  {1, 20, 16, 1, true},
+                                  {2, 12, 3, 7, true, true},
+                                  // Around the runs and chunks of tokens that CUDA threads walk over, 4 features each.
+                                  {2, 1, 8, 4, true, true},
+                                  {2, 2, 4, 4, true, true},
+                                  {2, 3, 12, 4, true, true},
+                                  {3, 16, 8, 4, true, true},
+                                  {2, 17, 8, 4, true, true},
+                                  {2, 32, 516, 4, true, true},
+                                  {1, 35, 8, 4, true, true},
+                                  {2, 67, 20, 4, true, true}};
 
 struct Data {
   Tensor x, weight, bias, initial, is_start;
@@ -80,39 +95,41 @@ TEST_F(CausalConvTest, GradientsMatchDifferences) {
   }
 }
 
+// Plain differentiable operations, token by token.
+std::pair<Tensor, Tensor> plain_convolution(const Case& c, const std::vector<Tensor>& x, const Tensor& is_start) {
+  const Tensor initial = x.size() > 3 ? x[3] : at::zeros({c.B, c.K - 1, c.F}, at::kDouble);
+  std::vector<Tensor> rows(initial.unbind(1)), ys;
+  rows.reserve(rows.size() + c.S);
+  for (int64_t t = 0; t < c.S; ++t) {
+    const Tensor keep = is_start.defined() ? 1 - is_start.select(1, t).to(at::kDouble).unsqueeze(-1) : at::ones({1, 1}, at::kDouble);
+    for (Tensor& row : rows) row = row * keep;
+    rows.push_back(x[0].select(1, t));
+    Tensor sum = x[2];
+    for (int64_t j = 0; j < c.K; ++j) sum = sum + rows[rows.size() - c.K + j] * x[1].select(2, j).squeeze(1);
+    ys.push_back(at::silu(sum));
+  }
+  const std::vector<Tensor> last(rows.end() - (c.K - 1), rows.end());
+  return {at::stack(ys, 1), last.empty() ? at::zeros({c.B, 0, c.F}, at::kDouble) : at::stack(last, 1)};
+}
+
 TEST_F(CausalConvTest, GradientsAgreeBetweenTypesAndDevices) {
   for (const Case& c : kCases) {
     const Data d(c);
-    const auto loss = weighted_loss(c, d.is_start);
-    // The hand-written kernels against plain differentiable operations.
-    const auto plain = [&](const std::vector<Tensor>& x) {
-      const Tensor initial = x.size() > 3 ? x[3] : at::zeros({c.B, c.K - 1, c.F}, at::kDouble);
-      std::vector<Tensor> rows(initial.unbind(1)), ys;
-      rows.reserve(rows.size() + c.S);
-      for (int64_t t = 0; t < c.S; ++t) {
-        const Tensor keep =
-            d.is_start.defined() ? 1 - d.is_start.select(1, t).to(at::kDouble).unsqueeze(-1) : at::ones({1, 1}, at::kDouble);
-        for (Tensor& row : rows) row = row * keep;
-        rows.push_back(x[0].select(1, t));
-        Tensor sum = x[2];
-        for (int64_t j = 0; j < c.K; ++j) sum = sum + rows[rows.size() - c.K + j] * x[1].select(2, j).squeeze(1);
-        ys.push_back(at::silu(sum));
-      }
-      const std::vector<Tensor> last(rows.end() - (c.K - 1), rows.end());
-      return std::make_pair(at::stack(ys, 1), last.empty() ? at::zeros({c.B, 0, c.F}, at::kDouble) : at::stack(last, 1));
-    };
-    const Tensor wy = randn({c.B, c.S, c.F}), ws = randn({c.B, c.K - 1, c.F});
-    const auto expected = gradients(
-        [&](const std::vector<Tensor>& x) {
-          const auto [y, s] = plain(x);
-          return (y * wy).sum() + (s * ws).sum();
-        },
-        point_of(d));
-    for (const at::Device& device : devices()) {
-      for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto rounded = [&](const Tensor& x) { return x.to(type).to(at::kDouble); };  // both see the same input
+      std::vector<Tensor> point;
+      for (const Tensor& x : point_of(d)) point.push_back(rounded(x));
+      const Tensor wy = rounded(randn({c.B, c.S, c.F})), ws = rounded(randn({c.B, c.K - 1, c.F}));
+      const auto expected = gradients(
+          [&](const std::vector<Tensor>& x) {
+            const auto [y, s] = plain_convolution(c, x, d.is_start);
+            return (y * wy).sum() + (s * ws).sum();
+          },
+          point);
+      for (const at::Device& device : devices()) {
         SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
         std::vector<Tensor> moved;
-        for (const Tensor& x : point_of(d)) moved.push_back(x.to(device, type));
+        for (const Tensor& x : point) moved.push_back(x.to(device, type));
         const auto grads = gradients(
             [&](const std::vector<Tensor>& x) {
               const CausalConvOutput out = causal_conv_silu(x[0], x[1], x[2], x.size() > 3 ? x[3] : Tensor(),

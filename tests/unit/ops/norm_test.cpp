@@ -12,7 +12,8 @@ using namespace distil_xlstm::testing;
 struct Case {
   int64_t rows, groups, width;
 };
-const std::vector<Case> kCases = {{1, 1, 1}, {3, 1, 5}, {7, 4, 16}, {33, 3, 21}, {100, 1, 96}, {9, 12, 64}, {65, 2, 130}};
+const std::vector<Case> kCases = {{1, 1, 1},    {3, 1, 5},     {7, 4, 16},  {33, 3, 21},   {100, 1, 96}, {9, 12, 64},
+                                  {65, 2, 130}, {17, 12, 128}, {3, 2, 520}, {70, 1, 1536}, {3, 1, 4104}};
 
 class NormTest : public OpTest {};
 
@@ -73,6 +74,45 @@ TEST_F(NormTest, ResidualLayerNormGradientsEqualThoseOfPlainOperations) {
           EXPECT_LT(relative_error(grads[0], plain[0]), 10 * tolerance(type));
           EXPECT_LT(relative_error(grads[1], plain[1]), tolerance(type));
         }
+      }
+    }
+  }
+}
+
+// Types that training uses: the residual stream in float32 with outputs in half precision, the cells' outputs in half precision throughout.
+TEST_F(NormTest, ResidualLayerNormBetweenTypes) {
+  for (const Case& c : kCases) {
+    if (c.width == 1) continue;
+    for (const auto& [x_type, y_type] : {std::pair(at::kFloat, at::kBFloat16),
+                                         {at::kFloat, at::kHalf},
+                                         {at::kBFloat16, at::kBFloat16},
+                                         {at::kHalf, at::kHalf},
+                                         {at::kBFloat16, at::kFloat},
+                                         {at::kFloat, at::kDouble}}) {
+      const Tensor x = randn({c.rows, c.groups * c.width}).to(x_type), weight = randn({c.groups * c.width}, 0.3).to(at::kFloat);
+      const Tensor w = randn(x.sizes()).to(y_type);
+      const auto loss = [&](const std::vector<Tensor>& p) {
+        const Tensor grouped = p[0].unflatten(-1, {c.groups, c.width}), centered = grouped - grouped.mean(-1, true);
+        return ((centered / (centered.square().mean(-1, true) + 1e-5).sqrt()).flatten(-2) * (1 + p[1]) * w).sum();
+      };
+      const auto expected = gradients(loss, {x.to(at::kDouble), weight.to(at::kDouble)});
+      const Tensor y = residual_layer_norm(x.to(at::kDouble), weight.to(at::kDouble), c.groups);
+      for (const at::Device& device : devices()) {
+        SCOPED_TRACE(fmt::format("rows={} groups={} width={} {} {} to {}", c.rows, c.groups, c.width, device.str(), at::toString(x_type),
+                                 at::toString(y_type)));
+        Tensor out;
+        const auto grads = gradients(
+            [&](const std::vector<Tensor>& p) {
+              out = residual_layer_norm(p[0], p[1], c.groups, y_type);
+              return (out * w.to(device)).sum(at::kDouble);
+            },
+            {x.to(device), weight.to(device)});
+        EXPECT_EQ(out.scalar_type(), y_type);
+        EXPECT_LT(relative_error(out, y), y_type == at::kDouble ? 1e-5 : tolerance(y_type));
+        EXPECT_LT(relative_error(grads[0], expected[0]), 10 * tolerance(x_type));
+        EXPECT_LT(relative_error(grads[1], expected[1]), tolerance(at::kFloat));
+        const at::NoGradGuard no_grad;
+        EXPECT_TRUE(at::equal(out, residual_layer_norm(x.to(device), weight.to(device), c.groups, y_type)));
       }
     }
   }

@@ -1,0 +1,232 @@
+// The maps and gates of the blocks in every type that training runs them in, forward and backward, against float64 from the same rounded
+// inputs: on CUDA these are the fused kernels.
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "base/error.h"
+#include "ops/blockdiag.h"
+#include "ops/gated.h"
+#include "ops/mlstm_gates.h"
+#include "unit/ops/op_testing.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+using testing::devices;
+using testing::leaf;
+using testing::randn;
+using testing::relative_error;
+using testing::tolerance;
+
+class BlockTypes : public testing::OpTest {};
+
+constexpr std::array<at::ScalarType, 3> kTypes{at::kFloat, at::kBFloat16, at::kHalf};
+
+struct Input {
+  Tensor value;  // float64 on the CPU
+  at::ScalarType type;
+};
+using Operation = std::function<Tensor(const std::vector<Tensor>&)>;
+
+// The output, then the gradients, for `weight` at the output.
+std::vector<Tensor> run(const Operation& operation, const std::vector<Tensor>& at_point, const Tensor& weight) {
+  std::vector<Tensor> leaves, results;
+  for (const Tensor& x : at_point) leaves.push_back(leaf(x));
+  const Tensor out = operation(leaves);
+  results.push_back(out.detach());
+  out.backward(weight.to(out.device(), out.scalar_type()));
+  for (const Tensor& x : leaves) results.push_back(x.grad());
+  return results;
+}
+
+// The few elements of a small result may all be differences of larger terms.
+double limit(at::ScalarType type, const Tensor& result) {
+  return tolerance(type) * (result.numel() < 16 ? 3 : 1);
+}
+
+// A gradient has its input's type and so its rounding; one in float32 may carry what arithmetic in `type` left.
+void expect_close(const Operation& operation, const Operation& definition, const std::vector<Input>& inputs, at::Device device,
+                  at::ScalarType type, at::ScalarType out_type) {
+  std::vector<Tensor> exact, moved;
+  for (const Input& input : inputs) {
+    moved.push_back(input.value.to(device, input.type));
+    exact.push_back(moved.back().to(at::kCPU, at::kDouble));
+  }
+  Tensor weight;
+  {
+    const at::NoGradGuard no_grad;
+    weight = at::randn_like(definition(exact)).to(out_type).to(at::kDouble);
+  }
+  const std::vector<Tensor> expected = run(definition, exact, weight), got = run(operation, moved, weight);
+  EXPECT_EQ(got[0].scalar_type(), out_type);
+  EXPECT_LT(relative_error(got[0], expected[0]), limit(out_type, got[0])) << "output";
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_EQ(got[i + 1].scalar_type(), inputs[i].type) << "gradient of input " << i;
+    const double allowed = std::max(limit(type, got[i + 1]), limit(inputs[i].type, got[i + 1]));
+    EXPECT_LT(relative_error(got[i + 1], expected[i + 1]), allowed) << "gradient of input " << i;
+  }
+}
+
+std::string name(at::Device device, at::ScalarType type, at::IntArrayRef sizes) {
+  return fmt::format("{} {} [{}]", device.str(), c10::toString(type), fmt::join(sizes.begin(), sizes.end(), ", "));
+}
+
+Tensor plain_activation(const Tensor& x, std::string_view act) {
+  if (act == "gelu") return x * (1 + at::erf(x / std::sqrt(2.0))) / 2;
+  if (act == "relu") return x.clamp_min(0);
+  if (act == "relu^2") return x.clamp_min(0).square();
+  if (act == "sigmoid") return at::sigmoid(x);
+  if (act == "swish") return x * at::sigmoid(x);
+  return 1.0507009873554805 * at::where(x > 0, x, 1.6732632423543772 * (x.clamp_max(0).exp() - 1));
+}
+
+TEST_F(BlockTypes, GatedActivation) {
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : kTypes) {
+      for (const int64_t N : {1, 3, 17, 70}) {
+        for (const int64_t P : {4, 8, 61, 72}) {
+          for (const char* act : {"gelu", "relu", "relu^2", "sigmoid", "swish", "selu"}) {
+            SCOPED_TRACE(fmt::format("{} {}", name(device, type, {N, P}), act));
+            expect_close([&](const std::vector<Tensor>& in) { return gated_activation(in[0], in[1], act); },
+                         [&](const std::vector<Tensor>& in) { return plain_activation(in[0], act) * in[1]; },
+                         {{randn({N, P}), type}, {randn({N, P}), type}}, device, type, type);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Halves of a joint product, columns, and memory that begins anywhere.
+TEST_F(BlockTypes, GatesOfViews) {
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : kTypes) {
+      SCOPED_TRACE(name(device, type, {17, 24}));
+      expect_close([](const std::vector<Tensor>& in) { return gated_activation(in[0].narrow(1, 0, 24), in[0].narrow(1, 24, 24), "gelu"); },
+                   [](const std::vector<Tensor>& in) { return plain_activation(in[0].narrow(1, 0, 24), "gelu") * in[0].narrow(1, 24, 24); },
+                   {{randn({17, 48}), type}}, device, type, type);
+      expect_close(
+          [](const std::vector<Tensor>& in) { return skip_gate(in[0].t(), in[1], in[2].narrow(1, 1, 24), in[3].narrow(1, 3, 24)); },
+          [](const std::vector<Tensor>& in) { return (in[0].t() + in[1] * in[2].narrow(1, 1, 24)) * at::silu(in[3].narrow(1, 3, 24)); },
+          {{randn({24, 17}), type}, {randn({24}), at::kFloat}, {randn({17, 27}), type}, {randn({17, 27}), type}}, device, type, type);
+      const auto shifted = [](const Tensor& x) { return x.narrow(0, 1, 17 * 24).view({17, 24}); };
+      expect_close([&](const std::vector<Tensor>& in) { return gated_activation(shifted(in[0]), shifted(in[1]), "swish"); },
+                   [&](const std::vector<Tensor>& in) { return at::silu(shifted(in[0])) * shifted(in[1]); },
+                   {{randn({17 * 24 + 1}), type}, {randn({17 * 24 + 1}), type}}, device, type, type);
+    }
+  }
+}
+
+TEST_F(BlockTypes, SkipGate) {
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : kTypes) {
+      for (const at::ScalarType cell_type : {type, at::kBFloat16}) {
+        for (const int64_t N : {1, 3, 17, 70}) {
+          for (const int64_t F : {4, 8, 61, 72}) {
+            SCOPED_TRACE(fmt::format("{} cell {}", name(device, type, {N, F}), c10::toString(cell_type)));
+            expect_close([](const std::vector<Tensor>& in) { return skip_gate(in[0], in[1], in[2], in[3]); },
+                         [](const std::vector<Tensor>& in) { return (in[0] + in[1] * in[2]) * at::silu(in[3]); },
+                         {{randn({N, F}), cell_type}, {randn({F}), at::kFloat}, {randn({N, F}), type}, {randn({N, F}), type}}, device, type,
+                         type);
+          }
+        }
+      }
+    }
+  }
+}
+
+// y[n, g, a] = sum_b w[g, a, b] x[n, g, b]
+Tensor plain_blockdiag(const Tensor& x, const Tensor& w) {
+  return (w.unsqueeze(0) * x.reshape({x.size(0), w.size(0), 1, w.size(2)})).sum(-1).flatten(1);
+}
+
+TEST_F(BlockTypes, QkvProjection) {
+  for (const at::Device device : devices()) {
+    for (const auto& [type, out_type] :
+         {std::pair(at::kFloat, at::kFloat), {at::kBFloat16, at::kBFloat16}, {at::kHalf, at::kHalf}, {at::kHalf, at::kBFloat16}}) {
+      for (const int64_t N : {1, 3, 17, 70, 130}) {
+        for (const int64_t num_blocks : {1, 2, 19}) {
+          for (const bool has_bias : {false, true}) {
+            SCOPED_TRACE(fmt::format("{} to {} bias {}", name(device, type, {N, num_blocks}), c10::toString(out_type), has_bias));
+            std::vector<Input> inputs{{randn({N, 4 * num_blocks}), type}, {randn({N, 4 * num_blocks}), type}};
+            for (int i = 0; i < 3; ++i) inputs.push_back({randn({num_blocks, 4, 4}), at::kFloat});
+            for (int i = 0; i < (has_bias ? 3 : 0); ++i) inputs.push_back({randn({4 * num_blocks}), at::kFloat});
+            const auto bias = [&](const std::vector<Tensor>& in, size_t i) { return has_bias ? in[5 + i] : Tensor(); };
+            expect_close(
+                [&](const std::vector<Tensor>& in) {
+                  const auto out = qkv_projection(in[0], in[1], {in[2], bias(in, 0)}, {in[3], bias(in, 1)}, {in[4], bias(in, 2)}, out_type);
+                  return at::cat({out[0], out[1], out[2]}, 1);
+                },
+                [&](const std::vector<Tensor>& in) {
+                  std::vector<Tensor> out;
+                  for (size_t i = 0; i < 3; ++i) {
+                    const Tensor y = plain_blockdiag(in[i == 2 ? 1 : 0], in[2 + i]);
+                    out.push_back(has_bias ? y + in[5 + i] : y);
+                  }
+                  return at::cat(out, 1);
+                },
+                inputs, device, out_type == type ? type : at::kBFloat16, out_type);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Whatever the type of q, k and v: pre-activations, and gradients of weights and biases, have float32's accuracy.
+TEST_F(BlockTypes, MlstmGateProjection) {
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : kTypes) {
+      for (const int64_t N : {1, 3, 17, 70}) {
+        for (const auto& [I, H] : {std::pair<int64_t, int64_t>{8, 2}, {12, 3}, {64, 4}, {264, 12}}) {
+          SCOPED_TRACE(name(device, type, {N, I, H}));
+          std::vector<Tensor> exact, moved;
+          for (int i = 0; i < 3; ++i) moved.push_back(randn({N, I}).to(device, type));
+          for (const auto& sizes : {std::vector<int64_t>{H, 3 * I}, {H}, {H, 3 * I}, {H}})
+            moved.push_back(randn(sizes).to(device, at::kFloat));
+          for (const Tensor& x : moved) exact.push_back(x.to(at::kCPU, at::kDouble));
+          const Tensor weight = randn({N, 2 * H}).to(at::kFloat).to(at::kDouble);
+          const auto got = run(
+              [](const std::vector<Tensor>& in) {
+                const MlstmGates gates = mlstm_gate_projection({in[0], in[1], in[2]}, {in[3], in[4], in[5], in[6]});
+                EXPECT_EQ(gates.input_NH.scalar_type(), in[3].scalar_type());
+                return at::cat({gates.input_NH, gates.forget_NH}, 1);
+              },
+              moved, weight);
+          const auto expected = run(
+              [](const std::vector<Tensor>& in) {
+                const Tensor joint = at::cat({in[0], in[1], in[2]}, 1);
+                return at::cat({at::linear(joint, in[3], in[4]), at::linear(joint, in[5], in[6])}, 1);
+              },
+              exact, weight);
+          for (size_t i = 0; i < got.size(); ++i) {
+            const bool is_activation = i >= 1 && i <= 3;
+            EXPECT_EQ(got[i].scalar_type(), is_activation ? type : at::kFloat) << i;
+            EXPECT_LT(relative_error(got[i], expected[i]), limit(is_activation ? type : at::kFloat, got[i])) << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(BlockTypes, MlstmGateProjectionInFloat64) {
+  const int64_t N = 5, I = 6, H = 2;
+  testing::expect_gradients_match(
+      [](const std::vector<Tensor>& in) {
+        const MlstmGates gates = mlstm_gate_projection({in[0], in[1], in[2]}, {in[3], in[4], in[5], in[6]});
+        return (gates.input_NH.sin() * gates.forget_NH).sum();
+      },
+      {randn({N, I}), randn({N, I}), randn({N, I}), randn({H, 3 * I}), randn({H}), randn({H, 3 * I}), randn({H})});
+}
+
+TEST_F(BlockTypes, MlstmGateProjectionRefusesOtherShapes) {
+  const Tensor x = randn({3, 4}), w = randn({2, 12}), b = randn({2});
+  EXPECT_THROW((void)mlstm_gate_projection({x, randn({3, 5}), x}, {w, b, w, b}), ShapeError);
+  EXPECT_THROW((void)mlstm_gate_projection({x, x, x}, {w, b, randn({2, 4}), b}), ShapeError);
+  EXPECT_THROW((void)mlstm_gate_projection({x, x, x}, {w, b, w, randn({3})}), ShapeError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::ops
