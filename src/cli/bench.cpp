@@ -2,7 +2,9 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
+#include <string>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -65,6 +67,16 @@ config::RunConfig load_config(RunOptions options) {
   return config;
 }
 
+// As /proc/cpuinfo names it.
+std::string cpu_model() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    const auto colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown model";
+}
+
 std::string milliseconds(const std::optional<double>& seconds) {
   return seconds ? fmt::format("{:.3f}", *seconds * 1e3) : "";
 }
@@ -120,6 +132,9 @@ BenchSubject make_subject(const Options& options) {
   subject.teacher_config = geometry(subject.config.teacher.model);
   subject.teacher = teacher::teacher_shape(subject.teacher_config);
   subject.student = student::derive_student(subject.config.student, subject.teacher, subject.config.data.context_length);
+  for (const auto& name : options.parts) {
+    if (!has_bench_part(subject, name)) throw ConfigError("bench: part {}: this student has no block that runs it", name);
+  }
   subject.device = ops::parse_device(subject.config.train.device);
   subject.compute_dtype = ops::parse_precision(subject.config.train.precision, subject.device);
   subject.teacher_dtype = ops::parse_precision(subject.config.teacher.precision, subject.device);
@@ -130,8 +145,9 @@ BenchSubject make_subject(const Options& options) {
 
 void bench(const Options& options) {
   const auto subject = make_subject(options);
-  const std::string device = subject.device.is_cpu() ? fmt::format("cpu, {} threads, {}", at::get_num_threads(), at::get_cpu_capability())
-                                                     : fmt::format("{} ({})", subject.device.str(), ops::load_cuda().detail);
+  const std::string device = subject.device.is_cpu()
+                                 ? fmt::format("cpu ({}), {} threads, {}", cpu_model(), at::get_num_threads(), at::get_cpu_capability())
+                                 : fmt::format("{} ({})", subject.device.str(), ops::load_cuda().detail);
   fmt::print("{}; {}; products {}FLOP/s, copies {}B/s\n", device, ops::precision_name(subject.compute_dtype),
              format_count(subject.flops_per_second), format_count(subject.bytes_per_second));
   fmt::print("teacher {}, student of {} blocks, context {}\n", subject.config.teacher.model, subject.student.num_blocks,
@@ -150,7 +166,7 @@ void bench(const Options& options) {
   results["parts"] = json::array();
   bool has_header = false;
   for (const auto& name : bench_part_names()) {
-    if (name == "step" || !is_wanted(name)) continue;
+    if (name == "step" || !is_wanted(name) || !has_bench_part(subject, name)) continue;
     if (!has_header)
       fmt::print("\n{:<16} {:<50} {:>10} {:>10} {:>10} {:>7} {:>9}\n", "part", "shape", "forward ms", "both ms", "floor ms", "x floor",
                  "error");
@@ -178,9 +194,8 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--json", options->json_path, "Write the results here too");
   options->run.add_to(*command);
   command->footer(
-      "Without --config or --preset: the paper's student, with the teacher's geometry of qwen2.5-1.5b on a GPU and of smollm2-135m, 2 x "
-      "256\n"
-      "tokens, on a CPU. --teacher takes these two names, a config.json or a model.");
+      "Without --config or --preset: the paper's student, with the geometry of qwen2.5-1.5b as teacher on a GPU, and of smollm2-135m\n"
+      "with 2 x 256 tokens on a CPU. --teacher takes these two names, a config.json or a model. Rows are whole documents.");
   command->callback([options] { bench(*options); });
 }
 

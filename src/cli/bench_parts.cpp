@@ -20,9 +20,10 @@ namespace {
 constexpr int64_t kErrorTokens = 64;  // enough for every kernel's paths, and quick in float64 on a CPU
 
 // Sizes of the run's operations. Letters: B rows, S context, N = B S, D width, H heads of each mixer, K sLSTM and I / H mLSTM head width,
-// I the mLSTM's inner width, P feed-forward width, V vocabulary.
+// I the mLSTM's inner width, P feed-forward width.
 struct Sizes {
-  int64_t B, S, N, D, H, K, I, mlstm_H, P, V;
+  int64_t B, S, N, D, H, K, I, mlstm_H, P, block, num_taps, chunk_size;
+  std::string act;
 };
 
 Sizes sizes_of(const BenchSubject& subject, int64_t B, int64_t S) {
@@ -36,7 +37,10 @@ Sizes sizes_of(const BenchSubject& subject, int64_t B, int64_t S) {
           s.mlstm_inner_dim(),
           s.mlstm_num_heads,
           s.ffn_dim(),
-          s.vocab_size};
+          s.qkv_proj_blocksize,
+          s.mlstm_conv1d_kernel_size,
+          s.chunk_size,
+          s.ffn_act_fn};
 }
 
 // What an operation must do at least. Bytes are those of activations and weights in the compute type.
@@ -44,8 +48,11 @@ struct Work {
   double flops = 0.0, elements = 0.0;
 };
 
+enum class Owner { slstm, mlstm, both };  // the blocks that run it
+
 struct OperationPart {
   std::string name;
+  Owner owner;
   std::string (*shape)(const Sizes&);
   Operation (*make)(const Sizes&);
   Work (*forward)(const Sizes&);
@@ -60,38 +67,42 @@ double product(std::initializer_list<int64_t> factors) {
 
 const std::vector<OperationPart>& operation_parts() {
   static const std::vector<OperationPart> parts = {
-      {"layer_norm", [](const Sizes& z) { return fmt::format("{} x {}", z.N, z.D); },
+      {"layer_norm", Owner::both, [](const Sizes& z) { return fmt::format("{} x {}", z.N, z.D); },
        [](const Sizes& z) { return norm_operation(z.N, z.D, 1); }, [](const Sizes& z) { return Work{.elements = product({2, z.N, z.D})}; },
        [](const Sizes& z) { return Work{.elements = product({3, z.N, z.D})}; }},
-      {"convolution", [](const Sizes& z) { return fmt::format("{} x {} x {}, 4 taps, SiLU", z.B, z.S, z.I); },
-       [](const Sizes& z) { return convolution_operation(z.B, z.S, z.I, Borders::none); },
+      {"convolution", Owner::mlstm, [](const Sizes& z) { return fmt::format("{} x {} x {}, {} taps, SiLU", z.B, z.S, z.I, z.num_taps); },
+       [](const Sizes& z) { return convolution_operation(z.B, z.S, z.I, z.num_taps, Borders::none); },
        [](const Sizes& z) { return Work{.elements = product({2, z.N, z.I})}; },
        [](const Sizes& z) { return Work{.elements = product({3, z.N, z.I})}; }},
-      {"slstm_gates", [](const Sizes& z) { return fmt::format("{} x {}, {} heads of {}", z.N, z.D, z.H, z.K); },
+      {"slstm_gates", Owner::slstm, [](const Sizes& z) { return fmt::format("{} x {}, {} heads of {}", z.N, z.D, z.H, z.K); },
        [](const Sizes& z) { return gate_operation(z.N, z.H, z.K); },
        [](const Sizes& z) { return Work{product({8, z.N, z.D, z.K}), product({6, z.N, z.D})}; },
        [](const Sizes& z) { return Work{product({16, z.N, z.D, z.K}), product({8, z.N, z.D})}; }},
-      {"slstm", [](const Sizes& z) { return fmt::format("{} x {}, {} heads of {}", z.B, z.S, z.H, z.K); },
+      {"slstm", Owner::slstm, [](const Sizes& z) { return fmt::format("{} x {}, {} heads of {}", z.B, z.S, z.H, z.K); },
        [](const Sizes& z) { return slstm_operation(z.B, z.S, z.H, z.K, Borders::none); },
        [](const Sizes& z) { return Work{product({8, z.N, z.D, z.K}), product({5, z.N, z.D})}; },
        [](const Sizes& z) { return Work{product({16, z.N, z.D, z.K}), product({10, z.N, z.D})}; }},
-      {"feed_forward", [](const Sizes& z) { return fmt::format("{} x {}, {} inside", z.N, z.D, z.P); },
-       [](const Sizes& z) { return feed_forward_operation(z.N, z.D, z.P); },
+      {"feed_forward", Owner::slstm, [](const Sizes& z) { return fmt::format("{} x {}, {} inside, {}", z.N, z.D, z.P, z.act); },
+       [](const Sizes& z) { return feed_forward_operation(z.N, z.D, z.P, z.act); },
        [](const Sizes& z) { return Work{product({6, z.N, z.D, z.P}), product({2, z.N, z.D}) + product({3, z.D, z.P})}; },
        [](const Sizes& z) { return Work{product({12, z.N, z.D, z.P}), product({3, z.N, z.D}) + product({6, z.D, z.P})}; }},
-      {"qkv_projection", [](const Sizes& z) { return fmt::format("{} x {}, blocks of 4", z.N, z.I); },
-       [](const Sizes& z) { return projection_operation(z.N, z.I); },
-       [](const Sizes& z) { return Work{product({24, z.N, z.I}), product({5, z.N, z.I})}; },
-       [](const Sizes& z) { return Work{product({48, z.N, z.I}), product({7, z.N, z.I})}; }},
-      {"mlstm", [](const Sizes& z) { return fmt::format("{} x {}, {} heads of {}", z.B, z.S, z.mlstm_H, z.I / z.mlstm_H); },
-       [](const Sizes& z) { return mlstm_operation(z.B, z.S, z.mlstm_H, z.I / z.mlstm_H, Borders::none); },
+      {"qkv_projection", Owner::mlstm, [](const Sizes& z) { return fmt::format("{} x {}, blocks of {}", z.N, z.I, z.block); },
+       [](const Sizes& z) { return projection_operation(z.N, z.I, z.block); },
+       [](const Sizes& z) { return Work{product({6, z.N, z.I, z.block}), product({5, z.N, z.I})}; },
+       [](const Sizes& z) { return Work{product({12, z.N, z.I, z.block}), product({7, z.N, z.I})}; }},
+      {"mlstm_gates", Owner::mlstm, [](const Sizes& z) { return fmt::format("{} x 3 x {}, {} heads", z.N, z.I, z.mlstm_H); },
+       [](const Sizes& z) { return mlstm_gate_operation(z.N, z.mlstm_H, z.I); },
+       [](const Sizes& z) { return Work{product({12, z.N, z.I, z.mlstm_H}), product({3, z.N, z.I})}; },
+       [](const Sizes& z) { return Work{product({24, z.N, z.I, z.mlstm_H}), product({6, z.N, z.I})}; }},
+      {"mlstm", Owner::mlstm, [](const Sizes& z) { return fmt::format("{} x {}, {} heads of {}", z.B, z.S, z.mlstm_H, z.I / z.mlstm_H); },
+       [](const Sizes& z) { return mlstm_operation(z.B, z.S, z.mlstm_H, z.I / z.mlstm_H, z.chunk_size, Borders::none); },
        [](const Sizes& z) { return Work{product({4, z.N, z.I, z.I / z.mlstm_H}), product({4, z.N, z.I})}; },
        [](const Sizes& z) { return Work{product({8, z.N, z.I, z.I / z.mlstm_H}), product({7, z.N, z.I})}; }},
-      {"multi_head_norm", [](const Sizes& z) { return fmt::format("{} x {}, {} groups", z.N, z.I, z.mlstm_H); },
+      {"multi_head_norm", Owner::mlstm, [](const Sizes& z) { return fmt::format("{} x {}, {} groups", z.N, z.I, z.mlstm_H); },
        [](const Sizes& z) { return norm_operation(z.N, z.I, z.mlstm_H); },
        [](const Sizes& z) { return Work{.elements = product({2, z.N, z.I})}; },
        [](const Sizes& z) { return Work{.elements = product({3, z.N, z.I})}; }},
-      {"skip_gate", [](const Sizes& z) { return fmt::format("{} x {}", z.N, z.I); },
+      {"skip_gate", Owner::mlstm, [](const Sizes& z) { return fmt::format("{} x {}", z.N, z.I); },
        [](const Sizes& z) { return skip_operation(z.N, z.I); }, [](const Sizes& z) { return Work{.elements = product({4, z.N, z.I})}; },
        [](const Sizes& z) { return Work{.elements = product({7, z.N, z.I})}; }},
   };
@@ -219,6 +230,16 @@ const std::vector<std::string>& bench_part_names() {
     return all;
   }();
   return names;
+}
+
+bool has_bench_part(const BenchSubject& subject, const std::string& name) {
+  const auto num_slstm = static_cast<int64_t>(subject.student.slstm_at.size());
+  for (const auto& part : operation_parts()) {
+    if (part.name != name) continue;
+    if (part.owner == Owner::mlstm) return num_slstm < subject.student.num_blocks;
+    return part.owner == Owner::both || (num_slstm > 0 && (name != "feed_forward" || subject.student.has_ffn));
+  }
+  return true;
 }
 
 PartResult bench_part(const BenchSubject& subject, const std::string& name) {

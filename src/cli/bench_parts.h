@@ -36,6 +36,9 @@ struct PartResult {
 // Names in the order of the step.
 const std::vector<std::string>& bench_part_names();
 
+// Whether the student has blocks that run it.
+bool has_bench_part(const BenchSubject& subject, const std::string& name);
+
 PartResult bench_part(const BenchSubject& subject, const std::string& name);
 
 struct StepBench {

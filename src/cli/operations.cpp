@@ -73,16 +73,16 @@ Operation norm_operation(int64_t N, int64_t D, int64_t num_groups) {
           [num_groups](const auto& x, at::ScalarType) { return std::vector{ops::residual_layer_norm(x[0], x[1], num_groups)}; }};
 }
 
-Operation convolution_operation(int64_t B, int64_t S, int64_t F, Borders borders) {
-  return {{{draw({B, S, F})}, {draw({F, 1, 4}, 0.5), true}, {draw({F}, 0.5), true}},
+Operation convolution_operation(int64_t B, int64_t S, int64_t F, int64_t num_taps, Borders borders) {
+  return {{{draw({B, S, F})}, {draw({F, 1, num_taps}, 0.5), true}, {draw({F}, 0.5), true}},
           [starts = borders == Borders::inside ? draw_starts(B, S) : Tensor()](const auto& x, at::ScalarType) {
             return std::vector{ops::causal_conv_silu(x[0], x[1], x[2], {}, starts_on(starts, x[0])).y_BSF};
           }};
 }
 
-Operation projection_operation(int64_t N, int64_t F) {
-  return {{{draw({N, F})}, {draw({N, F})}, {draw({F / 4, 4, 4}), true}, {draw({F / 4, 4, 4}), true}, {draw({F / 4, 4, 4}), true}},
-          [](const auto& x, at::ScalarType type) {
+Operation projection_operation(int64_t N, int64_t F, int64_t block) {
+  const auto weight = [&] { return OperationInput{draw({F / block, block, block}), true}; };
+  return {{{draw({N, F})}, {draw({N, F})}, weight(), weight(), weight()}, [](const auto& x, at::ScalarType type) {
             const auto qkv = ops::qkv_projection(x[0], x[1], {x[2], {}}, {x[3], {}}, {x[4], {}}, type);
             return std::vector(qkv.begin(), qkv.end());
           }};
@@ -105,10 +105,10 @@ Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F) {
           }};
 }
 
-Operation feed_forward_operation(int64_t N, int64_t D, int64_t P) {
-  return {{{draw({N, D})}, {draw({2 * P, D}, 0.1), true}, {draw({D, P}, 0.1), true}}, [](const auto& x, at::ScalarType type) {
+Operation feed_forward_operation(int64_t N, int64_t D, int64_t P, const std::string& act) {
+  return {{{draw({N, D})}, {draw({2 * P, D}, 0.1), true}, {draw({D, P}, 0.1), true}}, [act](const auto& x, at::ScalarType type) {
             const auto [gate, value] = ops::split_linear(x[0], x[1], {}, type);
-            return std::vector{ops::residual_linear(x[0], ops::gated_activation(gate, value, "gelu"), x[2], {}, type)};
+            return std::vector{ops::residual_linear(x[0], ops::gated_activation(gate, value, act), x[2], {}, type)};
           }};
 }
 
@@ -118,11 +118,11 @@ Operation skip_operation(int64_t N, int64_t F) {
 }
 
 // q and k above 0: without cancellation in the denominator errors stay those of the arithmetic.
-Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders) {
+Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, int64_t chunk_size, Borders borders) {
   return {
       {{draw({B, S, H, K}).abs()}, {draw({B, S, H, K}).abs()}, {draw({B, S, H, K})}, {draw({B, S, H}), true}, {draw({B, S, H}) + 2, true}},
-      [starts = borders == Borders::inside ? draw_starts(B, S) : Tensor()](const auto& x, at::ScalarType) {
-        return std::vector{ops::mlstm_chunkwise({x[0], x[1], x[2], x[3], x[4], starts_on(starts, x[0])}, 64).h_BSHV};
+      [starts = borders == Borders::inside ? draw_starts(B, S) : Tensor(), chunk_size](const auto& x, at::ScalarType) {
+        return std::vector{ops::mlstm_chunkwise({x[0], x[1], x[2], x[3], x[4], starts_on(starts, x[0])}, chunk_size).h_BSHV};
       }};
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "ops/tensor.h"
@@ -24,13 +25,13 @@ struct Operation {
 enum class Borders { none, inside };
 
 Operation norm_operation(int64_t N, int64_t D, int64_t num_groups);
-Operation convolution_operation(int64_t B, int64_t S, int64_t F, Borders borders);
-Operation projection_operation(int64_t N, int64_t F);       // q, k, v of the mLSTM, blocks of 4
-Operation gate_operation(int64_t N, int64_t H, int64_t K);  // the sLSTM's four gates
-Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F);  // the mLSTM's two gates
-Operation feed_forward_operation(int64_t N, int64_t D, int64_t P);
+Operation convolution_operation(int64_t B, int64_t S, int64_t F, int64_t num_taps, Borders borders);
+Operation projection_operation(int64_t N, int64_t F, int64_t block);  // q, k, v of the mLSTM
+Operation gate_operation(int64_t N, int64_t H, int64_t K);            // the sLSTM's four gates
+Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F);      // the mLSTM's two gates
+Operation feed_forward_operation(int64_t N, int64_t D, int64_t P, const std::string& act);
 Operation skip_operation(int64_t N, int64_t F);
-Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders);
+Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, int64_t chunk_size, Borders borders);
 Operation slstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders);
 
 // The inputs as `run` takes them in this type, on the device.

@@ -69,13 +69,13 @@ double student_error(at::Device device, at::ScalarType type) {
 std::vector<Check> precision_checks(at::Device device) {
   const std::vector<std::pair<const char*, std::function<Operation()>>> operations = {
       {"norm", [] { return norm_operation(70, 96, 3); }},
-      {"convolution", [] { return convolution_operation(3, 50, 96, Borders::inside); }},
-      {"q, k, v projections", [] { return projection_operation(70, 96); }},
+      {"convolution", [] { return convolution_operation(3, 50, 96, 4, Borders::inside); }},
+      {"q, k, v projections", [] { return projection_operation(70, 96, 4); }},
       {"sLSTM gates", [] { return gate_operation(70, 3, 32); }},
       {"mLSTM gates", [] { return mlstm_gate_operation(70, 3, 96); }},
-      {"feed-forward", [] { return feed_forward_operation(70, 96, 128); }},
+      {"feed-forward", [] { return feed_forward_operation(70, 96, 128, "gelu"); }},
       {"skip gate", [] { return skip_operation(70, 96); }},
-      {"mLSTM", [] { return mlstm_operation(2, 150, 2, 64, Borders::inside); }},
+      {"mLSTM", [] { return mlstm_operation(2, 150, 2, 64, 64, Borders::inside); }},
       {"sLSTM", [] { return slstm_operation(4, 40, 2, 32, Borders::inside); }}};
   std::vector<at::ScalarType> types = {at::kFloat};
   if (!device.is_cpu()) types.insert(types.end(), {at::kBFloat16, at::kHalf});

@@ -4,6 +4,7 @@
 #include <ATen/DeviceAccelerator.h>
 #include <dlfcn.h>
 
+#include <array>
 #include <cstdlib>
 
 #include "base/error.h"
@@ -13,8 +14,8 @@
 namespace distil_xlstm::ops {
 namespace {
 
-// Devices that the driver shows, asked of the driver itself: opening LibTorch's CUDA part takes a second.
-int count_driver_devices(std::string& problem) {
+// Devices that the driver shows and the first one's name, asked of the driver itself: opening LibTorch's CUDA part takes a second.
+int count_driver_devices(std::string& problem, std::string& first_name) {
   void* driver = ::dlopen("libcuda.so.1", RTLD_NOW);
   if (driver == nullptr) {
     problem = "no NVIDIA driver (libcuda.so.1)";
@@ -29,6 +30,14 @@ int count_driver_devices(std::string& problem) {
     problem = "the NVIDIA driver shows no GPU";
     return 0;
   }
+  using Get = int (*)(int*, int);
+  using Name = int (*)(char*, int, int);
+  const auto get = reinterpret_cast<Get>(::dlsym(driver, "cuDeviceGet"));
+  const auto name = reinterpret_cast<Name>(::dlsym(driver, "cuDeviceGetName"));
+  std::array<char, 256> text{};
+  int first = 0;
+  if (get != nullptr && name != nullptr && get(&first, 0) == 0 && name(text.data(), static_cast<int>(text.size()) - 1, first) == 0)
+    first_name = text.data();
   return devices;
 }
 
@@ -44,7 +53,8 @@ CudaReport open_cuda() {
     report.detail = "left out by DISTIL_XLSTM_NO_CUDA=1";
     return report;
   }
-  const int devices = count_driver_devices(report.detail);
+  std::string name;
+  const int devices = count_driver_devices(report.detail, name);
   if (devices == 0) return report;
 
   Dl_info libtorch{};
@@ -59,7 +69,7 @@ CudaReport open_cuda() {
     return report;
   }
   report.is_available = true;
-  report.detail = fmt::format("{} device{}", devices, devices == 1 ? "" : "s");
+  report.detail = fmt::format("{} device{}{}{}", devices, devices == 1 ? "" : "s", name.empty() ? "" : ", ", name);
   if (kernels_variable() == "plain") {
     report.detail += ", without our kernels (DISTIL_XLSTM_KERNELS=plain)";
     return report;
