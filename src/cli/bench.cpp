@@ -25,7 +25,7 @@ struct Options {
   RunOptions run;
   std::vector<std::string> parts;
   std::vector<int64_t> step_rows;
-  std::string json_path;
+  std::string json_path, trace_path;
 };
 
 // Geometries that need no file.
@@ -111,16 +111,32 @@ json to_json(const StepBench& step) {
           {"peak_memory_bytes", step.peak_memory_bytes > 0 ? json(step.peak_memory_bytes) : json()}};
 }
 
-json bench_steps(const BenchSubject& subject, std::vector<int64_t> rows) {
+void print_trace(const TraceSummary& trace) {
+  constexpr size_t kShown = 25, kNameWidth = 96;
+  fmt::print("  {:.3f} ms from the first start to the last end, {:.3f} ms of them busy ({:.0f} %)\n", trace.seconds * 1e3,
+             trace.busy_seconds * 1e3, 100.0 * trace.busy_seconds / trace.seconds);
+  double total = 0.0;  // of all threads together
+  for (const auto& entry : trace.entries) total += entry.seconds;
+  fmt::print("  {:>10} {:>7} {:>6}  {}\n", "ms", "share", "calls", "what");
+  for (size_t i = 0; i < std::min(kShown, trace.entries.size()); ++i) {
+    const auto& entry = trace.entries[i];
+    fmt::print("  {:>10.3f} {:>5.1f} % {:>6}  {}\n", entry.seconds * 1e3, 100.0 * entry.seconds / total, entry.calls,
+               entry.name.substr(0, kNameWidth));
+  }
+  if (trace.entries.size() > kShown) fmt::print("  and {} more in the trace\n", trace.entries.size() - kShown);
+}
+
+json bench_steps(const BenchSubject& subject, std::vector<int64_t> rows, const std::string& trace_path) {
   if (rows.empty()) rows = {subject.config.train.micro_batch_size};
   std::sort(rows.begin(), rows.end());  // the peak memory of the process only grows
   json all = json::array();
   fmt::print("\n");
-  for (const auto& step : bench_step(subject, rows)) {
+  for (const auto& step : bench_step(subject, rows, trace_path)) {
     fmt::print("step             {} x {} x {}: {:.1f} ms, {} tokens/s, at best {} ({:.0f} %){}\n", step.accumulation_steps,
                step.micro_batch_size, subject.config.data.context_length, step.seconds * 1e3, format_count(step.tokens_per_second),
                format_count(step.floor_tokens_per_second), 100.0 * step.tokens_per_second / step.floor_tokens_per_second,
                step.peak_memory_bytes > 0 ? ", peak " + format_bytes(static_cast<double>(step.peak_memory_bytes)) : "");
+    if (step.trace) print_trace(*step.trace);
     all.push_back(to_json(step));
   }
   return all;
@@ -162,7 +178,7 @@ void bench(const Options& options) {
                   {"context_length", subject.config.data.context_length},
                   {"product_flops_per_second", subject.flops_per_second},
                   {"copy_bytes_per_second", subject.bytes_per_second}};
-  results["steps"] = is_wanted("step") ? bench_steps(subject, options.step_rows) : json::array();
+  results["steps"] = is_wanted("step") ? bench_steps(subject, options.step_rows, options.trace_path) : json::array();
   results["parts"] = json::array();
   bool has_header = false;
   for (const auto& name : bench_part_names()) {
@@ -192,6 +208,10 @@ void add_bench_command(CLI::App& app) {
       ->check(at_least(1))
       ->default_str("train.micro_batch_size");
   command->add_option("--json", options->json_path, "Write the results here too");
+  command
+      ->add_option("--trace", options->trace_path,
+                   "Write a trace of one step (Chrome's format, for Perfetto) of the smallest size here, and print where its time goes")
+      ->type_name("FILE");
   options->run.add_to(*command);
   command->footer(
       "Without --config or --preset: the paper's student, with the geometry of qwen2.5-1.5b as teacher on a GPU, and of smollm2-135m\n"

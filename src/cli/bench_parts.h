@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "cli/trace.h"
 #include "config/run_config.h"
 #include "student/config.h"
 #include "teacher/teacher.h"
@@ -46,9 +47,12 @@ struct StepBench {
   double seconds = 0.0, tokens_per_second = 0.0;  // of an optimizer step; input tokens
   double floor_tokens_per_second = 0.0;           // its matrix products at the measured speed
   int64_t peak_memory_bytes = 0;                  // of the process on the device so far; 0 on a CPU
+  std::optional<TraceSummary> trace;
 };
 
 // Optimizer steps of the run on random tokens and a teacher with random weights: teacher, student, losses, backward, clipping, AdamW.
-std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes);
+// With a path, one more step of the first size is run under the profiler and its trace written there.
+std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
+                                  const std::string& trace_path);
 
 }  // namespace distil_xlstm::cli

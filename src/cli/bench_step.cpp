@@ -27,7 +27,8 @@ data::Batch random_batch(const BenchSubject& subject, int64_t rows) {
 
 }  // namespace
 
-std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes) {
+std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
+                                  const std::string& trace_path) {
   const auto& config = subject.config;
   const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_dtype, subject.device);
   const auto student =
@@ -68,7 +69,8 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     result.tokens_per_second = static_cast<double>(accumulation * rows * config.data.context_length) / result.seconds;
     result.floor_tokens_per_second = subject.flops_per_second / flops.total();
     result.peak_memory_bytes = ops::peak_memory_bytes(subject.device);
-    results.push_back(result);
+    if (!trace_path.empty() && results.empty()) result.trace = write_trace(trace_path, step, subject.device);
+    results.push_back(std::move(result));
   }
   return results;
 }
