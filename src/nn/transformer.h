@@ -9,6 +9,7 @@
 
 #include "nn/language_model.h"
 #include "nn/rotary.h"
+#include "ops/packed_matrix.h"
 
 namespace distil_xlstm::nn {
 
@@ -78,11 +79,18 @@ class Transformer {
 
  private:
   Tensor attention(int64_t index, const Tensor& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache);
+  void pack_layers();
   void check_tokens(const Tensor& tokens_BS) const;
   void check_cache(const KvCache& cache, const Tensor& tokens_BS, const Tensor& is_start_BS) const;
 
+  // One layer's matrices in the layout of the CPU's products; undefined where there is none.
+  struct PackedLayer {
+    ops::PackedMatrix qkv_DE, o_HKD, gate_up_D2I, down_ID;
+  };
+
   TransformerConfig config_;
-  TransformerWeights weights_;
+  TransformerWeights weights_;  // without the matrices that are packed
+  std::vector<PackedLayer> packed_;
   Rotary rotary_;
   bool has_narrow_heads_;
 };
