@@ -1,5 +1,6 @@
 #include "ops/head_loss.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/ranges.h>
 
@@ -98,37 +99,69 @@ double logits_gradient_scale(const HeadLossOptions& options, at::ScalarType head
 class Logits {
  public:
   Logits() = default;
-  Logits(const Tensor& hidden_BSD, const Tensor& head_VD, const Tensor& kept, std::optional<at::ScalarType> logits_type)
-      : head_VD_(head_VD.detach()) {
+  Logits(const Tensor& hidden_BSD, const Head& head, const Tensor& kept, std::optional<at::ScalarType> logits_type)
+      : head_VD_(head.weight().detach()), columns_(head) {
     hidden_PD_ = hidden_BSD.detach().reshape({-1, hidden_BSD.size(2)});
     if (kept.defined()) hidden_PD_ = hidden_PD_.index_select(0, kept);
-    if (hidden_BSD.scalar_type() == at::kDouble || head_VD.scalar_type() == at::kDouble) {
+    if (hidden_BSD.scalar_type() == at::kDouble || head_VD_.scalar_type() == at::kDouble) {
       head_VD_ = head_VD_.to(at::kDouble);
-    } else {
+      columns_ = Head();
+    } else if (columns_.columns() == nullptr) {
       head_VD_ = product_head(head_VD_);
     }
-    hidden_PD_ = hidden_PD_.to(head_VD_.scalar_type());
+    const bool is_packed = columns_.columns() != nullptr;
+    hidden_PD_ = hidden_PD_.to(is_packed ? at::kFloat : head_VD_.scalar_type()).contiguous();
     product_type_ = head_VD_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     dtype_ = logits_type.value_or(product_type_);
   }
 
   [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
   [[nodiscard]] int64_t positions() const { return hidden_PD_.size(0); }
+  [[nodiscard]] int64_t vocab_size() const { return head_VD_.size(0); }
 
-  // Into a buffer that the next tile uses again.
-  Tensor tile(int64_t begin, int64_t size) {
+  // Room for a tile's logits, which the next tile uses again.
+  Tensor room(int64_t size) {
     constexpr int64_t kRowMultiple = 64;  // aligned rows, for the CUDA kernel and for the products' speed
     const int64_t V = head_VD_.size(0), stride = head_VD_.is_cuda() ? (V + kRowMultiple - 1) / kRowMultiple * kRowMultiple : V;
     if (!buffer_.defined()) buffer_ = at::empty({size, stride}, head_VD_.options().dtype(dtype_)).narrow(1, 0, V);
-    Tensor logits_PV = buffer_.narrow(0, 0, size);
+    return buffer_.narrow(0, 0, size);
+  }
+
+  Tensor tile(int64_t begin, int64_t size) {
+    Tensor logits_PV = room(size);
     product_out(logits_PV, hidden_PD_.narrow(0, begin, size), head_VD_.t());
     return logits_PV;
+  }
+
+  // Columns [first, last) of a tile, on a CPU; last - first is kHeadColumns, or less at the end.
+  void fill_columns(const Tensor& logits_PV, int64_t begin, int64_t first, int64_t last) const {
+    const Tensor hidden_PD = hidden_PD_.narrow(0, begin, logits_PV.size(0));
+    Tensor out_PC = logits_PV.narrow(1, first, last - first);
+    if (columns_.columns() != nullptr) {
+      columns_.columns()[first / kHeadColumns].logits_DV.multiply(hidden_PD, out_PC);
+    } else {
+      at::mm_out(out_PC, hidden_PD, head_VD_.narrow(0, first, last - first).t());
+    }
+  }
+  // sum_PD += d loss / d hidden from those columns (first 0: =).
+  void add_backward(const Tensor& gradient_PC, int64_t first, Tensor& sum_PD) const {
+    const int64_t count = gradient_PC.size(1);
+    const auto* packed = columns_.columns() != nullptr ? &columns_.columns()[first / kHeadColumns].gradient_VD : nullptr;
+    if (packed != nullptr && packed->defined()) {
+      packed->multiply(gradient_PC, sum_PD, /*accumulate=*/first > 0);
+    } else {
+      const Tensor head_CD = head_VD_.narrow(0, first, count).to(product_type_);
+      at::addmm_out(sum_PD, sum_PD, gradient_PC, head_CD, /*beta=*/first > 0 ? 1 : 0);
+    }
+  }
+  [[nodiscard]] Tensor gradient_room(int64_t size) const {
+    return at::empty({size, head_VD_.size(1)}, head_VD_.options().dtype(product_type_));
   }
 
   // d loss / d hidden of a tile whose logits' gradient is given.
   [[nodiscard]] Tensor backward(const Tensor& gradient_PV) const {
     const Tensor gradient = gradient_PV.to(head_VD_.scalar_type());
-    Tensor out = at::empty({gradient.size(0), head_VD_.size(1)}, head_VD_.options().dtype(product_type_));
+    Tensor out = gradient_room(gradient.size(0));
     product_out(out, gradient, head_VD_);
     return out;
   }
@@ -144,12 +177,36 @@ class Logits {
   }
 
   Tensor hidden_PD_, head_VD_, buffer_;
+  Head columns_;                                                   // packed, or without its weight
   at::ScalarType dtype_ = at::kFloat, product_type_ = at::kFloat;  // of the logits, and of the gradient's product
 };
 
+// A tile on a CPU, a part of the vocabulary at a time. Returns the gradient of the tile's hidden states, where there is one.
+Tensor run_columns(Logits& student, const Logits* teacher, int64_t begin, const HeadLossTile& tile) {
+  const int64_t V = tile.student_PV.size(1), P = tile.student_PV.size(0);
+  HeadLossColumns losses(tile);
+  for (int64_t first = 0; first < V; first += kHeadColumns) {
+    const int64_t last = std::min(first + kHeadColumns, V);
+    student.fill_columns(tile.student_PV, begin, first, last);
+    if (teacher != nullptr) teacher->fill_columns(tile.teacher_PV, begin, first, last);
+    losses.accumulate(first, last);
+  }
+  losses.finish();
+  if (!tile.options.with_gradient) return {};
+  Tensor gradient_PD = student.gradient_room(P);
+  const Tensor room_PC = at::empty({P, std::min(kHeadColumns, V)}, tile.student_PV.options());
+  for (int64_t first = 0; first < V; first += kHeadColumns) {
+    const int64_t last = std::min(first + kHeadColumns, V);
+    const Tensor gradient_PC = room_PC.narrow(1, 0, last - first);
+    losses.gradient(first, last, gradient_PC);
+    student.add_backward(gradient_PC, first, gradient_PD);
+  }
+  return gradient_PD;
+}
+
 }  // namespace
 
-// Small tiles stay in cache on a CPU, and every tile has enough positions for its matrix products to be efficient; the threads of a step
+// On a CPU kHeadColumns of both logits of 128 positions stay in cache, and those are enough for efficient products; the threads of a step
 // share a quarter of a GiB. The CUDA kernel needs no memory beyond the logits, so its tiles are the largest that half a GiB allows: each
 // reads both heads anew.
 HeadTile head_tile(HeadBackend backend, int64_t vocab_size, int64_t element_size, int64_t num_callers) {
@@ -160,7 +217,7 @@ HeadTile head_tile(HeadBackend backend, int64_t vocab_size, int64_t element_size
     tile.positions = std::max<int64_t>(256 * kMiB / tile.position_bytes / 64 * 64, 64);
   } else {
     const int64_t share = 256 * kMiB / std::max<int64_t>(num_callers, 1) / tile.position_bytes;
-    tile.positions = std::max({8 * kMiB / tile.position_bytes, std::min<int64_t>(256, share), int64_t{1}});
+    tile.positions = std::max({8 * kMiB / tile.position_bytes, std::min<int64_t>(128, share), int64_t{1}});
   }
   return tile;
 }
@@ -169,10 +226,29 @@ Tensor product_head(const Tensor& head_VD) {
   return head_VD.is_cpu() && is_half_precision(head_VD.scalar_type()) ? head_VD.to(at::kFloat) : head_VD;
 }
 
-HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_head_VD, const Tensor& teacher_hidden_BSD,
-                       const Tensor& teacher_head_VD, const Tensor& targets_BS, const Tensor& mask_BS, const HeadLossOptions& options,
+Head Head::packed(const Tensor& weight_VD, bool with_gradient) {
+  if (!weight_VD.is_cpu() || weight_VD.scalar_type() == at::kDouble) return product_head(weight_VD);
+  const Tensor single_VD = product_head(weight_VD.detach());
+  if (!PackedMatrix::supports(single_VD)) return single_VD;
+  Head head(weight_VD);
+  const int64_t V = weight_VD.size(0), count = (V + kHeadColumns - 1) / kHeadColumns;
+  head.columns_ = std::shared_ptr<Columns[]>(new Columns[static_cast<size_t>(count)]);
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i * kHeadColumns;
+      const Tensor part_CD = single_VD.narrow(0, first, std::min(kHeadColumns, V - first));
+      head.columns_[i].logits_DV = PackedMatrix(part_CD.t());
+      if (with_gradient) head.columns_[i].gradient_VD = PackedMatrix(part_CD);
+    }
+  });
+  return head;
+}
+
+HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_head, const Tensor& teacher_hidden_BSD,
+                       const Head& teacher_head, const Tensor& targets_BS, const Tensor& mask_BS, const HeadLossOptions& options,
                        double gradient_scale) {
   const at::NoGradGuard no_grad;
+  const Tensor &student_head_VD = student_head.weight(), &teacher_head_VD = teacher_head.weight();
   const bool has_teacher = teacher_hidden_BSD.defined();
   check_shapes(student_hidden_BSD, student_head_VD, teacher_hidden_BSD, teacher_head_VD, targets_BS, mask_BS);
   check_options(options, has_teacher);
@@ -194,8 +270,8 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_h
   const bool has_kernel = has_cuda_kernels(student_hidden_BSD) && cuda_backend().head_loss_tile != nullptr && !has_double;
   std::optional<at::ScalarType> logits_type;
   if (has_kernel) logits_type = kernel_logits_type(options, student_head_VD, teacher_head_VD);
-  Logits student(student_hidden_BSD, student_head_VD, kept, logits_type), teacher;
-  if (has_teacher) teacher = Logits(teacher_hidden_BSD, teacher_head_VD, kept, logits_type);
+  Logits student(student_hidden_BSD, student_head, kept, logits_type), teacher;
+  if (has_teacher) teacher = Logits(teacher_hidden_BSD, teacher_head, kept, logits_type);
   const auto run_tile = is_cpu ? head_loss_tile_cpu : has_kernel ? cuda_backend().head_loss_tile : head_loss_tile_aten;
   const double tile_scale = logits_gradient_scale(options, is_cpu ? at::kFloat : student_head_VD.scalar_type(), gradient_scale);
 
@@ -216,16 +292,25 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Tensor& student_h
   const int64_t step = std::min(chosen, std::max<int64_t>(positions, 1));
   for (int64_t begin = 0; begin < positions; begin += step) {
     const int64_t size = std::min(step, positions - begin);
-    const HeadLossTile tile{.student_PV = student.tile(begin, size),
-                            .teacher_PV = has_teacher ? teacher.tile(begin, size).to(student.dtype()) : Tensor(),
+    // Float32 logits become float64 ones beside a student in float64, tile by tile.
+    const bool in_columns = is_cpu && (!has_teacher || teacher.dtype() == student.dtype());
+    Tensor teacher_PV;
+    if (has_teacher) teacher_PV = in_columns ? teacher.room(size) : teacher.tile(begin, size).to(student.dtype());
+    const HeadLossTile tile{.student_PV = in_columns ? student.room(size) : student.tile(begin, size),
+                            .teacher_PV = teacher_PV,
                             .targets_P = targets_P.narrow(0, begin, size).contiguous(),
                             .valid_P = valid_P.defined() ? valid_P.narrow(0, begin, size) : Tensor(),
                             .options = options,
                             .gradient_scale = tile_scale,
                             .sums = losses.sums};
-    run_tile(tile);
+    Tensor tile_PD;
+    if (in_columns) {
+      tile_PD = run_columns(student, has_teacher ? &teacher : nullptr, begin, tile);
+    } else {
+      run_tile(tile);
+      if (options.with_gradient) tile_PD = student.backward(tile.student_PV);
+    }
     if (!options.with_gradient) continue;
-    Tensor tile_PD = student.backward(tile.student_PV);
     if (tile_scale != gradient_scale) tile_PD.mul_(gradient_scale / tile_scale);
     if (kept.defined()) {
       gradient_PD.index_copy_(0, kept.narrow(0, begin, size), tile_PD.to(gradient_PD.scalar_type()));

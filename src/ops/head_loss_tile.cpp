@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 
 #include <limits>
+#include <variant>
+#include <vector>
 
 #include "kernels/cpu/head_loss.h"
 
@@ -12,7 +14,7 @@ namespace {
 static_assert(kernels::kNumHeadSums == kNumHeadLosses);
 
 template <typename Real>
-void run_rows(const HeadLossTile& tile, const Tensor& sums_P7) {
+kernels::HeadLossRows<Real> kernel_rows(const HeadLossTile& tile, const Tensor& sums_P7) {
   const HeadLossOptions& options = tile.options;
   kernels::HeadLossRows<Real> rows;
   rows.student_PV = tile.student_PV.data_ptr<Real>();
@@ -34,8 +36,10 @@ void run_rows(const HeadLossTile& tile, const Tensor& sums_P7) {
   rows.jsd_beta = options.jsd_beta;
   rows.mse_scale = options.mse_scale;
   rows.mse_centered = options.mse_centered;
-  at::parallel_for(0, tile.student_PV.size(0), 4, [&](int64_t begin, int64_t end) { kernels::head_loss_rows(rows, begin, end); });
+  return rows;
 }
+
+constexpr int64_t kRowsPerTask = 4;
 
 // Divergence of each row at T (without T^2) and its derivative by student_logits / T.
 std::pair<Tensor, Tensor> divergence(const HeadLossOptions& options, const Tensor& log_p_PV, const Tensor& log_q_PV) {
@@ -61,14 +65,62 @@ std::pair<Tensor, Tensor> divergence(const HeadLossOptions& options, const Tenso
 
 }  // namespace
 
-void head_loss_tile_cpu(const HeadLossTile& tile) {
-  const Tensor sums_P7 = at::empty({tile.student_PV.size(0), kNumHeadLosses}, at::kDouble);
+struct HeadLossColumns::Rows {
+  Tensor sums_P7;
+  std::variant<kernels::HeadLossRows<float>, kernels::HeadLossRows<double>> rows;
+  std::vector<kernels::HeadLossState> states;
+};
+
+HeadLossColumns::HeadLossColumns(const HeadLossTile& tile) : rows_(std::make_unique<Rows>()), tile_(tile) {
+  const int64_t P = tile.student_PV.size(0);
+  rows_->sums_P7 = at::empty({P, kNumHeadLosses}, at::kDouble);
+  rows_->states.resize(static_cast<size_t>(P));
   if (tile.student_PV.scalar_type() == at::kDouble) {
-    run_rows<double>(tile, sums_P7);
+    rows_->rows = kernel_rows<double>(tile, rows_->sums_P7);
   } else {
-    run_rows<float>(tile, sums_P7);
+    rows_->rows = kernel_rows<float>(tile, rows_->sums_P7);
   }
-  tile.sums.add_(sums_P7.sum(0));
+}
+
+HeadLossColumns::~HeadLossColumns() = default;
+
+void HeadLossColumns::accumulate(int64_t first, int64_t last) {
+  std::visit(
+      [&](const auto& rows) {
+        at::parallel_for(0, tile_.student_PV.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+          kernels::head_loss_accumulate(rows, rows_->states.data(), begin, end, first, last);
+        });
+      },
+      rows_->rows);
+}
+
+void HeadLossColumns::finish() {
+  std::visit(
+      [&](const auto& rows) {
+        at::parallel_for(0, tile_.student_PV.size(0), kRowsPerTask,
+                         [&](int64_t begin, int64_t end) { kernels::head_loss_finish(rows, rows_->states.data(), begin, end); });
+      },
+      rows_->rows);
+  tile_.sums.add_(rows_->sums_P7.sum(0));
+}
+
+void HeadLossColumns::gradient(int64_t first, int64_t last, const Tensor& out_PC) const {
+  std::visit(
+      [&]<typename Real>(const kernels::HeadLossRows<Real>& rows) {
+        Real* out = out_PC.mutable_data_ptr<Real>();
+        at::parallel_for(0, tile_.student_PV.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+          kernels::head_loss_gradient(rows, rows_->states.data(), begin, end, first, last, out, out_PC.stride(0));
+        });
+      },
+      rows_->rows);
+}
+
+void head_loss_tile_cpu(const HeadLossTile& tile) {
+  const int64_t V = tile.student_PV.size(1);
+  HeadLossColumns columns(tile);
+  columns.accumulate(0, V);
+  columns.finish();
+  if (tile.options.with_gradient) columns.gradient(0, V, tile.student_PV);
 }
 
 void head_loss_tile_aten(const HeadLossTile& tile) {

@@ -18,6 +18,26 @@ struct HeadLossTile {
 // Vectorised kernel over threads; valid_P must be undefined (the caller leaves masked positions out).
 void head_loss_tile_cpu(const HeadLossTile& tile);
 
+// The same in parts of the vocabulary, for logits that come column by column (kernels/cpu/head_loss.h); float32 or float64.
+class HeadLossColumns {
+ public:
+  explicit HeadLossColumns(const HeadLossTile& tile);
+  ~HeadLossColumns();
+  HeadLossColumns(const HeadLossColumns&) = delete;
+  HeadLossColumns& operator=(const HeadLossColumns&) = delete;
+  // The logits of columns [first, last) are there: each column once, from left to right.
+  void accumulate(int64_t first, int64_t last);
+  // All are: adds to the tile's sums.
+  void finish();
+  // Then the gradient of columns [first, last) into out_PC, rows contiguous.
+  void gradient(int64_t first, int64_t last, const Tensor& out_PC) const;
+
+ private:
+  struct Rows;
+  std::unique_ptr<Rows> rows_;
+  const HeadLossTile& tile_;
+};
+
 // ATen operations only: any device, nothing waits for the device. The plain form that the others are compared with.
 void head_loss_tile_aten(const HeadLossTile& tile);
 

@@ -96,9 +96,7 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   items.push_back({"student activations", activation_bytes(config, student, compute_bytes), "estimate, of a micro-batch"});
   items.push_back(
       {"teacher activations", tokens * (teacher_width * teacher_bytes + 4 * teacher.hidden_size), "estimate, one layer at a time"});
-  if (is_cpu && teacher_bytes < 4) {
-    items.push_back({"head in float32", counts.embedding * 4, "a CPU's products take no half precision"});
-  }
+  if (is_cpu) items.push_back({"packed heads", 2 * counts.embedding * 4, "float32, in the layouts of a CPU's products"});
   items.push_back({"head tiles", head_tile_bytes(config, teacher, teacher_bytes, is_cpu, shares) + 2 * tokens * teacher.hidden_size * 4,
                    "estimate, never full logits"});
   return items;

@@ -39,9 +39,10 @@ MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student,
     : teacher_(teacher),
       student_(student),
       alignment_(alignment),
-      teacher_head_VD_(ops::product_head(teacher.head_weight())),
-      student_head_VD_(student.head_weight().is_alias_of(teacher.head_weight()) ? teacher_head_VD_
-                                                                                : ops::product_head(student.head_weight())) {}
+      student_head_(ops::Head::packed(student.head_weight(), /*with_gradient=*/true)),
+      teacher_head_(teacher.head_weight().is_alias_of(student.head_weight())
+                        ? student_head_
+                        : ops::Head::packed(teacher.head_weight(), /*with_gradient=*/false)) {}
 
 int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings) const {
   const int64_t threads = at::get_num_threads();
@@ -77,7 +78,7 @@ LossSums MicroBatches::run_rows(student::Student& student, const eval::DeviceBat
   const auto output = student.forward(batch.tokens_BS, batch.is_start_BS, settings.student);
   auto head = settings.plan.head;
   head.num_callers = num_shares;
-  const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student_head_VD_, teacher.last_hidden_BSD, teacher_head_VD_,
+  const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student_head_, teacher.last_hidden_BSD, teacher_head_,
                                        batch.targets_BS, batch.mask_BS, head, settings.target_scale);
   LossSums sums{losses.sums, {}};
   std::vector<Tensor> roots = {output.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};

@@ -49,7 +49,7 @@ class MicroBatches {
   teacher::Teacher& teacher_;
   student::Student& student_;
   const distill::Alignment& alignment_;
-  Tensor teacher_head_VD_, student_head_VD_;                 // as the products take them; one tensor where the models share it
+  ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it
   std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
 };
 

@@ -15,6 +15,7 @@ namespace {
 
 typedef float Float16 __attribute__((vector_size(64)));
 typedef int32_t Int16 __attribute__((vector_size(64)));
+typedef double Double16 __attribute__((vector_size(128)));
 
 constexpr int64_t kBlock = 1024;
 
@@ -124,9 +125,10 @@ DX_INLINE double total(float lane) {
   return lane;
 }
 DX_INLINE double total(const Float16& lane) {
+  const Double16 wide = __builtin_convertvector(lane, Double16);
   double sums[4] = {};  // four chains, so that the additions need not wait for each other
   for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 4; ++j) sums[j] += static_cast<double>(lane[i + j]);
+    for (int j = 0; j < 4; ++j) sums[j] += wide[i + j];
   }
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
@@ -138,12 +140,6 @@ DX_INLINE float highest(const Float16& lane) {
   for (int i = 1; i < 16; ++i) max = lane[i] > max ? lane[i] : max;
   return max;
 }
-
-template <typename Real>
-struct Maximum {
-  Real value;
-  int64_t index;  // the first one
-};
 
 template <typename Lane, typename Real>
 DX_INLINE Real block_maximum(const Real* x, int64_t begin, int64_t end, Real max) {
@@ -158,53 +154,72 @@ DX_INLINE Real block_maximum(const Real* x, int64_t begin, int64_t end, Real max
   return max;
 }
 
+// Takes [begin, end) of a row into its maximum and the first place of it; says whether it rose.
 template <typename Real>
-DX_INLINE Maximum<Real> row_maximum(const Real* x, int64_t size) {
+DX_INLINE bool raise_maximum(const Real* x, int64_t begin, int64_t end, bool has_begun, double& max, int64_t& index) {
   using Lane = typename WideLane<Real>::type;
-  Real max = x[0];
-  int64_t block = 0;
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const Real next = block_maximum<Lane>(x, begin, std::min(begin + kBlock, size), max);
-    if (next > max) block = begin;
-    max = next;
-  }
-  int64_t index = block;
-  while (index + 1 < size && !(x[index] == max)) ++index;
-  return {max, index};
+  const Real before = has_begun ? static_cast<Real>(max) : x[begin], after = block_maximum<Lane>(x, begin, end, before);
+  if (has_begun && !(after > before)) return false;
+  max = static_cast<double>(after);
+  index = begin;
+  while (index + 1 < end && !(x[index] == after)) ++index;
+  return true;
 }
 
-// Un-normalised sums of one row; e = exp(logit - max), eT = exp((logit - max) / T), d = (t - max_t) - (s - max_s).
+// Un-normalised sums of a part of a row; e = exp(logit - max), eT = exp((logit - max) / T), d = (t - max_t) - (s - max_s).
 template <typename T>
 struct Sums {
   T es1{}, et1{}, esT{}, etT{}, et1_d{}, etT_d{}, esT_d{}, et1_s{}, r{}, r2{};
-
-  template <typename Lane>
-  DX_INLINE void add(const Sums<Lane>& other) {
-    es1 += total(other.es1), et1 += total(other.et1), esT += total(other.esT), etT += total(other.etT);
-    et1_d += total(other.et1_d), etT_d += total(other.etT_d), esT_d += total(other.esT_d), et1_s += total(other.et1_s);
-    r += total(other.r), r2 += total(other.r2);
-  }
 };
+template <typename T>
+DX_INLINE void add(HeadLossState& all, const Sums<T>& part) {
+  all.es1 += total(part.es1), all.et1 += total(part.et1), all.esT += total(part.esT), all.etT += total(part.etT);
+  all.et1_d += total(part.et1_d), all.etT_d += total(part.etT_d), all.esT_d += total(part.esT_d), all.et1_s += total(part.et1_s);
+  all.r += total(part.r), all.r2 += total(part.r2);
+}
+
+// The sums so far, as if they had been taken below the new maxima: student's up by ds, teacher's by dt.
+void shift(HeadLossState& all, double ds, double dt, double inv_temperature) {
+  const double s1 = std::exp(-ds), t1 = std::exp(-dt), sT = std::exp(-ds * inv_temperature), tT = std::exp(-dt * inv_temperature);
+  const double d = dt - ds;
+  all.et1_d = t1 * (all.et1_d - d * all.et1);
+  all.etT_d = tT * (all.etT_d - d * all.etT);
+  all.esT_d = sT * (all.esT_d - d * all.esT);
+  all.et1_s = t1 * (all.et1_s - ds * all.et1);
+  all.es1 *= s1, all.et1 *= t1, all.esT *= sT, all.etT *= tT;
+}
 
 template <typename Real>
 struct Row {
   const HeadLossRows<Real>& rows;
   const Real* teacher;
-  Real* student;
-  Maximum<Real> max_s, max_t{};
-  Real inv_temperature, mse_scale;
-  Real r_offset = 0;  // r = (s - max_s) - mse_scale (t - max_t) + r_offset
+  const Real* student;
+  Real max_s, max_t, inv_temperature, mse_scale;
+  Real r_offset;  // r = (s - max_s) - mse_scale (t - max_t) + r_offset
 };
+template <typename Real, bool kTeacher>
+DX_INLINE Row<Real> make_row(const HeadLossRows<Real>& rows, const HeadLossState& state, int64_t p) {
+  Row<Real> row{.rows = rows,
+                .teacher = kTeacher ? rows.teacher_PV + p * rows.vocab_size : nullptr,
+                .student = rows.student_PV + p * rows.vocab_size,
+                .max_s = static_cast<Real>(state.max_s),
+                .max_t = static_cast<Real>(state.max_t),
+                .inv_temperature = static_cast<Real>(1.0 / rows.temperature),
+                .mse_scale = static_cast<Real>(rows.mse_scale),
+                .r_offset = 0};
+  if (kTeacher) row.r_offset = static_cast<Real>(state.max_s - rows.mse_scale * state.max_t - state.r_reference);
+  return row;
+}
 
 template <typename Lane, bool kTeacher, bool kUnitT, typename Real>
 DX_INLINE int64_t accumulate(const Row<Real>& row, int64_t begin, int64_t end, Sums<Lane>& sums) {
   int64_t i = begin;
   for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
-    const Lane xs = load<Lane>(row.student + i) - row.max_s.value;
+    const Lane xs = load<Lane>(row.student + i) - row.max_s;
     const Lane es1 = exponential(xs);
     sums.es1 += es1;
     if constexpr (kTeacher) {
-      const Lane xt = load<Lane>(row.teacher + i) - row.max_t.value;
+      const Lane xt = load<Lane>(row.teacher + i) - row.max_t;
       const Lane et1 = exponential(xt);
       const Lane d = xt - xs;
       sums.et1 += et1;
@@ -224,22 +239,32 @@ DX_INLINE int64_t accumulate(const Row<Real>& row, int64_t begin, int64_t end, S
   return i;
 }
 
-template <bool kTeacher, bool kUnitT, typename Real>
-DX_INLINE Sums<double> row_sums(const Row<Real>& row, int64_t size) {
+template <typename Real, bool kTeacher, bool kUnitT>
+DX_INLINE void accumulate_row(const HeadLossRows<Real>& rows, HeadLossState& state, int64_t p, int64_t first, int64_t last) {
   using Lane = typename WideLane<Real>::type;
-  Sums<double> all;
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, size);
+  const Real* student = rows.student_PV + p * rows.vocab_size;
+  const Real* teacher = kTeacher ? rows.teacher_PV + p * rows.vocab_size : nullptr;
+  for (int64_t begin = first; begin < last; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, last);
+    const double old_s = state.max_s, old_t = state.max_t;
+    bool rose = raise_maximum(student, begin, end, state.has_begun, state.max_s, state.index_s);
+    if constexpr (kTeacher) rose |= raise_maximum(teacher, begin, end, state.has_begun, state.max_t, state.index_t);
+    if (!state.has_begun) {
+      if (kTeacher && rows.mse_centered) state.r_reference = state.max_s - rows.mse_scale * state.max_t;
+    } else if (rose) {
+      shift(state, state.max_s - old_s, state.max_t - old_t, 1.0 / rows.temperature);
+    }
+    state.has_begun = true;
+    const Row<Real> row = make_row<Real, kTeacher>(rows, state, p);
     Sums<Lane> wide;
     const int64_t rest = accumulate<Lane, kTeacher, kUnitT>(row, begin, end, wide);
-    all.add(wide);
+    add(state, wide);
     if (rest < end) {
       Sums<Real> narrow;
       accumulate<Real, kTeacher, kUnitT>(row, rest, end, narrow);
-      all.add(narrow);
+      add(state, narrow);
     }
   }
-  return all;
 }
 
 // What JSD_b needs at an element, u = log p - log q: log(q / m) = -l and log(p / m) = u - l with l = log(1 + b (e^u - 1)).
@@ -264,7 +289,7 @@ DX_INLINE int64_t accumulate_jsd(const Row<Real>& row, Real log_zs, Real log_zt,
   Lane sum_p{}, sum_q{};
   int64_t i = begin;
   for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
-    const Lane xs = load<Lane>(row.student + i) - row.max_s.value, xt = load<Lane>(row.teacher + i) - row.max_t.value;
+    const Lane xs = load<Lane>(row.student + i) - row.max_s, xt = load<Lane>(row.teacher + i) - row.max_t;
     const JsdElement<Lane> e = jsd_element(row, xs, xt, log_zs, log_zt);
     sum_p += e.p * (e.u - e.l);
     sum_q -= e.q * e.l;
@@ -274,26 +299,35 @@ DX_INLINE int64_t accumulate_jsd(const Row<Real>& row, Real log_zs, Real log_zt,
   return i;
 }
 
-// Coefficients of d/dlogits, gradient_scale included.
+// HeadLossCoefficients in the type of the logits.
 template <typename Real>
 struct Gradient {
-  Real q1 = 0, p1 = 0;                  // on exp(s - max_s) and exp(t - max_t): their normalisers are inside
-  Real qT = 0, pT = 0;                  // forward KL
-  Real reverse = 0, reverse_shift = 0;  // on exp((s - max_s) / T) * (reverse_shift - d / T)
-  Real mse = 0, r_mean = 0;
-  Real jsd = 0, jsd_log_zs = 0, jsd_log_zt = 0, jsd_kl_q = 0;  // (1 - b) q (log(q/m) - KL(q || m))
+  Real q1, p1, qT, pT, reverse, reverse_shift, mse, r_mean, jsd, jsd_log_zs, jsd_log_zt, jsd_kl_q;
+  explicit Gradient(const HeadLossCoefficients& c)
+      : q1(static_cast<Real>(c.q1)),
+        p1(static_cast<Real>(c.p1)),
+        qT(static_cast<Real>(c.qT)),
+        pT(static_cast<Real>(c.pT)),
+        reverse(static_cast<Real>(c.reverse)),
+        reverse_shift(static_cast<Real>(c.reverse_shift)),
+        mse(static_cast<Real>(c.mse)),
+        r_mean(static_cast<Real>(c.r_mean)),
+        jsd(static_cast<Real>(c.jsd)),
+        jsd_log_zs(static_cast<Real>(c.jsd_log_zs)),
+        jsd_log_zt(static_cast<Real>(c.jsd_log_zt)),
+        jsd_kl_q(static_cast<Real>(c.jsd_kl_q)) {}
 };
 
 template <typename Lane, bool kTeacher, bool kUnitT, typename Real>
-DX_INLINE int64_t write_gradient(const Row<Real>& row, const Gradient<Real>& c, int64_t begin, int64_t end) {
+DX_INLINE int64_t write_gradient(const Row<Real>& row, const Gradient<Real>& c, int64_t begin, int64_t end, Real* out) {
   int64_t i = begin;
   for (; i + kWidth<Lane> <= end; i += kWidth<Lane>) {
-    const Lane xs = load<Lane>(row.student + i) - row.max_s.value;
+    const Lane xs = load<Lane>(row.student + i) - row.max_s;
     Lane g{};
     if constexpr (!kTeacher) {
       g = exponential(xs) * c.q1;
     } else {
-      const Lane xt = load<Lane>(row.teacher + i) - row.max_t.value;
+      const Lane xt = load<Lane>(row.teacher + i) - row.max_t;
       if (c.q1 != 0 || kUnitT) {
         const Lane es1 = exponential(xs);
         g += es1 * c.q1;
@@ -312,43 +346,34 @@ DX_INLINE int64_t write_gradient(const Row<Real>& row, const Gradient<Real>& c, 
         g -= e.q * (e.l + c.jsd_kl_q) * c.jsd;
       }
     }
-    store(row.student + i, g);
+    store(out + i, g);
   }
   return i;
 }
 
 template <typename Real, bool kTeacher, bool kUnitT>
-DX_INLINE void loss_of_row(const HeadLossRows<Real>& rows, int64_t p) {
+DX_INLINE void finish_row(const HeadLossRows<Real>& rows, HeadLossState& state, int64_t p) {
   using Lane = typename WideLane<Real>::type;
   const int64_t size = rows.vocab_size, target = rows.targets_P[p];
   const double T = rows.temperature, V = static_cast<double>(size);
-  Row<Real> row{.rows = rows,
-                .teacher = kTeacher ? rows.teacher_PV + p * size : nullptr,
-                .student = rows.student_PV + p * size,
-                .max_s = row_maximum(rows.student_PV + p * size, size),
-                .inv_temperature = static_cast<Real>(1.0 / T),
-                .mse_scale = static_cast<Real>(rows.mse_scale)};
-  if constexpr (kTeacher) {
-    row.max_t = row_maximum(row.teacher, size);
-    if (!rows.mse_centered) row.r_offset = row.max_s.value - row.mse_scale * row.max_t.value;
-  }
-  const Sums<double> sums = row_sums<kTeacher, kUnitT>(row, size);
-  const double log_zs1 = std::log(sums.es1);
+  const Row<Real> row = make_row<Real, kTeacher>(rows, state, p);
+  const double log_zs1 = std::log(state.es1);
 
   double* out = rows.sums_P7 + p * kNumHeadSums;
   std::fill_n(out, kNumHeadSums, std::numeric_limits<double>::quiet_NaN());
-  out[0] = log_zs1 - (static_cast<double>(row.student[target]) - row.max_s.value);
-  Gradient<Real> c;
+  out[0] = log_zs1 - (static_cast<double>(row.student[target]) - state.max_s);
+  HeadLossCoefficients& c = state.gradient;
   const double scale = rows.gradient_scale;
-  c.q1 = static_cast<Real>(scale * (rows.ce_weight + rows.label_weight) / sums.es1);
+  c.q1 = scale * (rows.ce_weight + rows.label_weight) / state.es1;
+  c.target = scale * (rows.ce_weight + rows.label_weight * (kTeacher ? rows.label_mix : 1.0));
   if constexpr (kTeacher) {
-    const double log_zt1 = std::log(sums.et1);
-    const double log_zsT = std::log(sums.esT), log_ztT = std::log(sums.etT);
+    const double log_zt1 = std::log(state.et1);
+    const double log_zsT = std::log(state.esT), log_ztT = std::log(state.etT);
     double divergence = 0.0;
     if (rows.divergence == HeadDivergence::forward_kl) {
-      divergence = sums.etT_d / sums.etT / T - log_ztT + log_zsT;
+      divergence = state.etT_d / state.etT / T - log_ztT + log_zsT;
     } else if (rows.divergence == HeadDivergence::reverse_kl) {
-      divergence = -sums.esT_d / sums.esT / T - log_zsT + log_ztT;
+      divergence = -state.esT_d / state.esT / T - log_zsT + log_ztT;
     } else {
       double kl_p = 0.0, kl_q = 0.0;
       const Real log_zs = static_cast<Real>(log_zsT), log_zt = static_cast<Real>(log_ztT);
@@ -358,79 +383,149 @@ DX_INLINE void loss_of_row(const HeadLossRows<Real>& rows, int64_t p) {
         accumulate_jsd<Real>(row, log_zs, log_zt, rest, end, kl_p, kl_q);
       }
       divergence = rows.jsd_beta * kl_p + (1.0 - rows.jsd_beta) * kl_q;
-      c.jsd = static_cast<Real>(scale * rows.kd_weight * T * (1.0 - rows.jsd_beta));
-      c.jsd_log_zs = log_zs;
-      c.jsd_log_zt = log_zt;
-      c.jsd_kl_q = static_cast<Real>(kl_q);
+      c.jsd = scale * rows.kd_weight * T * (1.0 - rows.jsd_beta);
+      c.jsd_log_zs = log_zsT;
+      c.jsd_log_zt = log_ztT;
+      c.jsd_kl_q = kl_q;
     }
-    const double r_mean = rows.mse_centered ? sums.r / V : 0.0;
+    const double r_mean = rows.mse_centered ? state.r / V : 0.0;
     out[1] = T * T * divergence;
-    out[2] = sums.et1_d / sums.et1 - log_zt1 + log_zs1;
-    out[3] = log_zt1 - (static_cast<double>(row.teacher[target]) - row.max_t.value);
-    out[4] = row.max_s.index == row.max_t.index ? 1.0 : 0.0;
-    out[5] = sums.r2 / V - r_mean * r_mean;
-    out[6] = rows.label_mix * out[0] + (1.0 - rows.label_mix) * (log_zs1 - sums.et1_s / sums.et1);
-    c.p1 = static_cast<Real>(-scale * rows.label_weight * (1.0 - rows.label_mix) / sums.et1);
-    c.mse = static_cast<Real>(scale * rows.mse_weight * 2.0 / V);
-    c.r_mean = static_cast<Real>(r_mean);
+    out[2] = state.et1_d / state.et1 - log_zt1 + log_zs1;
+    out[3] = log_zt1 - (static_cast<double>(row.teacher[target]) - state.max_t);
+    out[4] = state.index_s == state.index_t ? 1.0 : 0.0;
+    out[5] = state.r2 / V - r_mean * r_mean;
+    out[6] = rows.label_mix * out[0] + (1.0 - rows.label_mix) * (log_zs1 - state.et1_s / state.et1);
+    c.p1 = -scale * rows.label_weight * (1.0 - rows.label_mix) / state.et1;
+    c.mse = scale * rows.mse_weight * 2.0 / V;
+    c.r_mean = r_mean;
     if (rows.divergence == HeadDivergence::forward_kl) {
-      c.qT = static_cast<Real>(scale * rows.kd_weight * T / sums.esT);
-      c.pT = static_cast<Real>(-scale * rows.kd_weight * T / sums.etT);
+      c.qT = scale * rows.kd_weight * T / state.esT;
+      c.pT = -scale * rows.kd_weight * T / state.etT;
     } else if (rows.divergence == HeadDivergence::reverse_kl) {
-      c.reverse = static_cast<Real>(scale * rows.kd_weight * T / sums.esT);
-      c.reverse_shift = static_cast<Real>(log_ztT - log_zsT - divergence);
+      c.reverse = scale * rows.kd_weight * T / state.esT;
+      c.reverse_shift = log_ztT - log_zsT - divergence;
     }
   }
-  if (!rows.with_gradient) return;
-
-  const int64_t rest = write_gradient<Lane, kTeacher, kUnitT>(row, c, 0, size);
-  write_gradient<Real, kTeacher, kUnitT>(row, c, rest, size);
-  row.student[target] -= static_cast<Real>(scale * (rows.ce_weight + rows.label_weight * (kTeacher ? rows.label_mix : 1.0)));
 }
+
+// out[i] is the gradient of logit i.
+template <typename Real, bool kTeacher, bool kUnitT>
+DX_INLINE void gradient_of_row(const HeadLossRows<Real>& rows, const HeadLossState& state, int64_t p, int64_t first, int64_t last,
+                               Real* out) {
+  using Lane = typename WideLane<Real>::type;
+  const Row<Real> row = make_row<Real, kTeacher>(rows, state, p);
+  const Gradient<Real> c(state.gradient);
+  const int64_t rest = write_gradient<Lane, kTeacher, kUnitT>(row, c, first, last, out), target = rows.targets_P[p];
+  write_gradient<Real, kTeacher, kUnitT>(row, c, rest, last, out);
+  if (first <= target && target < last) out[target] -= static_cast<Real>(state.gradient.target);
+}
+
+enum class Pass { accumulate, finish, gradient };
 
 template <typename Real>
-DX_INLINE void all_rows(const HeadLossRows<Real>& rows, int64_t begin, int64_t end) {
-  for (int64_t p = begin; p < end; ++p) {
-    if (rows.teacher_PV == nullptr) {
-      loss_of_row<Real, false, true>(rows, p);
-    } else if (rows.temperature == 1.0) {
-      loss_of_row<Real, true, true>(rows, p);
+struct PassArguments {
+  const HeadLossRows<Real>& rows;
+  HeadLossState* states;
+  int64_t begin, end, first, last;
+  Real* out = nullptr;
+  int64_t out_row = 0;
+};
+
+template <Pass kPass, typename Real, bool kTeacher, bool kUnitT>
+DX_INLINE void each_row(const PassArguments<Real>& x) {
+  for (int64_t p = x.begin; p < x.end; ++p) {
+    if constexpr (kPass == Pass::accumulate) {
+      accumulate_row<Real, kTeacher, kUnitT>(x.rows, x.states[p], p, x.first, x.last);
+    } else if constexpr (kPass == Pass::finish) {
+      finish_row<Real, kTeacher, kUnitT>(x.rows, x.states[p], p);
     } else {
-      loss_of_row<Real, true, false>(rows, p);
+      gradient_of_row<Real, kTeacher, kUnitT>(x.rows, x.states[p], p, x.first, x.last, x.out + p * x.out_row - x.first);
     }
   }
 }
 
-void rows_baseline(const HeadLossRows<float>& rows, int64_t begin, int64_t end) {
-  all_rows(rows, begin, end);
+template <Pass kPass, typename Real>
+DX_INLINE void any_rows(const PassArguments<Real>& x) {
+  if (x.rows.teacher_PV == nullptr) {
+    each_row<kPass, Real, false, true>(x);
+  } else if (x.rows.temperature == 1.0) {
+    each_row<kPass, Real, true, true>(x);
+  } else {
+    each_row<kPass, Real, true, false>(x);
+  }
+}
+
+template <Pass kPass>
+void rows_baseline(const PassArguments<float>& x) {
+  any_rows<kPass>(x);
 }
 #if defined(__x86_64__)
-__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))) void rows_avx512(const HeadLossRows<float>& rows, int64_t begin,
-                                                                                   int64_t end) {
-  all_rows(rows, begin, end);
+template <Pass kPass>
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))) void rows_avx512(const PassArguments<float>& x) {
+  any_rows<kPass>(x);
 }
-__attribute__((target("avx2,fma"))) void rows_avx2(const HeadLossRows<float>& rows, int64_t begin, int64_t end) {
-  all_rows(rows, begin, end);
+template <Pass kPass>
+__attribute__((target("avx2,fma"))) void rows_avx2(const PassArguments<float>& x) {
+  any_rows<kPass>(x);
 }
 #endif
 
-}  // namespace
-
-template <>
-void head_loss_rows<float>(const HeadLossRows<float>& rows, int64_t begin, int64_t end) {
+template <Pass kPass>
+void run(const PassArguments<float>& x) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw")) {
-    return rows_avx512(rows, begin, end);
+    return rows_avx512<kPass>(x);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_avx2(rows, begin, end);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_avx2<kPass>(x);
 #endif
-  rows_baseline(rows, begin, end);
+  rows_baseline<kPass>(x);
+}
+template <Pass kPass>
+void run(const PassArguments<double>& x) {
+  any_rows<kPass>(x);
 }
 
-template <>
-void head_loss_rows<double>(const HeadLossRows<double>& rows, int64_t begin, int64_t end) {
-  all_rows(rows, begin, end);
+}  // namespace
+
+template <typename Real>
+void head_loss_accumulate(const HeadLossRows<Real>& rows, HeadLossState* states, int64_t begin, int64_t end, int64_t first, int64_t last) {
+  run<Pass::accumulate>(PassArguments<Real>{rows, states, begin, end, first, last});
 }
+
+template <typename Real>
+void head_loss_finish(const HeadLossRows<Real>& rows, HeadLossState* states, int64_t begin, int64_t end) {
+  run<Pass::finish>(PassArguments<Real>{rows, states, begin, end, 0, rows.vocab_size});
+}
+
+template <typename Real>
+void head_loss_gradient(const HeadLossRows<Real>& rows, const HeadLossState* states, int64_t begin, int64_t end, int64_t first,
+                        int64_t last, Real* out, int64_t out_row) {
+  run<Pass::gradient>(PassArguments<Real>{rows, const_cast<HeadLossState*>(states), begin, end, first, last, out, out_row});
+}
+
+template <typename Real>
+void head_loss_rows(const HeadLossRows<Real>& rows, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; ++p) {
+    HeadLossRows<Real> row = rows;
+    row.student_PV += p * rows.vocab_size;
+    if (rows.teacher_PV != nullptr) row.teacher_PV += p * rows.vocab_size;
+    row.targets_P += p;
+    row.sums_P7 += p * kNumHeadSums;
+    HeadLossState state;
+    head_loss_accumulate(row, &state, 0, 1, 0, rows.vocab_size);
+    head_loss_finish(row, &state, 0, 1);
+    if (rows.with_gradient) head_loss_gradient(row, &state, 0, 1, 0, rows.vocab_size, row.student_PV, rows.vocab_size);
+  }
+}
+
+template void head_loss_accumulate(const HeadLossRows<float>&, HeadLossState*, int64_t, int64_t, int64_t, int64_t);
+template void head_loss_accumulate(const HeadLossRows<double>&, HeadLossState*, int64_t, int64_t, int64_t, int64_t);
+template void head_loss_finish(const HeadLossRows<float>&, HeadLossState*, int64_t, int64_t);
+template void head_loss_finish(const HeadLossRows<double>&, HeadLossState*, int64_t, int64_t);
+template void head_loss_gradient(const HeadLossRows<float>&, const HeadLossState*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+template void head_loss_gradient(const HeadLossRows<double>&, const HeadLossState*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
+template void head_loss_rows(const HeadLossRows<float>&, int64_t, int64_t);
+template void head_loss_rows(const HeadLossRows<double>&, int64_t, int64_t);
 
 }  // namespace distil_xlstm::kernels

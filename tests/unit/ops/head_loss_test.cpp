@@ -324,6 +324,45 @@ TEST(HeadLoss, ShiftsOfLogitsDoNotMatter) {
   }
 }
 
+// Heads laid out for a CPU's products, over whole and broken parts of the vocabulary, beside the definitions in float64.
+TEST(HeadLoss, PackedHeadsGiveTheSame) {
+  if (!PackedMatrix::supports(at::ones({1, 1}))) GTEST_SKIP() << "LibTorch has no MKL";
+  for (const int64_t V : {int64_t{2}, int64_t{7}, kHeadColumns - 1, kHeadColumns, kHeadColumns + 1, 3 * kHeadColumns + 517}) {
+    const Inputs in(2, 9, V, at::kCPU, at::kFloat);
+    const Head student = Head::packed(in.student_head, true), teacher = Head::packed(in.teacher_head, false);
+    ASSERT_NE(student.columns(), nullptr);
+    for (HeadLossOptions options : all_options()) {
+      options.tile_positions = 5;
+      const auto run = [&](const Head& student_head, const Head& teacher_head) {
+        return head_losses(in.student_BSD, student_head, in.teacher_BSD, teacher_head, in.targets_BS, in.mask_BS, options, 0.125);
+      };
+      const Reference wanted = reference(in, options, 0.125);
+      // The other way about the student's head has no layout for the gradient's product and takes the tensor.
+      for (const auto& got : {run(student, teacher), run(Head::packed(in.student_head, false), in.teacher_head)}) {
+        EXPECT_LT(relative_error(got.sums, wanted.sums), 1e-5) << "V " << V << " T " << options.temperature;
+        EXPECT_LT(gradient_error(got, wanted, in, options, 0.125), 1e-5) << "V " << V << " T " << options.temperature;
+      }
+    }
+  }
+}
+
+// The largest logits come last, so that every part of the vocabulary lowers what was summed before it.
+TEST(HeadLoss, MaximaMayRiseAlongTheVocabulary) {
+  const int64_t V = 4 * kHeadColumns + 3;
+  Inputs in(1, 5, V, at::kCPU, at::kFloat);
+  const Tensor rise_V1 = at::linspace(0.0, 20.0, V, in.student_head.options()).unsqueeze(1);
+  in.student_BSD.select(2, 0).fill_(1.0);
+  in.teacher_BSD.select(2, 0).fill_(0.5);
+  in.student_head.narrow(1, 0, 1).copy_(rise_V1);
+  in.teacher_head.narrow(1, 0, 1).copy_(rise_V1);
+  for (const HeadLossOptions& options : all_options()) {
+    const Reference wanted = reference(in, options);
+    const HeadLosses got = in.run(options);
+    EXPECT_LT(relative_error(got.sums, wanted.sums), 1e-5) << "T " << options.temperature;
+    EXPECT_LT(gradient_error(got, wanted, in, options, 1.0), 1e-5) << "T " << options.temperature;
+  }
+}
+
 TEST(HeadLoss, CallersShareTheMemoryOfTheirTiles) {
   for (const int64_t vocab_size : {512, 49152, 151936}) {
     for (const int64_t callers : {1, 2, 4, 16}) {

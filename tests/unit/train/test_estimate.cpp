@@ -85,8 +85,7 @@ TEST(Estimate, CountsWhatEachThreadOfACpuHolds) {
   EXPECT_EQ(item("gradients of other threads", 4, 1), 0);
   EXPECT_EQ(item("gradients of other threads", 4, 4), 3 * 4 * 84'360'264);
   EXPECT_EQ(item("gradients of other threads", 4, 64), 0) << "more threads than rows: they do not share them";
-  EXPECT_EQ(item("head in float32", 4, 4), 0);
-  EXPECT_EQ(item("head in float32", 2, 4), int64_t{4} * 151936 * 1536);
+  for (const int64_t bytes : {2, 4}) EXPECT_EQ(item("packed heads", bytes, 4), int64_t{8} * 151936 * 1536) << bytes;
   // The threads' tiles together stay within a quarter of a GiB.
   const int64_t tokens = paper.config.train.micro_batch_size * paper.config.data.context_length;
   for (const int64_t threads : {1, 2, 8}) EXPECT_LE(item("head tiles", 4, threads) - 2 * tokens * 1536 * 4, int64_t{1} << 28) << threads;
