@@ -2,6 +2,9 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/cpu/kernels.h"
 
 namespace distil_xlstm::ops {
@@ -82,6 +85,10 @@ bool has_gelu_gate_cpu(const Tensor& gate, const Tensor& value) {
   return gate.is_cpu() && gate.scalar_type() == at::kFloat && gate.is_contiguous() && value.is_contiguous();
 }
 
+bool has_swiglu_cpu(const Tensor& gate_up) {
+  return is_full_precision(gate_up) && gate_up.is_contiguous();
+}
+
 bool has_skip_gate_cpu(const Tensor& h, const Tensor& c, const Tensor& z) {
   return is_full_precision(h) && h.scalar_type() == c.scalar_type() && h.scalar_type() == z.scalar_type() && h.is_contiguous() &&
          c.is_contiguous() && z.is_contiguous();
@@ -135,6 +142,20 @@ std::pair<Tensor, Tensor> headwise_backward_cpu(const Tensor& grad_NHC, int64_t 
     });
   });
   return {grad_x_NF, sums_PHKJ.sum(0).transpose(1, 2)};
+}
+
+Tensor swiglu_cpu(const Tensor& gate_up) {
+  const int64_t width = gate_up.size(-1) / 2, rows = width > 0 ? gate_up.numel() / (2 * width) : 0;
+  std::vector<int64_t> sizes = gate_up.sizes().vec();
+  sizes.back() = width;
+  const Tensor y = at::empty(sizes, gate_up.options());
+  with_type(gate_up, [&]<typename T>(T) {
+    const T* in = gate_up.const_data_ptr<T>();
+    T* out = y.mutable_data_ptr<T>();
+    const int64_t rows_per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(width, 1));
+    at::parallel_for(0, rows, rows_per_task, [&](int64_t begin, int64_t end) { cpu_kernels<T>().swiglu(width, in, out, begin, end); });
+  });
+  return y;
 }
 
 Tensor gelu_gate_cpu(const Tensor& gate_NP, const Tensor& value_NP) {

@@ -9,6 +9,7 @@ namespace distil_xlstm::ops {
 bool has_blockdiag4_cpu(const Tensor& x, const Tensor& weight_GOI);
 bool has_headwise_cpu(const Tensor& x, int64_t head_dim, int64_t outputs);
 bool has_gelu_gate_cpu(const Tensor& gate, const Tensor& value);
+bool has_swiglu_cpu(const Tensor& gate_up);
 bool has_skip_gate_cpu(const Tensor& h, const Tensor& c, const Tensor& z);
 
 // Blocks of 4 x 4; rows of x may be parts of longer ones.
@@ -21,6 +22,8 @@ Tensor blockdiag4_weight_cpu(const Tensor& grad_NF, const Tensor& x_NF, int64_t 
 void headwise_cpu(const Tensor& x_NF, const Tensor& w_HJK, const Tensor& wx_NHC, int64_t offset);
 std::pair<Tensor, Tensor> headwise_backward_cpu(const Tensor& grad_NHC, int64_t offset, const Tensor& x_NF, const Tensor& w_HJK);
 
+// silu(first half) * second half of the last dimension, one pass.
+Tensor swiglu_cpu(const Tensor& gate_up);
 Tensor gelu_gate_cpu(const Tensor& gate_NP, const Tensor& value_NP);
 std::pair<Tensor, Tensor> gelu_gate_backward_cpu(const Tensor& grad_NP, const Tensor& gate_NP, const Tensor& value_NP);
 

@@ -228,6 +228,7 @@ Tensor swiglu(const Tensor& gate_up) {
   const bool has_gradient = any_requires_grad({gate_up});
   if (!has_gradient && gate_up.numel() > 0 && has_cuda_kernels(gate_up) && cuda_backend().swiglu != nullptr)
     return cuda_backend().swiglu(gate_up.contiguous());
+  if (!has_gradient && gate_up.numel() > 0 && has_swiglu_cpu(gate_up)) return swiglu_cpu(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return has_gradient ? at::silu(halves[0]) * halves[1] : at::silu(halves[0]).mul_(halves[1]);
 }

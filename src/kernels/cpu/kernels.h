@@ -144,6 +144,8 @@ struct CpuKernels {
   void (*layer_norm_forward)(const LayerNormArgs<T>&, int64_t begin, int64_t end);
   void (*layer_norm_backward)(const LayerNormArgs<T>&, int64_t begin, int64_t end);
   void (*rms_norm)(int64_t width, double eps, const T* x, const T* weight, T* y, int64_t begin_row, int64_t end_row);
+  // Rows of [gate, up], `width` each: y = gate sigmoid(gate) up.
+  void (*swiglu)(int64_t width, const T* gate_up, T* y, int64_t begin_row, int64_t end_row);
   int64_t lanes;  // elements of a vector
   void (*headwise_forward)(const HeadwiseArgs<T>&, int64_t begin, int64_t end);
   int64_t (*headwise_workspace)(const HeadwiseArgs<T>&);

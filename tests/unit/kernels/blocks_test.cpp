@@ -173,6 +173,29 @@ TEST_F(BlockKernels, GeluGate) {
   }
 }
 
+TEST_F(BlockKernels, Swiglu) {
+  const auto check = [&]<typename T>(T) {
+    for (const InstructionSet set : supported_instruction_sets()) {
+      for (const auto& [N, F] : {std::array<int64_t, 2>{1, 1}, {5, 16}, {13, 20}, {6, 67}}) {
+        const auto gate_up = random<T>(N * 2 * F, 3.0);
+        std::vector<T> y(static_cast<size_t>(N * F), T(7));
+        std::vector<double> wanted(y.size(), 7.0);
+        const int64_t first = N / 2;  // rows before are another task's
+        for (int64_t n = first; n < N; ++n) {
+          for (int64_t f = 0; f < F; ++f) {
+            const double gate = gate_up[static_cast<size_t>(n * 2 * F + f)], up = gate_up[static_cast<size_t>(n * 2 * F + F + f)];
+            wanted[static_cast<size_t>(n * F + f)] = gate / (1 + std::exp(-gate)) * up;
+          }
+        }
+        cpu_kernels<T>(set).swiglu(F, gate_up.data(), y.data(), first, N);
+        EXPECT_LT(relative_error(y, wanted), sizeof(T) == 4 ? 1e-6 : 1e-14) << name(set) << " " << N << " x " << F;
+      }
+    }
+  };
+  check(float{});
+  check(double{});
+}
+
 TEST_F(BlockKernels, SkipGate) {
   const auto check = [&]<typename T>(T) {
     for (const InstructionSet set : supported_instruction_sets()) {
