@@ -207,8 +207,8 @@ std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_
 
 Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype) {
   if (dtype == residual_ND.scalar_type()) {
-    const Tensor sum = at::addmm(residual_ND, x_NP, weight_DP.t());
-    return bias_D.defined() ? sum + bias_D : sum;
+    const Tensor sum = at::addmm(residual_ND, x_NP.to(dtype), weight_DP.to(dtype).t());
+    return bias_D.defined() ? sum + bias_D.to(dtype) : sum;
   }
   const Tensor product = at::linear(x_NP.to(dtype), weight_DP.to(dtype), bias_D.defined() ? as_optional(bias_D.to(dtype)) : std::nullopt);
   return residual_ND + product;

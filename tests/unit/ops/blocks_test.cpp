@@ -143,6 +143,11 @@ TEST_F(BlockOps, ResidualLinearGradients) {
     const Tensor out = residual_linear(residual, x, w, {}, at::kBFloat16);
     EXPECT_EQ(out.scalar_type(), at::kFloat);
     EXPECT_LT(relative_error(out, residual + at::linear(x, w)), 1e-2);
+    // The same type for residual and product, weights in float32 as they are stored.
+    const Tensor half_residual = residual.to(at::kBFloat16), bias = randn({3}).to(device, at::kFloat);
+    const Tensor half_out = residual_linear(half_residual, x.to(at::kBFloat16), w, bias, at::kBFloat16);
+    EXPECT_EQ(half_out.scalar_type(), at::kBFloat16);
+    EXPECT_LT(relative_error(half_out, residual + at::linear(x, w, bias)), 2e-2);
   }
 }
 
