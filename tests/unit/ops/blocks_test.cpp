@@ -151,6 +151,28 @@ TEST_F(BlockOps, ResidualLinearGradients) {
   }
 }
 
+TEST_F(BlockOps, GatedActivationsPassNanOn) {
+  for (const at::Device device : devices()) {
+    for (const char* act : {"gelu", "relu", "relu^2", "sigmoid", "swish", "selu"}) {
+      SCOPED_TRACE(fmt::format("{} {}", act, device.str()));
+      const Tensor gate = at::full({1, 8}, NAN, at::TensorOptions(device).dtype(at::kFloat));
+      const Tensor out = gated_activation(gate, at::ones_like(gate), act);
+      EXPECT_TRUE(out.isnan().all().item<bool>());
+    }
+  }
+}
+
+// Where gelu is a small difference of large terms.
+TEST_F(BlockOps, GeluIsExactFarBelowZero) {
+  for (const at::Device device : devices()) {
+    for (const double x : {-3.0, -4.0, -6.0}) {
+      const Tensor gate = at::full({1, 8}, x, at::kDouble), value = at::ones_like(gate);
+      const Tensor out = gated_activation(gate.to(device, at::kFloat), value.to(device, at::kFloat), "gelu");
+      EXPECT_LT(relative_error(out, gate * at::erfc(-gate / std::sqrt(2.0)) / 2), 1e-5) << device << " " << x;
+    }
+  }
+}
+
 TEST_F(BlockOps, GatedActivationsEqualTheirDefinitions) {
   const std::map<std::string, std::function<Tensor(const Tensor&)>> definitions{
       {"gelu", [](const Tensor& x) { return x * (1 + at::erf(x / std::sqrt(2.0))) / 2; }},
