@@ -142,6 +142,16 @@ json bench_steps(const BenchSubject& subject, std::vector<int64_t> rows, const s
   return all;
 }
 
+// Before minutes of measuring.
+void check_trace(const Options& options) {
+  if (options.trace_path.empty()) return;
+  const auto is_step = [](const std::string& name) { return name == "step"; };
+  if (!options.parts.empty() && std::none_of(options.parts.begin(), options.parts.end(), is_step))
+    throw ConfigError("--trace {}: a trace is of a step: name the part step, or none", options.trace_path);
+  const fs::path folder = fs::absolute(options.trace_path).parent_path();
+  if (!fs::is_directory(folder)) throw IoError("--trace {}: {} is no directory", options.trace_path, folder.string());
+}
+
 BenchSubject make_subject(const Options& options) {
   BenchSubject subject;
   subject.config = load_config(options.run);
@@ -160,6 +170,7 @@ BenchSubject make_subject(const Options& options) {
 }
 
 void bench(const Options& options) {
+  check_trace(options);
   const auto subject = make_subject(options);
   const std::string device = subject.device.is_cpu()
                                  ? fmt::format("cpu ({}), {} threads, {}", cpu_model(), at::get_num_threads(), at::get_cpu_capability())

@@ -119,7 +119,7 @@ PartResult bench_operation(const BenchSubject& subject, const OperationPart& par
   const auto type = subject.compute_dtype;
   PartResult result{.name = part.name, .shape = part.shape(sizes)};
   result.floor_seconds = floor_of(subject, part.forward(sizes), type) + floor_of(subject, part.backward(sizes), type);
-  result.error = error_of(part.make(sizes_of(subject, 1, kErrorTokens)), subject.device, type);
+  result.error = errors_of(part.make(sizes_of(subject, 1, kErrorTokens)), subject.device, type).all;
 
   const Operation operation = part.make(sizes);
   auto inputs = inputs_of(operation, subject.device, type);

@@ -49,22 +49,30 @@ double relative(const Tensor& out, const Tensor& reference) {
 
 std::vector<Tensor> inputs_of(const Operation& operation, at::Device device, at::ScalarType type) {
   std::vector<Tensor> inputs;
-  for (const auto& [value, stays_wide] : operation.inputs)
-    inputs.push_back(value.to(type).to(device, stays_wide && type != at::kDouble ? at::kFloat : type));
+  for (const auto& input : operation.inputs) {
+    const auto own = input.stays_wide && type != at::kDouble ? at::kFloat : type;
+    inputs.push_back(input.value.to(own).to(device));
+  }
   return inputs;
 }
 
-double error_of(const Operation& operation, at::Device device, at::ScalarType type) {
+OperationErrors errors_of(const Operation& operation, at::Device device, at::ScalarType type) {
+  const auto inputs = inputs_of(operation, device, type);
   std::vector<Tensor> exact, weights;
-  for (const auto& input : operation.inputs) exact.push_back(input.value.to(type).to(at::kDouble));
+  for (const auto& input : inputs) exact.push_back(input.to(at::kCPU, at::kDouble));
   {
+    // Gradients of the outputs are rounded as the outputs are.
     const at::NoGradGuard no_grad;
-    for (const auto& output : operation.run(exact, at::kDouble)) weights.push_back(at::randn_like(output).to(type).to(at::kDouble));
+    for (const auto& output : operation.run(inputs, type)) weights.push_back(at::randn_like(output).to(at::kCPU, at::kDouble));
   }
   const auto expected = run_with_gradients(operation, exact, at::kDouble, weights),
-             got = run_with_gradients(operation, inputs_of(operation, device, type), type, weights);
-  double worst = 0;
-  for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, relative(got[i], expected[i]));
+             got = run_with_gradients(operation, inputs, type, weights);
+  OperationErrors worst;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double error = relative(got[i], expected[i]);
+    worst.all = std::max(worst.all, error);
+    if (got[i].scalar_type() == at::kFloat) worst.wide = std::max(worst.wide, error);
+  }
   return worst;
 }
 

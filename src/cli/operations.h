@@ -37,8 +37,12 @@ Operation slstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders bo
 // The inputs as `run` takes them in this type, on the device.
 std::vector<Tensor> inputs_of(const Operation& operation, at::Device device, at::ScalarType type);
 
-// Worst relative error of each output and gradient against float64 on the CPU, both sides from the same rounded inputs.
-double error_of(const Operation& operation, at::Device device, at::ScalarType type);
+// Worst relative errors of outputs and gradients against float64 on the CPU, both sides from the same rounded inputs.
+struct OperationErrors {
+  double all = 0.0;
+  double wide = 0.0;  // of those that are float32 whatever the type: gates' pre-activations, gradients of parameters
+};
+OperationErrors errors_of(const Operation& operation, at::Device device, at::ScalarType type);
 
 // |out - reference| / |reference|, in float64 on the CPU.
 double relative(const Tensor& out, const Tensor& reference);

@@ -79,9 +79,7 @@ TraceSummary summarize(std::vector<Event> events) {
 }  // namespace
 
 TraceSummary write_trace(const std::filesystem::path& path, const std::function<void()>& work, at::Device device) {
-  // The profiler itself only logs that it could not write.
-  if (!std::ofstream(path)) throw IoError("{}: cannot be written", path.string());
-  ::setenv("KINETO_LOG_LEVEL", "5", 0);  // it takes a machine without a GPU for an error
+  if (device.is_cpu()) ::setenv("KINETO_LOG_LEVEL", "5", 0);  // it takes a machine without a GPU for an error
   torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
   config.experimental_config.profile_all_threads = device.is_cpu();
   std::set<ActivityType> activities = {ActivityType::CPU};
@@ -96,8 +94,14 @@ TraceSummary write_trace(const std::filesystem::path& path, const std::function<
     throw;
   }
   const auto result = profiler::disableProfiler();
-  result->save(path.string());
   auto events = events_on(device, result->events());
+  if (events.empty()) throw DeviceError("the profiler saw nothing on {}: no trace is written", device.str());
+  // The profiler itself only logs that it could not write.
+  const std::filesystem::path unfinished = path.string() + ".tmp";
+  result->save(unfinished.string());
+  std::error_code error;
+  std::filesystem::rename(unfinished, path, error);
+  if (error) throw IoError("{}: cannot be written: {}", path.string(), error.message());
   if (device.is_cpu()) subtract_calls(events);
   return summarize(std::move(events));
 }

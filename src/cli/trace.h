@@ -23,7 +23,8 @@ struct TraceSummary {
 };
 
 // Runs `work` once under the profiler and writes a trace in Chrome's format (chrome://tracing, Perfetto). On a GPU the entries are kernels
-// and copies there; on a CPU operators, each without what it called. Throws IoError where the file cannot be written.
+// and copies there; on a CPU operators, each without what it called. Throws IoError where the file cannot be written, DeviceError where the
+// profiler saw nothing on the device; the file is then as it was.
 TraceSummary write_trace(const std::filesystem::path& path, const std::function<void()>& work, at::Device device);
 
 }  // namespace distil_xlstm::cli

@@ -76,10 +76,12 @@ QkvBackward qkv_backward_aten(const std::array<Tensor, 3>& grad_NF, const Tensor
 
 namespace {
 
+constexpr int64_t kKernelBlock = 4;  // the block width that the CUDA kernel is made for
+
 bool has_qkv_kernel(const Tensor& c_NF, const Tensor& x_NF, const Tensor& weight_GOI, at::ScalarType out_dtype) {
   const at::ScalarType type = c_NF.scalar_type();
   const bool has_out_type = out_dtype == type || (out_dtype == at::kBFloat16 && type == at::kHalf);
-  return has_cuda_kernels(c_NF) && x_NF.scalar_type() == type && has_out_type && weight_GOI.size(1) == 4 && c_NF.numel() > 0;
+  return has_cuda_kernels(c_NF) && x_NF.scalar_type() == type && has_out_type && weight_GOI.size(1) == kKernelBlock && c_NF.numel() > 0;
 }
 
 struct QkvFunction : torch::autograd::Function<QkvFunction> {
@@ -174,6 +176,10 @@ struct GateFunction : torch::autograd::Function<GateFunction> {
 
 }  // namespace
 
+bool qkv_takes_float32_weights(const Tensor& activation, int64_t block) {
+  return has_cuda_kernels(activation) && block == kKernelBlock;
+}
+
 std::array<Tensor, 3> qkv_projection(const Tensor& c_NF, const Tensor& x_NF, const BlockDiagonal& q, const BlockDiagonal& k,
                                      const BlockDiagonal& v, at::ScalarType out_dtype) {
   check_rank("qkv_projection: c_NF", c_NF, 2);
@@ -188,6 +194,8 @@ std::array<Tensor, 3> qkv_projection(const Tensor& c_NF, const Tensor& x_NF, con
       throw ShapeError("qkv_projection: some of q, k, v have a bias and some have none");
     if (projection->bias_F.defined()) check_shape("qkv_projection: bias_F", projection->bias_F, {F});
   }
+  for (const BlockDiagonal* projection : {&q, &k, &v})
+    check_device("qkv_projection: c_NF", c_NF, {x_NF, projection->weight_GOI, projection->bias_F});
   const variable_list out = QkvFunction::apply(c_NF, x_NF, q.weight_GOI, k.weight_GOI, v.weight_GOI, as_optional(q.bias_F),
                                                as_optional(k.bias_F), as_optional(v.bias_F), static_cast<int64_t>(out_dtype));
   return {out[0], out[1], out[2]};

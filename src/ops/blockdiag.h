@@ -20,6 +20,9 @@ struct BlockDiagonal {
 std::array<Tensor, 3> qkv_projection(const Tensor& c_NF, const Tensor& x_NF, const BlockDiagonal& q, const BlockDiagonal& k,
                                      const BlockDiagonal& v, at::ScalarType out_dtype);
 
+// Whether qkv_projection of this activation's type and device takes weights of `block` x `block` in float32, whatever the products' type.
+bool qkv_takes_float32_weights(const Tensor& activation, int64_t block);
+
 // The sLSTM's four gate pre-activations [N, H, 4, K] in slot order i f z o: input and forget gate from c, cell input and output gate from
 // x, both [N, H K]; weights [H, K, K] as [head][out][in]. Products run in `dtype`, which is also the result's. Differentiable in all.
 Tensor slstm_gate_projection(const Tensor& c_NF, const Tensor& x_NF, const Tensor& input_HKK, const Tensor& forget_HKK,

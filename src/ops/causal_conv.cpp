@@ -71,6 +71,7 @@ CausalConvOutput causal_conv_silu(const Tensor& x_BSF, const Tensor& weight_F1K,
                      shape_text(weight_F1K.sizes()));
   check_shape("causal_conv_silu: weight_F1K", weight_F1K, {F, 1, K});
   check_shape("causal_conv_silu: bias_F", bias_F, {F});
+  check_device("causal_conv_silu: x_BSF", x_BSF, {weight_F1K, bias_F, initial_state_BJF});
   if (initial_state_BJF.defined()) check_shape("causal_conv_silu: initial_state_BJF", initial_state_BJF, {B, K - 1, F});
   if (is_start_BS.defined()) check_shape("causal_conv_silu: is_start_BS", is_start_BS, {B, S});
   if (any_requires_grad({x_BSF, weight_F1K, bias_F, initial_state_BJF})) {

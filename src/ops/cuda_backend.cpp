@@ -10,7 +10,8 @@ CudaBackend& cuda_backend() {
 }
 
 bool has_cuda_kernels(const Tensor& x) {
-  return x.is_cuda() && cuda_backend().slstm_forward != nullptr && x.scalar_type() != at::kDouble;
+  const at::ScalarType type = x.scalar_type();
+  return x.is_cuda() && cuda_backend().slstm_forward != nullptr && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);
 }
 
 at::ScalarType activation_type(const Tensor& x) {

@@ -48,8 +48,9 @@ bool has_cuda_kernels(const Tensor& x);
 // The type to hand an activation over in: its own where the kernels convert, else the type to compute in.
 at::ScalarType activation_type(const Tensor& x);
 
-// What the library exports under the name kCudaRegisterSymbol: fills the table it is given.
-using CudaRegister = void (*)(CudaBackend*);
+// What the library exports under the name kCudaRegisterSymbol: fills the table it is given. It takes the table as it was when the library
+// was built; `interface` (DX_CUDA_INTERFACE, a digest of this folder's headers) says which: false, and nothing done, where it differs.
+using CudaRegister = bool (*)(CudaBackend*, const char* interface);
 inline constexpr const char* kCudaRegisterSymbol = "distil_xlstm_cuda_register";
 
 }  // namespace distil_xlstm::ops

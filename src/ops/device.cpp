@@ -85,8 +85,10 @@ CudaReport open_cuda() {
       report.detail += fmt::format(", without our kernels ({})", ::dlerror());
       return report;
     }
-    register_kernels(&cuda_backend());
-    report.detail += ", our kernels";
+    const bool is_registered = register_kernels(&cuda_backend(), DX_CUDA_INTERFACE);
+    report.detail += is_registered ? ", our kernels"
+                                   : fmt::format(", without our kernels ({}: built from other sources than the program: run 'make cuda')",
+                                                 library.filename().string());
     return report;
   }
   report.detail += ", without our kernels (libdistil_xlstm_cuda.so is not beside the program)";

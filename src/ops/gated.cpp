@@ -207,8 +207,8 @@ std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_
 
 Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype) {
   if (dtype == residual_ND.scalar_type()) {
-    const Tensor sum = at::addmm(residual_ND, x_NP, weight_DP.t());
-    return bias_D.defined() ? sum + bias_D : sum;
+    const Tensor sum = at::addmm(residual_ND, x_NP.to(dtype), weight_DP.to(dtype).t());
+    return bias_D.defined() ? sum + bias_D.to(dtype) : sum;
   }
   const Tensor product = at::linear(x_NP.to(dtype), weight_DP.to(dtype), bias_D.defined() ? as_optional(bias_D.to(dtype)) : std::nullopt);
   return residual_ND + product;
@@ -218,6 +218,7 @@ Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::stri
   const Activation activation = parse_activation(act);
   if (gate_NP.sizes() != value_NP.sizes())
     throw ShapeError("gated_activation: gate {}, value {}: they must be equal", shape_text(gate_NP.sizes()), shape_text(value_NP.sizes()));
+  check_device("gated_activation: gate", gate_NP, {value_NP});
   return GatedActivationFunction::apply(gate_NP, value_NP, static_cast<int64_t>(activation));
 }
 
@@ -226,8 +227,7 @@ Tensor swiglu(const Tensor& gate_up) {
     throw ShapeError("swiglu: gate_up {}: the last dimension must hold two equal halves",
                      gate_up.defined() ? shape_text(gate_up.sizes()) : "not given");
   const bool has_gradient = any_requires_grad({gate_up});
-  if (!has_gradient && gate_up.numel() > 0 && has_cuda_kernels(gate_up) && cuda_backend().swiglu != nullptr)
-    return cuda_backend().swiglu(gate_up.contiguous());
+  if (!has_gradient && gate_up.numel() > 0 && has_cuda_kernels(gate_up)) return cuda_backend().swiglu(gate_up.contiguous());
   if (!has_gradient && gate_up.numel() > 0 && has_swiglu_cpu(gate_up)) return swiglu_cpu(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return has_gradient ? at::silu(halves[0]) * halves[1] : at::silu(halves[0]).mul_(halves[1]);
@@ -239,6 +239,7 @@ Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, c
   check_shape("skip_gate: skip_P", skip_P, {P});
   check_shape("skip_gate: c_NP", c_NP, {N, P});
   check_shape("skip_gate: z_NP", z_NP, {N, P});
+  check_device("skip_gate: h_NP", h_NP, {skip_P, c_NP, z_NP});
   return SkipGateFunction::apply(h_NP, skip_P, c_NP, z_NP);
 }
 

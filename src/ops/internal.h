@@ -34,6 +34,14 @@ inline void check_rank(std::string_view what, const Tensor& tensor, int64_t rank
     throw ShapeError("{}: {} has {} dimensions, {} are needed", what, shape_text(tensor.sizes()), tensor.dim(), rank);
 }
 
+// Kernels take raw pointers: a tensor of another device would be read where it is not. Undefined tensors are skipped.
+inline void check_device(std::string_view what, const Tensor& x, std::initializer_list<Tensor> others) {
+  for (const Tensor& other : others) {
+    if (other.defined() && other.device() != x.device())
+      throw ShapeError("{}: on {}, another argument on {}: all must be on one device", what, x.device().str(), other.device().str());
+  }
+}
+
 // An optional input in the type to compute in, contiguous; zeros when undefined.
 inline Tensor or_zeros(const Tensor& tensor, at::IntArrayRef sizes, const at::TensorOptions& options) {
   return tensor.defined() ? tensor.to(options.dtype().toScalarType()).contiguous() : at::zeros(sizes, options);

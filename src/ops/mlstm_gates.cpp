@@ -91,6 +91,8 @@ MlstmGates mlstm_gate_projection(const std::array<Tensor, 3>& qkv_NI, const Mlst
   check_shape("mlstm_gate_projection: forget_HJ", weights.forget_HJ, {H, 3 * I});
   check_shape("mlstm_gate_projection: input_bias_H", weights.input_bias_H, {H});
   check_shape("mlstm_gate_projection: forget_bias_H", weights.forget_bias_H, {H});
+  check_device("mlstm_gate_projection: q_NI", qkv_NI[0],
+               {qkv_NI[1], qkv_NI[2], weights.input_HJ, weights.input_bias_H, weights.forget_HJ, weights.forget_bias_H});
   if (!can_split(qkv_NI, weights)) return project(qkv_NI, weights);
   const variable_list out = SplitProjectionFunction::apply(qkv_NI[0], qkv_NI[1], qkv_NI[2], weights.input_HJ, weights.input_bias_H,
                                                            weights.forget_HJ, weights.forget_bias_H);

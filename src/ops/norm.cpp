@@ -83,12 +83,13 @@ struct ResidualLayerNormFunction : torch::autograd::Function<ResidualLayerNormFu
 void check_weight(const char* name, const Tensor& x, const Tensor& weight) {
   if (!x.defined() || x.dim() == 0) throw ShapeError("{}: x needs at least one dimension", name);
   check_shape(fmt::format("{}: weight", name), weight, {x.size(-1)});
+  check_device(fmt::format("{}: x", name), x, {weight});
 }
 
 // The kernel keeps a row in registers, as 16-byte vectors or, where rows are no multiple of those, as single values.
 bool has_rms_norm_kernel(const Tensor& x, const Tensor& weight) {
   const int64_t width = x.size(-1), vector = 16 / x.element_size();
-  return has_cuda_kernels(x) && cuda_backend().rms_norm != nullptr && weight.scalar_type() == x.scalar_type() &&
+  return has_cuda_kernels(x) && weight.scalar_type() == x.scalar_type() &&
          (width % vector == 0 ? width / vector : width) <= cuda_backend().max_rms_norm_vectors;
 }
 

@@ -60,9 +60,14 @@ void rotate_(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, i
   if (first_position < 0) throw ShapeError("rotate_: first_position = {}: must not be negative", first_position);
   check_table("rotate_: cos_TI", cos_TI, first_position + S, K / 2);
   check_table("rotate_: sin_TI", sin_TI, first_position + S, K / 2);
-  if (x_BSHK.stride(3) == 1 && has_cuda_kernels(x_BSHK) && cuda_backend().rotate != nullptr) {
-    return cuda_backend().rotate(x_BSHK, cos_TI, sin_TI, first_position);
+  check_device("rotate_: x_BSHK", x_BSHK, {cos_TI, sin_TI});
+  for (int64_t i = 0; i < 4; ++i) {
+    if (x_BSHK.stride(i) == 0 && x_BSHK.size(i) > 1)
+      throw ShapeError("rotate_: x_BSHK {}: dimension {} is expanded, so that its parts share memory", shape_text(x_BSHK.sizes()), i);
   }
+  if (x_BSHK.numel() == 0) return;
+  x_BSHK.unsafeGetTensorImpl()->bump_version();  // the kernels write past autograd
+  if (x_BSHK.stride(3) == 1 && has_cuda_kernels(x_BSHK)) return cuda_backend().rotate(x_BSHK, cos_TI, sin_TI, first_position);
   const Tensor cos_SI = cos_TI.narrow(0, first_position, S), sin_SI = sin_TI.narrow(0, first_position, S);
   if (x_BSHK.stride(3) == 1 && x_BSHK.is_cpu() && x_BSHK.scalar_type() == at::kFloat) {
     return rotate_float_cpu(x_BSHK, cos_SI.const_data_ptr<float>(), sin_SI.const_data_ptr<float>());

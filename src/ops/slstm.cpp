@@ -92,6 +92,7 @@ void check_inputs(const Tensor& wx, const Tensor& r, const Tensor& bias, const S
   if (wx.numel() == 0) throw ShapeError("slstm_scan: wx_BSHGK {}: no dimension may be 0", shape_text(wx.sizes()));
   check_shape("slstm_scan: r_HKGK", r, {H, K, 4, K});
   check_shape("slstm_scan: bias_HGK", bias, {H, 4, K});
+  check_device("slstm_scan: wx_BSHGK", wx, {r, bias});
   for (const Tensor& state : {initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK, initial.stabilizer_BHK}) {
     if (state.defined()) check_shape("slstm_scan: initial state", state, {B, H, K});
   }

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "ops/blockdiag.h"
 #include "ops/norm.h"
 #include "student/blocks.h"
 #include "student/parameters.h"
@@ -41,10 +42,10 @@ BlockWeights bind_block(const StudentConfig& config, int64_t block, const std::m
   return weights;
 }
 
-// Whether forward_block converts this tensor to the type of the matrix products. On CUDA the kernel of q, k and v reads its small weights
-// in float32.
-bool is_product_weight(std::string_view name, at::ScalarType compute_dtype, at::Device device) {
-  if (device.is_cuda() && (name.starts_with("xlstm.q_proj.") || name.starts_with("xlstm.k_proj.") || name.starts_with("xlstm.v_proj.")))
+// Whether forward_block converts this tensor to the type of the matrix products. The CUDA kernel of q, k and v reads its small weights in
+// float32.
+bool is_product_weight(std::string_view name, at::ScalarType compute_dtype, bool keeps_qkv) {
+  if (keeps_qkv && (name.starts_with("xlstm.q_proj.") || name.starts_with("xlstm.k_proj.") || name.starts_with("xlstm.v_proj.")))
     return false;
   const bool is_slstm_gate = name.ends_with("gate.weight") && !name.starts_with("xlstm.mlstm_cell.");
   return name.find("proj") != std::string_view::npos || (is_slstm_gate && compute_dtype == at::kBFloat16);
@@ -189,9 +190,10 @@ class XlstmStudent final : public Student {
     for (const auto& [name, tensor] : parameters_) version += tensor._version();
     if (cast_blocks_.empty() || cast_dtype_ != compute_dtype || cast_version_ != version) {
       cast_blocks_ = blocks_;
+      const bool keeps_qkv = ops::qkv_takes_float32_weights(parameters_.front().second, config_.qkv_proj_blocksize);
       for (BlockWeights& block : cast_blocks_) {
         block.for_each([&](std::string_view name, Tensor& tensor) {
-          if (tensor.defined() && is_product_weight(name, compute_dtype, device())) tensor = tensor.detach().to(compute_dtype);
+          if (tensor.defined() && is_product_weight(name, compute_dtype, keeps_qkv)) tensor = tensor.detach().to(compute_dtype);
         });
       }
       cast_dtype_ = compute_dtype;

@@ -26,7 +26,7 @@ ROPE = {
     "linear": dict(rope_type="linear", rope_theta=1e4, factor=2.5),
     "llama3": dict(rope_type="llama3", rope_theta=5e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=64),
-    "yarn": dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=64),
+    "yarn": dict(rope_type="yarn", rope_theta=1e4, factor=3.0, original_max_position_embeddings=64),
 }
 TINY = dict(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2,
             max_position_embeddings=256)

@@ -303,7 +303,8 @@ cudaError_t causal_conv_forward(const CausalConv& x, cudaStream_t stream) {
 
 cudaError_t causal_conv_backward(const CausalConvBackward& g, cudaStream_t stream) {
   const CausalConv& x = g.forward;
-  if (x.K > kConvMaxTaps) return cudaErrorInvalidValue;
+  // Each chunk of tokens is a block of its own in one dimension of the grid.
+  if (x.K > kConvMaxTaps || (x.S + kConvChunk - 1) / kConvChunk > 65535) return cudaErrorInvalidValue;
   const bool holds_window = causal_conv_holds_window(x);
   if (holds_window && !are_aligned({g.grad_y_BSF, g.grad_state_BJF, g.grad_x_BSF, g.grad_initial_BJF, g.grad_weight_PKF, g.grad_bias_PF}))
     return cudaErrorInvalidValue;

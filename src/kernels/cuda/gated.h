@@ -6,7 +6,7 @@
 
 namespace distil_xlstm::kernels::cuda {
 
-// In the order of ops/gated.cpp. gelu is the erf form; swish is the teacher's silu.
+// In the order of ops/gated_forms.h. gelu is the erf form; swish is the teacher's silu.
 enum class Activation { gelu, relu, relu_squared, sigmoid, swish, selu };
 
 struct GatedActivation {

@@ -8,26 +8,17 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxHeld = kRmsNormMaxVectors / kMaxThreads;
 
-// One block a row, kHeld vectors of W values a thread, held in registers between the two uses: x may be
-// overwritten, each value is read once, by the thread that writes it.
+// One block a row, kHeld vectors of W values a thread, held in registers between the two uses.
 template <typename T, int W, int kHeld>
 __global__ void __launch_bounds__(kMaxThreads) forward_kernel(const __grid_constant__ RmsNorm x) {
   const int64_t row = int64_t(blockIdx.x) * x.D;
   const T *in = static_cast<const T*>(x.x_ND) + row, *weight = static_cast<const T*>(x.weight_D);
-  const T* residual = x.residual_ND ? static_cast<const T*>(x.residual_ND) + row : nullptr;
   float values[kHeld][W], squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int at = (int(threadIdx.x) + i * int(blockDim.x)) * W;
     if (at >= x.D) break;
     load_values(values[i], in + at);
-    if (residual) {
-      float added[W];
-      load_values(added, residual + at);
-#pragma unroll
-      for (int j = 0; j < W; ++j) values[i][j] = to_float(from_float<T>(values[i][j] + added[j]));
-      store_values(static_cast<T*>(x.sum_ND) + row + at, values[i]);
-    }
 #pragma unroll
     for (int j = 0; j < W; ++j) squares += values[i][j] * values[i][j];
   }
@@ -68,7 +59,7 @@ cudaError_t launch(const RmsNorm& x, cudaStream_t stream) {
 cudaError_t rms_norm_forward(const RmsNorm& x, cudaStream_t stream) {
   if (x.N == 0) return cudaSuccess;
   if (x.N < 0 || x.D < 1) return cudaErrorInvalidValue;
-  const bool is_aligned = are_aligned({x.x_ND, x.residual_ND, x.weight_D, x.sum_ND, x.y_ND});
+  const bool is_aligned = are_aligned({x.x_ND, x.weight_D, x.y_ND});
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
     return is_aligned && x.D % kVectorSize<T> == 0 ? launch<T, kVectorSize<T>>(x, stream) : launch<T, 1>(x, stream);

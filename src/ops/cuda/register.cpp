@@ -3,6 +3,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <string_view>
+
 #include "base/error.h"
 #include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
@@ -26,8 +28,10 @@ gpu::Type type_of(at::ScalarType type) {
       return gpu::Type::bfloat16;
     case at::kHalf:
       return gpu::Type::float16;
-    default:
+    case at::kFloat:
       return gpu::Type::float32;
+    default:
+      throw ValueError("CUDA kernels: {} is none of float32, bfloat16 and float16", at::toString(type));
   }
 }
 gpu::Type type_of(const Tensor& x) {
@@ -36,8 +40,7 @@ gpu::Type type_of(const Tensor& x) {
 
 void check(cudaError_t error, const char* what, const Tensor& x) {
   if (error == cudaSuccess) return;
-  throw DeviceError("{} [{}]: {}: a smaller micro_batch_size or context_length may help", what, fmt::join(x.sizes(), ", "),
-                    cudaGetErrorString(error));
+  throw DeviceError("{} [{}]: {}", what, fmt::join(x.sizes(), ", "), cudaGetErrorString(error));
 }
 
 float* floats(const Tensor& x) {
@@ -294,7 +297,7 @@ Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor in = aligned(x), factor = aligned(weight), y = at::empty_like(in);
   const int64_t D = in.size(-1);
-  const gpu::RmsNorm args{type_of(in), in.numel() / D, int(D), float(eps), pointer(in), nullptr, pointer(factor), nullptr, pointer(y)};
+  const gpu::RmsNorm args{type_of(in), in.numel() / D, int(D), float(eps), pointer(in), pointer(factor), pointer(y)};
   check(gpu::rms_norm_forward(args, c10::cuda::getCurrentCUDAStream()), "rms_norm, x", x);
   return y;
 }
@@ -511,8 +514,10 @@ void head_loss_tile(const HeadLossTile& tile) {
 }  // namespace distil_xlstm::ops
 
 // The program finds this by name (kCudaRegisterSymbol).
-extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table) {
+extern "C" __attribute__((visibility("default"))) bool distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table,
+                                                                                  const char* interface) {
   using namespace distil_xlstm::ops;
+  if (std::string_view(interface) != DX_CUDA_INTERFACE) return false;
   namespace gpu = distil_xlstm::kernels::cuda;
   *table = {.slstm_forward = slstm_forward,
             .slstm_backward = slstm_backward,
@@ -535,4 +540,5 @@ extern "C" __attribute__((visibility("default"))) void distil_xlstm_cuda_registe
             .max_head_width = gpu::kSlstmMaxHeadWidth,
             .max_taps = gpu::kConvMaxTaps,
             .max_rms_norm_vectors = gpu::kRmsNormMaxVectors};
+  return true;
 }

@@ -143,6 +143,33 @@ TEST_F(BlockOps, ResidualLinearGradients) {
     const Tensor out = residual_linear(residual, x, w, {}, at::kBFloat16);
     EXPECT_EQ(out.scalar_type(), at::kFloat);
     EXPECT_LT(relative_error(out, residual + at::linear(x, w)), 1e-2);
+    // The same type for residual and product, weights in float32 as they are stored.
+    const Tensor half_residual = residual.to(at::kBFloat16), bias = randn({3}).to(device, at::kFloat);
+    const Tensor half_out = residual_linear(half_residual, x.to(at::kBFloat16), w, bias, at::kBFloat16);
+    EXPECT_EQ(half_out.scalar_type(), at::kBFloat16);
+    EXPECT_LT(relative_error(half_out, residual + at::linear(x, w, bias)), 2e-2);
+  }
+}
+
+TEST_F(BlockOps, GatedActivationsPassNanOn) {
+  for (const at::Device device : devices()) {
+    for (const char* act : {"gelu", "relu", "relu^2", "sigmoid", "swish", "selu"}) {
+      SCOPED_TRACE(fmt::format("{} {}", act, device.str()));
+      const Tensor gate = at::full({1, 8}, NAN, at::TensorOptions(device).dtype(at::kFloat));
+      const Tensor out = gated_activation(gate, at::ones_like(gate), act);
+      EXPECT_TRUE(out.isnan().all().item<bool>());
+    }
+  }
+}
+
+// Where gelu is a small difference of large terms.
+TEST_F(BlockOps, GeluIsExactFarBelowZero) {
+  for (const at::Device device : devices()) {
+    for (const double x : {-3.0, -4.0, -6.0}) {
+      const Tensor gate = at::full({1, 8}, x, at::kDouble), value = at::ones_like(gate);
+      const Tensor out = gated_activation(gate.to(device, at::kFloat), value.to(device, at::kFloat), "gelu");
+      EXPECT_LT(relative_error(out, gate * at::erfc(-gate / std::sqrt(2.0)) / 2), 1e-5) << device << " " << x;
+    }
   }
 }
 

@@ -109,7 +109,8 @@ TEST_F(NormTest, ResidualLayerNormBetweenTypes) {
             {x.to(device), weight.to(device)});
         EXPECT_EQ(out.scalar_type(), y_type);
         EXPECT_LT(relative_error(out, y), y_type == at::kDouble ? 1e-5 : tolerance(y_type));
-        EXPECT_LT(relative_error(grads[0], expected[0]), 10 * tolerance(x_type));
+        // In float32 what is left of sums that cancel in short rows; in half precision its rounding is all that counts.
+        EXPECT_LT(relative_error(grads[0], expected[0]), x_type == at::kFloat ? 1e-4 : tolerance(x_type));
         EXPECT_LT(relative_error(grads[1], expected[1]), tolerance(at::kFloat));
         const at::NoGradGuard no_grad;
         EXPECT_TRUE(at::equal(out, residual_layer_norm(x.to(device), weight.to(device), c.groups, y_type)));
