@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "ops/blockdiag.h"
+#include "ops/cuda_backend.h"
 #include "ops/gated.h"
 #include "unit/ops/op_testing.h"
 
@@ -162,9 +163,10 @@ TEST_F(BlockOps, GatedActivationsPassNanOn) {
   }
 }
 
-// Where gelu is a small difference of large terms.
+// Where gelu is a small difference of large terms. LibTorch's own on CUDA is not.
 TEST_F(BlockOps, GeluIsExactFarBelowZero) {
   for (const at::Device device : devices()) {
+    if (device.is_cuda() && !has_cuda_kernels(at::zeros({1}, device))) continue;
     for (const double x : {-3.0, -4.0, -6.0}) {
       const Tensor gate = at::full({1, 8}, x, at::kDouble), value = at::ones_like(gate);
       const Tensor out = gated_activation(gate.to(device, at::kFloat), value.to(device, at::kFloat), "gelu");
