@@ -5,10 +5,13 @@ JOBS  ?= $(shell nproc)
 .PHONY: demo demo-smollm2 test test-oracles build cuda format check-format lint layout clean
 
 # With a GPU (or CUDA=1) the CUDA library is built beside the program; the program itself is the same.
+TARGETS = program
+test: TARGETS = all
+test-oracles: TARGETS = program model_dump
 build:
 	@env=$$(tools/setup) && case $$env in */full-*) cuda=ON ;; *) cuda=OFF ;; esac \
 	  && cmake --preset release -DDISTIL_XLSTM_ENV_DIR=$$env -DDISTIL_XLSTM_CUDA=$$cuda > build.log 2>&1 || { cat build.log; exit 1; } \
-	  && rm -f build.log && ninja -C $(BUILD) -j $(JOBS)
+	  && rm -f build.log && ninja -C $(BUILD) -j $(JOBS) $(TARGETS)
 
 demo: build
 	@tools/demo $(BUILD)/distil-xlstm

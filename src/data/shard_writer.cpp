@@ -98,8 +98,8 @@ struct ShardWriter::Impl {
   uint64_t num_stored = 0;
   uint64_t num_own_documents = 0;  // without a border on the id shared with the shard before
   std::vector<uint64_t> borders;
-  std::vector<uint8_t> mask_bits;  // kept whether or not it will be written
   bool masked = false;             // some id of this shard does not count
+  std::vector<uint8_t> mask_bits;  // of all its ids, once one does not
 
   // The id that the next shard begins with.
   int32_t last_id = 0;
@@ -149,14 +149,22 @@ struct ShardWriter::Impl {
       const std::vector<uint16_t> narrow(ids.begin(), ids.end());
       write_ids(std::as_bytes(std::span(narrow)));
     }
-    mask_bits.resize((num_stored + ids.size() + 7) / 8);
-    for (size_t i = 0; i < ids.size(); ++i) {
-      const uint64_t place = num_stored + i;
-      const bool count = counts.empty() || counts[i] != 0;
-      if (count) mask_bits[place / 8] = static_cast<uint8_t>(mask_bits[place / 8] | (1U << (place % 8)));
-      masked = masked || !count;
+    if (!masked && !std::ranges::all_of(counts, [](uint8_t count) { return count != 0; })) begin_mask();
+    if (masked) {
+      mask_bits.resize((num_stored + ids.size() + 7) / 8);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        const uint64_t place = num_stored + i;
+        if (counts.empty() || counts[i] != 0) mask_bits[place / 8] = static_cast<uint8_t>(mask_bits[place / 8] | (1U << (place % 8)));
+      }
     }
     num_stored += ids.size();
+  }
+
+  // All ids so far counted.
+  void begin_mask() {
+    masked = true;
+    mask_bits.assign((num_stored + 7) / 8, 0xff);
+    if (num_stored % 8 != 0) mask_bits.back() = static_cast<uint8_t>((1U << (num_stored % 8)) - 1);
   }
 
   void write_ids(std::span<const std::byte> bytes) {

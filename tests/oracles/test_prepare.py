@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import struct
@@ -97,6 +98,27 @@ def read_split(directory, split="train"):
         length += len(ids[-1])
     ids, masks = np.concatenate(ids), np.concatenate(masks)
     return [(ids[a:b].tolist(), masks[a:b].tolist()) for a, b in zip(borders, borders[1:] + [length])]
+
+
+def test_memory_does_not_grow_with_the_corpus():
+    """Peak resident memory of 24 MB and of 96 MB of stories: what is kept for a corpus, its text or its ids, would show."""
+    directory, _ = tokenizer_of("stories260K")
+    rows = [row["text"] for row in rows_of(SHARED / "train" / "stories" / "tinystories_train.jsonl")]
+    peaks = {}
+    for megabytes in (24, 96):
+        tmp_path, rng, size = fresh_directory(), random.Random(megabytes), 0
+        with open(tmp_path / "text.jsonl", "w") as out:
+            while size < megabytes * 1e6:
+                size += out.write(json.dumps({"text": f"{rng.choice(rows)} {rng.random()}"}) + "\n")
+        command = [PROGRAM, "prepare", tmp_path / "text.jsonl", "--model", directory, "--output", tmp_path / "out", "--context-length", "256",
+                   "--shard-size", "2M"]
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, (tmp_path / "log").read_text()
+        peaks[megabytes] = usage.ru_maxrss / 1024
+    print("  peak memory: " + ", ".join(f"{peak:.0f} MiB for {megabytes} MB" for megabytes, peak in peaks.items()))
+    assert peaks[96] - peaks[24] < 32, peaks
 
 
 def test_tinystories_with_stories260k():

@@ -88,8 +88,8 @@ MlstmOutput run_reference(const Data& d) {
 
 enum class Frame { fixed, moving };
 
-// The recurrence step by step in ATen operations. eps is added in a frame m that moves with the gates; the chunkwise form's derivative leaves
-// that out by design: autograd gives it with m a constant of the graph (Frame::fixed), and the whole derivative with Frame::moving.
+// The recurrence step by step in ATen operations. eps is added in a frame m that moves with the gates; the chunkwise form's derivative
+// leaves that out by design: autograd gives it with m a constant of the graph (Frame::fixed), and the whole derivative with Frame::moving.
 MlstmOutput recurrence(const MlstmInputs& in, const MlstmState& initial, Frame frame) {
   const int64_t B = in.q_BSHK.size(0), S = in.q_BSHK.size(1), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
   const auto options = in.q_BSHK.options().requires_grad(false);
@@ -192,8 +192,8 @@ TEST_F(MlstmTest, ChunkwiseEqualsRecurrentForEverySplit) {
   }
 }
 
-// The parallel form adds eps in another frame. With closed input gates both frames lie at or below 1, so eps counts for at most itself; with
-// open ones it counts for eps / N, however small N becomes by cancellation.
+// The parallel form adds eps in another frame. With closed input gates both frames lie at or below 1, so eps counts for at most itself;
+// with open ones it counts for eps / N, however small N becomes by cancellation.
 TEST_F(MlstmTest, ParallelFormAgrees) {
   for (const double igate_shift : {-4.0, 0.0}) {
     for (const bool with_starts : {false, true}) {
@@ -248,8 +248,8 @@ void expect_gradients_match_differences(const Case& c, const Form& form, double 
   EXPECT_TRUE(compared) << "differences converge in no draw";
 }
 
-// The whole derivative to 1e-6 in the recurrence, whose fixed frame is then what the chunkwise form must equal; the chunkwise form itself up
-// to the part that it leaves out, of the order of eps / N.
+// The whole derivative to 1e-6 in the recurrence, whose fixed frame is then what the chunkwise form must equal; the chunkwise form itself
+// up to the part that it leaves out, of the order of eps / N.
 TEST_F(MlstmTest, GradientsMatchDifferences) {
   for (const Case& c :
        {Case{2, 1, 1, 3, 2, false, true}, Case{2, 5, 2, 3, 2, true, true}, Case{1, 11, 1, 4, 6, false, true}, Case{2, 9, 1, 5, 3, true}}) {
