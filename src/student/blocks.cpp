@@ -9,17 +9,6 @@
 namespace distil_xlstm::student {
 namespace {
 
-// The sLSTM's gate pre-activations stay out of float16 (docs/mathematics.md 9, point 7): its range is too small for the path into the
-// exponentials.
-at::ScalarType gate_dtype(at::ScalarType compute) {
-  return compute == at::kHalf ? at::kFloat : compute;
-}
-
-// The mLSTM's cell output may be around 1e-5 (docs/mathematics.md 9, point 2), where float16 is subnormal.
-at::ScalarType cell_dtype(at::ScalarType compute) {
-  return compute == at::kHalf ? at::kBFloat16 : compute;
-}
-
 // The weight that multiplies by one, where the configuration has no norm weight.
 Tensor norm_weight_or_zeros(const Tensor& weight, const Tensor& like, int64_t size) {
   return weight.defined() ? weight : at::zeros({size}, like.options());
@@ -44,7 +33,7 @@ Tensor forward_kind(const SlstmWeights& w, const Tensor& x_BSD, const BlockCall&
     if (state) state->conv_tail_BJF = std::move(conv.state_BJF);
   }
   const Tensor wx_NHGK = ops::slstm_gate_projection(c_BSD.view({B * S, D}), u_BSD.view({B * S, D}), w.input_gate, w.forget_gate,
-                                                    w.cell_gate, w.output_gate, gate_dtype(call.compute_dtype));
+                                                    w.cell_gate, w.output_gate, cell_dtype(call.compute_dtype));
   ops::SlstmOutput cell =
       ops::slstm_scan(wx_NHGK.view({B, S, H, 4, K}), w.recurrent, w.bias, state ? state->slstm : ops::SlstmState{}, call.is_start_BS);
   if (state) state->slstm = std::move(cell.state);
@@ -99,6 +88,10 @@ Tensor forward_kind(const MlstmWeights& w, const Tensor& x_BSD, const BlockCall&
 }
 
 }  // namespace
+
+at::ScalarType cell_dtype(at::ScalarType compute_dtype) {
+  return compute_dtype == at::kHalf ? at::kBFloat16 : compute_dtype;
+}
 
 BlockWeights BlockWeights::transformed(const std::function<Tensor(const Tensor&)>& change) const {
   BlockWeights copy = *this;

@@ -103,6 +103,11 @@ struct BlockCall {
   ops::MlstmForm mlstm_form = ops::MlstmForm::chunkwise;
 };
 
+// The type of what enters the cells (the sLSTM's gate pre-activations; the mLSTM's q, k, v) and leaves them: bfloat16 beside float16
+// products, whose range is too small for the path into the exponentials and for the mLSTM's output, which may be around 1e-5
+// (docs/mathematics.md 9, points 2 and 7).
+at::ScalarType cell_dtype(at::ScalarType compute_dtype);
+
 // x_BSD, the residual stream in float32 (float64 where the parameters are) -> the same after the block. `state`, unless null, is where the
 // rows start from, and holds where they ended afterwards.
 Tensor forward_block(const BlockWeights& weights, const Tensor& x_BSD, const BlockCall& call, BlockState* state);

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -42,13 +43,13 @@ BlockWeights bind_block(const StudentConfig& config, int64_t block, const std::m
   return weights;
 }
 
-// Whether forward_block converts this tensor to the type of the matrix products. The CUDA kernel of q, k and v reads its small weights in
-// float32.
-bool is_product_weight(std::string_view name, at::ScalarType compute_dtype, bool keeps_qkv) {
+// The type that forward_block converts this weight to, if it does. The CUDA kernel of q, k and v reads its small weights in float32.
+std::optional<at::ScalarType> product_dtype(std::string_view name, at::ScalarType compute_dtype, bool keeps_qkv) {
   if (keeps_qkv && (name.starts_with("xlstm.q_proj.") || name.starts_with("xlstm.k_proj.") || name.starts_with("xlstm.v_proj.")))
-    return false;
-  const bool is_slstm_gate = name.ends_with("gate.weight") && !name.starts_with("xlstm.mlstm_cell.");
-  return name.find("proj") != std::string_view::npos || (is_slstm_gate && compute_dtype == at::kBFloat16);
+    return std::nullopt;
+  if (name.ends_with("gate.weight") && !name.starts_with("xlstm.mlstm_cell.")) return cell_dtype(compute_dtype);
+  if (name.find("proj") != std::string_view::npos) return compute_dtype;
+  return std::nullopt;
 }
 
 class XlstmStudent final : public Student {
@@ -193,7 +194,8 @@ class XlstmStudent final : public Student {
       const bool keeps_qkv = ops::qkv_takes_float32_weights(parameters_.front().second, config_.qkv_proj_blocksize);
       for (BlockWeights& block : cast_blocks_) {
         block.for_each([&](std::string_view name, Tensor& tensor) {
-          if (tensor.defined() && is_product_weight(name, compute_dtype, keeps_qkv)) tensor = tensor.detach().to(compute_dtype);
+          if (const auto dtype = product_dtype(name, compute_dtype, keeps_qkv); dtype && tensor.defined())
+            tensor = tensor.detach().to(*dtype);
         });
       }
       cast_dtype_ = compute_dtype;
