@@ -163,8 +163,12 @@ BenchSubject make_subject(const Options& options) {
   }
   subject.device = ops::parse_device(subject.config.train.device);
   subject.compute_dtype = ops::parse_precision(subject.config.train.precision, subject.device);
-  subject.teacher_dtype = ops::parse_precision(subject.config.teacher.precision, subject.device);
+  subject.teacher_precision = teacher::parse_precision(subject.config.teacher.precision, subject.device);
   subject.flops_per_second = product_flops(subject.device, subject.compute_dtype);
+  subject.teacher_flops_per_second = subject.teacher_precision.has_fp8_products ? fp8_product_flops(subject.device)
+                                     : subject.teacher_precision.dtype == subject.compute_dtype
+                                         ? subject.flops_per_second
+                                         : product_flops(subject.device, subject.teacher_precision.dtype);
   subject.bytes_per_second = copy_bytes_per_second(subject.device);
   return subject;
 }
@@ -177,8 +181,8 @@ void bench(const Options& options) {
                                  : fmt::format("{} ({})", subject.device.str(), ops::load_cuda().detail);
   fmt::print("{}; {}; products {}FLOP/s, copies {}B/s\n", device, ops::precision_name(subject.compute_dtype),
              format_count(subject.flops_per_second), format_count(subject.bytes_per_second));
-  fmt::print("teacher {}, student of {} blocks, context {}\n", subject.config.teacher.model, subject.student.num_blocks,
-             subject.config.data.context_length);
+  fmt::print("teacher {} in {}, student of {} blocks, context {}\n", subject.config.teacher.model,
+             teacher::precision_name(subject.teacher_precision), subject.student.num_blocks, subject.config.data.context_length);
   const auto is_wanted = [&](const std::string& name) {
     return options.parts.empty() || std::find(options.parts.begin(), options.parts.end(), name) != options.parts.end();
   };
@@ -186,6 +190,7 @@ void bench(const Options& options) {
                   {"device", device},
                   {"precision", ops::precision_name(subject.compute_dtype)},
                   {"teacher", subject.config.teacher.model},
+                  {"teacher_precision", teacher::precision_name(subject.teacher_precision)},
                   {"context_length", subject.config.data.context_length},
                   {"product_flops_per_second", subject.flops_per_second},
                   {"copy_bytes_per_second", subject.bytes_per_second}};

@@ -202,19 +202,19 @@ PartResult bench_teacher(const BenchSubject& subject) {
                     .shape = fmt::format("{} x {}, {} layers of {}, mean of their states", B, S, subject.teacher.num_layers,
                                          subject.teacher.hidden_size)};
   const auto flops = train::count_flops(subject.teacher, subject.student, S);
-  result.floor_seconds = flops.teacher_body * static_cast<double>(subject.tokens()) / subject.flops_per_second;
+  result.floor_seconds = flops.teacher_body * static_cast<double>(subject.tokens()) / subject.teacher_flops_per_second;
   {
     const json few_layers = with_two_layers(subject.teacher_config);
     constexpr uint64_t kSeed = 7;
-    const auto run = [&](at::Device device, at::ScalarType type) {
+    const auto run = [&](at::Device device, const teacher::Precision& precision) {
       at::manual_seed(kSeed);
-      const auto model = teacher::random_teacher(few_layers, device, type, at::kCPU);
+      const auto model = teacher::random_teacher(few_layers, device, precision, at::kCPU);
       return model->forward_hidden(at::randint(V, {1, kErrorTokens}, at::kLong).to(device));
     };
-    const Tensor exact = run(at::kCPU, at::kDouble);
-    result.error = relative(run(subject.device, subject.teacher_dtype), exact);
+    const Tensor exact = run(at::kCPU, {at::kDouble});
+    result.error = relative(run(subject.device, subject.teacher_precision), exact);
   }
-  const auto model = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_dtype, subject.device);
+  const auto model = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_precision, subject.device);
   const Tensor tokens = at::randint(V, {B, S}, at::kLong).to(subject.device);
   result.forward_seconds = median_seconds([&] { std::ignore = model->forward(tokens, {}, {.collect_mean = true}); }, subject.device);
   return result;

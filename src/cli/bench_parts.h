@@ -20,8 +20,10 @@ struct BenchSubject {
   teacher::TeacherShape teacher;
   student::StudentConfig student;
   at::Device device = at::kCPU;
-  at::ScalarType compute_dtype = at::kFloat, teacher_dtype = at::kFloat;
-  double flops_per_second = 0.0, bytes_per_second = 0.0;  // large products in the compute type, a copy: measured
+  at::ScalarType compute_dtype = at::kFloat;
+  teacher::Precision teacher_precision;
+  // Measured: large products in the compute type and in the teacher's, a copy.
+  double flops_per_second = 0.0, teacher_flops_per_second = 0.0, bytes_per_second = 0.0;
   [[nodiscard]] int64_t tokens() const { return config.train.micro_batch_size * config.data.context_length; }
 };
 

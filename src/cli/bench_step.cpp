@@ -30,7 +30,7 @@ data::Batch random_batch(const BenchSubject& subject, int64_t rows) {
 std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
                                   const std::string& trace_path) {
   const auto& config = subject.config;
-  const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_dtype, subject.device);
+  const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_precision, subject.device);
   const auto student =
       student::Student::create(subject.student, teacher->embedding_weight(), teacher->head_weight(), config.seed, subject.device);
   const distill::Alignment alignment(config.distill.alignment, teacher->num_layers(), subject.student.num_blocks);
@@ -67,7 +67,8 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     StepBench result{.micro_batch_size = rows, .accumulation_steps = accumulation};
     result.seconds = median_seconds(step, subject.device);
     result.tokens_per_second = static_cast<double>(accumulation * rows * config.data.context_length) / result.seconds;
-    result.floor_tokens_per_second = subject.flops_per_second / flops.total();
+    result.floor_tokens_per_second =
+        1.0 / (flops.teacher_body / subject.teacher_flops_per_second + (flops.total() - flops.teacher_body) / subject.flops_per_second);
     result.peak_memory_bytes = ops::peak_memory_bytes(subject.device);
     if (!trace_path.empty() && results.empty()) result.trace = write_trace(trace_path, step, subject.device);
     results.push_back(std::move(result));

@@ -5,17 +5,35 @@
 
 #include "base/log.h"
 #include "ops/device.h"
+#include "ops/fp8.h"
 
 namespace distil_xlstm::cli {
+namespace {
+
+int64_t product_size(at::Device device) {
+  return device.is_cuda() ? 8192 : 1024;
+}
+
+double product_flop(int64_t size) {
+  return 2.0 * static_cast<double>(size * size * size);
+}
+
+}  // namespace
 
 double product_flops(at::Device device, at::ScalarType dtype) {
   const at::NoGradGuard no_grad;
-  const int64_t size = device.is_cuda() ? 8192 : 1024;
+  const int64_t size = product_size(device);
   // Random values: with constant ones a GPU draws less power and keeps a higher clock than any real product does.
   const Tensor a = at::randn({size, size}, at::TensorOptions(at::kFloat).device(device)).to(dtype);
   Tensor out = at::empty_like(a);
-  const double seconds = median_seconds([&] { at::mm_out(out, a, a); }, device);
-  return 2.0 * static_cast<double>(size * size * size) / seconds;
+  return product_flop(size) / median_seconds([&] { at::mm_out(out, a, a); }, device);
+}
+
+double fp8_product_flops(at::Device device) {
+  const at::NoGradGuard no_grad;
+  const int64_t size = product_size(device);
+  const auto rows = ops::fp8_rows(at::randn({size, size}, at::TensorOptions(at::kFloat).device(device)));
+  return product_flop(size) / median_seconds([&] { ops::fp8_linear(rows, rows, {}, at::kBFloat16); }, device);
 }
 
 double copy_bytes_per_second(at::Device device) {

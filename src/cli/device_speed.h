@@ -10,6 +10,9 @@ namespace distil_xlstm::cli {
 // FLOP/s of matrix products of a size that keeps the device busy, in about half a second.
 double product_flops(at::Device device, at::ScalarType dtype);
 
+// The same of ops::fp8_linear with bfloat16 results.
+double fp8_product_flops(at::Device device);
+
 // Bytes/s of a copy that no cache holds: read and written bytes together.
 double copy_bytes_per_second(at::Device device);
 

@@ -12,8 +12,11 @@
 #include "cli/option_checks.h"
 #include "cli/run_options.h"
 #include "cli/teacher_config.h"
+#include "data/loader.h"
 #include "data/token_shard.h"
 #include "distill/schedule_table.h"
+#include "eval/validation.h"
+#include "io/model_files.h"
 #include "ops/device.h"
 #include "train/estimate.h"
 
@@ -63,7 +66,8 @@ struct Plan {
   teacher::TeacherShape teacher;
   student::StudentConfig student;
   at::Device device = at::kCPU;
-  at::ScalarType compute_dtype = at::kFloat, teacher_dtype = at::kFloat;
+  at::ScalarType compute_dtype = at::kFloat;
+  teacher::Precision teacher_precision;
   int64_t rows = 0;  // of an epoch
   bool rows_are_counted = false;
 };
@@ -121,10 +125,10 @@ void print_models(const Plan& p) {
 }
 
 void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) {
-  const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_dtype)),
+  const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_precision.dtype)),
              compute_bytes = static_cast<int64_t>(c10::elementSize(p.compute_dtype));
   const auto items = train::estimate_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu());
-  fmt::print("Memory     teacher {}, compute {}, {} of {} tokens a micro-batch\n", ops::precision_name(p.teacher_dtype),
+  fmt::print("Memory     teacher {}, compute {}, {} of {} tokens a micro-batch\n", teacher::precision_name(p.teacher_precision),
              ops::precision_name(p.compute_dtype), counted(p.config.train.micro_batch_size, "row"), p.config.data.context_length);
   for (const auto& item : items)
     fmt::print("  {:<30} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
@@ -174,6 +178,33 @@ void print_time(const Plan& p, const Options& options, const std::vector<std::pa
   }
 }
 
+data::Batch first_rows(const config::RunConfig& config) {
+  data::LoaderOptions options{
+      .split = "train", .context_length = config.data.context_length, .shuffle = false, .verify_checksums = false};
+  for (const auto& source : config.data.sources) options.sources.push_back({source.path, source.weight});
+  if (options.sources.empty()) options.sources.push_back({config.data.train, 1.0});
+  options.document_isolation = data::parse_document_isolation(config.data.document_isolation);
+  data::Loader loader(options);
+  data::Batch batch;
+  loader.begin_epoch(0);
+  loader.next(batch);
+  return batch;
+}
+
+// What fp8 does to the teacher's predictions on the first rows of text, where weights and shards are there.
+void print_fp8(const Plan& p) {
+  const bool has_weights = fs::path(p.config.teacher.model).extension() != ".json";
+  if (!p.rows_are_counted || !has_weights) {
+    fmt::print("Teacher in fp8: what it does to the predictions is measured where {} are there\n\n",
+               has_weights ? "the run's shards" : "the teacher's weights, not only its config.json,");
+    return;
+  }
+  const auto teacher = teacher::load_teacher(io::open_model(p.config.teacher.model), p.device, p.teacher_precision.dtype);
+  const auto batch = eval::to_device(first_rows(p.config), p.device);
+  fmt::print("Teacher in fp8: {}\n\n",
+             teacher::description(teacher::use_fp8_products(*teacher, batch.tokens_BS, batch.is_start_BS, batch.mask_BS)));
+}
+
 void plan(const Options& options) {
   const int64_t limit_bytes = options.memory.empty() ? 0 : parse_bytes(options.memory);
   Plan p;
@@ -182,7 +213,7 @@ void plan(const Options& options) {
   p.student = student::derive_student(p.config.student, p.teacher, p.config.data.context_length);
   p.device = ops::parse_device(p.config.train.device);
   p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);
-  p.teacher_dtype = ops::parse_precision(p.config.teacher.precision, p.device);
+  p.teacher_precision = teacher::parse_precision(p.config.teacher.precision, p.device);
   p.rows = options.tokens.empty() ? rows_of_shards(p.config) : 0;
   p.rows_are_counted = p.rows > 0;
   if (!p.rows_are_counted)
@@ -190,6 +221,7 @@ void plan(const Options& options) {
 
   print_models(p);
   print_memory(p, options.memory, limit_bytes);
+  if (p.teacher_precision.has_fp8_products) print_fp8(p);
   const auto lengths = readings(p);
   const int64_t rows = p.config.train.micro_batch_size * p.config.train.gradient_accumulation_steps;
   fmt::print("Steps      {} tokens each ({} of {})\n", rows * p.config.data.context_length, counted(rows, "row"),

@@ -247,8 +247,8 @@ std::vector<Setting> build_table() {
 
   t.text("teacher.model", MEMBER(teacher.model), "a Hugging Face directory, a GGUF file, a built-in or fetched name", {}, "--teacher");
   t.text("teacher.precision", MEMBER(teacher.precision),
-         "of the teacher's weights and products; auto: bf16 on GPUs that have it, else fp32", {"auto", "fp32", "bf16", "fp16"},
-         "--teacher-precision");
+         "of the teacher's weights and products; auto: bf16 on GPUs that have it, else fp32; fp8: the layers' products, the rest in bf16",
+         {"auto", "fp32", "bf16", "fp16", "fp8"}, "--teacher-precision");
 
   t.text("student.kind", MEMBER(student.kind), "paper: new xLSTM blocks between the teacher's frozen embedding and head", {"paper"},
          "--student-kind");

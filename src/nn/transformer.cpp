@@ -2,7 +2,6 @@
 
 #include "base/error.h"
 #include "ops/attention.h"
-#include "ops/gated.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::nn {
@@ -31,26 +30,6 @@ Tensor grouped_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
   }
   return at::scaled_dot_product_attention(q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), optional_mask, 0.0,
                                           is_causal);
-}
-
-// x += input weight^T + bias over the last dimension, in place, the sum inside the product.
-void add_linear_(Tensor& x_BSD, const Tensor& input, const Tensor& weight, const ops::PackedMatrix& packed, const Tensor& bias) {
-  if (bias.defined()) x_BSD.add_(bias);
-  const Tensor x_ND = x_BSD.view({-1, x_BSD.size(-1)}), input_NK = input.reshape({-1, input.size(-1)});
-  if (packed.defined()) {
-    packed.multiply(input_NK, x_ND, /*accumulate=*/true);
-  } else {
-    x_ND.addmm_(input_NK, weight.t());
-  }
-}
-
-Tensor linear(const Tensor& input, const Tensor& weight, const ops::PackedMatrix& packed, const Tensor& bias) {
-  if (!packed.defined()) return bias.defined() ? at::linear(input, weight, bias) : at::linear(input, weight);
-  std::vector<int64_t> sizes = input.sizes().vec();
-  sizes.back() = packed.columns();
-  const Tensor out = bias.defined() ? bias.expand(sizes).contiguous() : at::empty(sizes, input.options());
-  packed.multiply(input.reshape({-1, packed.rows()}), out.view({-1, packed.columns()}), /*accumulate=*/bias.defined());
-  return out;
 }
 
 }  // namespace
@@ -82,27 +61,19 @@ Tensor document_mask(const Tensor& is_start_BS, at::Device device) {
   return (same_BSS & causal_rows(0, S, S, device)).unsqueeze(1);
 }
 
+template <typename Change>
+void Transformer::for_each_matrix(Change&& change) {
+  for (LayerWeights& layer : weights_.layers) {
+    for (Matrix* matrix : {&layer.qkv_ED, &layer.o_DHK, &layer.gate_up_2ID, &layer.down_DI}) change(*matrix);
+  }
+}
+
 Transformer::Transformer(const TransformerConfig& config, TransformerWeights weights)
     : config_(config),
       weights_(std::move(weights)),
       rotary_(config_.rope, config_.head_dim, weights_.embedding_VD.device()),
       has_narrow_heads_(ops::has_narrow_attention(weights_.embedding_VD.options(), config_.head_dim)) {
-  pack_layers();
-}
-
-// A frozen matrix is never seen again in its own layout, so the packed one takes its place.
-void Transformer::pack_layers() {
-  packed_.resize(weights_.layers.size());
-  for (size_t i = 0; i < packed_.size(); ++i) {
-    LayerWeights& layer = weights_.layers[i];
-    PackedLayer& packed = packed_[i];
-    for (auto [weight, matrix] : {std::pair{&layer.qkv_ED, &packed.qkv_DE}, std::pair{&layer.o_DHK, &packed.o_HKD},
-                                  std::pair{&layer.gate_up_2ID, &packed.gate_up_D2I}, std::pair{&layer.down_DI, &packed.down_ID}}) {
-      if (!ops::PackedMatrix::supports(*weight)) continue;
-      *matrix = ops::PackedMatrix(weight->t());
-      *weight = Tensor();
-    }
-  }
+  for_each_matrix([](Matrix& matrix) { matrix.pack(); });  // never seen again in the stored layout
 }
 
 void Transformer::check_tokens(const Tensor& tokens_BS) const {
@@ -128,13 +99,18 @@ void Transformer::check_cache(const KvCache& cache, const Tensor& tokens_BS, con
   }
 }
 
-Tensor Transformer::attention(int64_t index, const Tensor& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache) {
+void Transformer::use_fp8_products() {
+  const at::NoGradGuard no_grad;
+  for_each_matrix([](Matrix& matrix) { matrix.use_fp8(); });
+  product_type_ = ProductType::fp8;
+}
+
+Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache) {
   const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
-  const PackedLayer& packed = packed_[static_cast<size_t>(index)];
-  const int64_t B = u_BSD.size(0), S = u_BSD.size(1), H = config_.num_heads, G = config_.num_kv_heads, K = config_.head_dim;
+  const int64_t B = u_BSD.sizes[0], S = u_BSD.sizes[1], H = config_.num_heads, G = config_.num_kv_heads, K = config_.head_dim;
   const int64_t first_position = cache ? cache->num_tokens() : 0;
 
-  const Tensor qkv_BSHK = linear(u_BSD, layer.qkv_ED, packed.qkv_DE, layer.qkv_bias_E).view({B, S, H + 2 * G, K});
+  const Tensor qkv_BSHK = layer.qkv_ED.product(u_BSD, layer.qkv_bias_E).view({B, S, H + 2 * G, K});
   Tensor q_BSHK = qkv_BSHK.narrow(2, 0, H), k_BSGK = qkv_BSHK.narrow(2, H, G);
   if (config_.has_qk_norm) {
     q_BSHK = ops::rms_norm(q_BSHK, layer.q_norm_K, config_.rms_norm_eps);
@@ -170,19 +146,18 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   Tensor x_BSD = at::embedding(weights_.embedding_VD, tokens_BS.to(device));
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
-    const PackedLayer& packed = packed_[static_cast<size_t>(index)];
-    const Tensor attended_BSE = attention(index, ops::rms_norm(x_BSD, layer.input_norm_D, config_.rms_norm_eps), is_start_BS, mask, cache);
+    const auto normed = [&](const Tensor& weight_D) { return rms_norm_input(x_BSD, weight_D, config_.rms_norm_eps, product_type_); };
+    const auto attended_BSE = matrix_input(attention(index, normed(layer.input_norm_D), is_start_BS, mask, cache), product_type_);
     if (visitor && state == LayerState::attention_output) {
-      const Tensor output_BSD = linear(attended_BSE, layer.o_DHK, packed.o_HKD, layer.o_bias_D);
+      const Tensor output_BSD = layer.o_DHK.product(attended_BSE, layer.o_bias_D);
       visitor(index, output_BSD);
       x_BSD.add_(output_BSD);
     } else {
-      add_linear_(x_BSD, attended_BSE, layer.o_DHK, packed.o_HKD, layer.o_bias_D);
+      layer.o_DHK.add_product_(x_BSD, attended_BSE, layer.o_bias_D);
     }
 
-    const Tensor u_BSD = ops::rms_norm(x_BSD, layer.mlp_norm_D, config_.rms_norm_eps);
-    const Tensor hidden_BSI = ops::swiglu(linear(u_BSD, layer.gate_up_2ID, packed.gate_up_D2I, layer.gate_up_bias_2I));
-    add_linear_(x_BSD, hidden_BSI, layer.down_DI, packed.down_ID, layer.down_bias_D);
+    const Tensor gate_up_BS2I = layer.gate_up_2ID.product(normed(layer.mlp_norm_D), layer.gate_up_bias_2I);
+    layer.down_DI.add_product_(x_BSD, swiglu_input(gate_up_BS2I, product_type_), layer.down_bias_D);
     if (visitor && state == LayerState::block_output) visitor(index, x_BSD);
   }
   if (cache) cache->advance(S);

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "nn/language_model.h"
+#include "nn/matrix.h"
 #include "nn/rotary.h"
-#include "ops/packed_matrix.h"
 
 namespace distil_xlstm::nn {
 
@@ -25,8 +25,15 @@ struct TransformerConfig {
 
 // Matrices are [out, in] as stored; q, k, v lie one after the other in one matrix, and so do gate and up. Undefined: absent.
 struct LayerWeights {
-  Tensor input_norm_D, qkv_ED, qkv_bias_E, q_norm_K, k_norm_K, o_DHK, o_bias_D;
-  Tensor mlp_norm_D, gate_up_2ID, gate_up_bias_2I, down_DI, down_bias_D;
+  Tensor input_norm_D;
+  Matrix qkv_ED;
+  Tensor qkv_bias_E, q_norm_K, k_norm_K;
+  Matrix o_DHK;
+  Tensor o_bias_D, mlp_norm_D;
+  Matrix gate_up_2ID;
+  Tensor gate_up_bias_2I;
+  Matrix down_DI;
+  Tensor down_bias_D;
 };
 
 struct TransformerWeights {
@@ -73,26 +80,27 @@ class Transformer {
   [[nodiscard]] Tensor final_norm(const Tensor& hidden) const;
   [[nodiscard]] Tensor logits(const Tensor& hidden) const;  // [..., V], float32
 
+  // From now on the products of the layers run in fp8, with a factor for each row of weights and of activations; embedding, head, norms,
+  // attention and the residual stream stay as they are. Gives the layers' weights up for their fp8 form.
+  void use_fp8_products();
+
   [[nodiscard]] const TransformerConfig& config() const { return config_; }
   [[nodiscard]] const TransformerWeights& weights() const { return weights_; }
   [[nodiscard]] at::TensorOptions options() const { return weights_.embedding_VD.options(); }
 
  private:
-  Tensor attention(int64_t index, const Tensor& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache);
-  void pack_layers();
+  Tensor attention(int64_t index, const MatrixInput& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache);
   void check_tokens(const Tensor& tokens_BS) const;
   void check_cache(const KvCache& cache, const Tensor& tokens_BS, const Tensor& is_start_BS) const;
 
-  // One layer's matrices in the layout of the CPU's products; undefined where there is none.
-  struct PackedLayer {
-    ops::PackedMatrix qkv_DE, o_HKD, gate_up_D2I, down_ID;
-  };
+  template <typename Change>
+  void for_each_matrix(Change&& change);
 
   TransformerConfig config_;
-  TransformerWeights weights_;  // without the matrices that are packed
-  std::vector<PackedLayer> packed_;
+  TransformerWeights weights_;
   Rotary rotary_;
   bool has_narrow_heads_;
+  ProductType product_type_ = ProductType::same_as_weights;
 };
 
 // Boolean mask [B, 1, S, S], true where a position may look: not ahead, and not before its own document's start.

@@ -4,6 +4,7 @@
 
 #include "ops/blockdiag_forms.h"
 #include "ops/causal_conv_forms.h"
+#include "ops/fp8.h"
 #include "ops/gated_forms.h"
 #include "ops/head_loss_tile.h"
 #include "ops/mlstm_forms.h"
@@ -12,6 +13,9 @@
 #include "ops/slstm_forms.h"
 
 namespace distil_xlstm::ops {
+
+// What fp8_rows turns into fp8: x, swiglu(x) or rms_norm(x, weight).
+enum class Fp8Source { values, swiglu, rms_norm };
 
 // These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32. The mLSTM's take q, k, v,
 // h and their gradients as bfloat16 or float16 only.
@@ -25,7 +29,9 @@ struct CudaBackend {
   // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
   decltype(&rms_norm_cpu) rms_norm = nullptr;
   Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
-  decltype(&rotate_) rotate = nullptr;                // channels of a head contiguous
+  // x and weight contiguous and of one type; rows of whole 16-byte vectors, at most max_fp8_vectors.
+  Fp8Rows (*fp8_rows)(Fp8Source source, const Tensor& x, const Tensor& weight, double eps) = nullptr;
+  decltype(&rotate_) rotate = nullptr;  // channels of a head contiguous
   decltype(&qkv_forward_aten) qkv_forward = nullptr;
   decltype(&qkv_backward_aten) qkv_backward = nullptr;
   decltype(&gated_activation_aten) gated_activation = nullptr;
@@ -37,7 +43,7 @@ struct CudaBackend {
   // q, k and v all in bfloat16 or all in float16.
   decltype(&mlstm_chunkwise_aten) mlstm_chunkwise = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
-  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0;
+  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0;
 };
 
 // The one table of the process.

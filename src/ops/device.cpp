@@ -95,14 +95,10 @@ CudaReport open_cuda() {
   return report;
 }
 
+// Hardware bf16 begins with compute capability 8.0.
 bool has_bf16(at::Device device) {
-  // Hardware bf16 begins with compute capability 8.0; ask cudaDeviceGetAttribute through the runtime that LibTorch opened.
-  using Attribute = int (*)(int*, int, int);
-  const auto attribute = reinterpret_cast<Attribute>(::dlsym(RTLD_DEFAULT, "cudaDeviceGetAttribute"));
-  int major = 0;
-  constexpr int kComputeCapabilityMajor = 75;
-  if (attribute == nullptr || attribute(&major, kComputeCapabilityMajor, device.has_index() ? device.index() : 0) != 0) return true;
-  return major >= 8;
+  const int capability = compute_capability(device);
+  return capability == 0 || capability >= 80;
 }
 
 c10::DeviceIndex index_of(at::Device device) {
@@ -158,6 +154,20 @@ at::Device parse_device(std::string_view name) {
     return {at::kCUDA, static_cast<c10::DeviceIndex>(index)};
   }
   throw ConfigError("device = {}: must be 'auto', 'cpu', 'cuda' or 'cuda:N'", name);
+}
+
+int compute_capability(at::Device device) {
+  if (!device.is_cuda()) return 0;
+  // cudaDeviceGetAttribute of the runtime that LibTorch opened.
+  using Attribute = int (*)(int*, int, int);
+  const auto attribute = reinterpret_cast<Attribute>(::dlsym(RTLD_DEFAULT, "cudaDeviceGetAttribute"));
+  constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;
+  const int index = device.has_index() ? device.index() : 0;
+  int major = 0, minor = 0;
+  if (attribute == nullptr || attribute(&major, kComputeCapabilityMajor, index) != 0 ||
+      attribute(&minor, kComputeCapabilityMinor, index) != 0)
+    return 0;
+  return 10 * major + minor;
 }
 
 at::ScalarType parse_precision(std::string_view name, at::Device device) {

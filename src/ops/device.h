@@ -23,6 +23,9 @@ const CudaReport& load_cuda();
 // DeviceError when CUDA is asked for and missing (with the reason).
 at::Device parse_device(std::string_view name);
 
+// Of a GPU, 90 for 9.0; 0 for a CPU or where it is not known.
+int compute_capability(at::Device device);
+
 // "auto", "fp32", "bf16", "fp16", and "fp64" for tests. "auto": bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.
 at::ScalarType parse_precision(std::string_view name, at::Device device);
 

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "ops/device.h"
 #include "teacher/families.h"
 #include "teacher/weights.h"
 
@@ -95,6 +96,8 @@ class TransformerTeacher final : public Teacher {
     return transformer_.forward(tokens_BS, {}, nn::LayerState::block_output, {}, cache);
   }
 
+  void use_fp8_products() override { transformer_.use_fp8_products(); }
+
   Tensor logits(const Tensor& hidden) override { return transformer_.logits(hidden); }
 
   [[nodiscard]] const Tensor& head_weight() const override { return transformer_.weights().head_VD; }
@@ -135,6 +138,45 @@ TeacherShape teacher_shape(const json& config) {
   return shape;
 }
 
+Precision parse_precision(std::string_view name, at::Device device) {
+  if (name != "fp8") return {ops::parse_precision(name, device), false};
+  return {device.is_cpu() ? at::kFloat : at::kBFloat16, true};
+}
+
+std::string precision_name(const Precision& precision) {
+  return precision.has_fp8_products ? "fp8" : ops::precision_name(precision.dtype);
+}
+
+Fp8Effect use_fp8_products(Teacher& teacher, const Tensor& tokens_BS, const Tensor& is_start_BS, const Tensor& mask_BS) {
+  const at::NoGradGuard no_grad;
+  const auto rows = [&] {
+    const Tensor hidden_ND = teacher.forward_hidden(tokens_BS, is_start_BS).flatten(0, 1);
+    return mask_BS.defined() ? hidden_ND.index({mask_BS.to(hidden_ND.device()).flatten().to(at::kBool)}) : hidden_ND;
+  };
+  const Tensor exact_ND = rows();
+  teacher.use_fp8_products();
+  const Tensor fp8_ND = rows();
+  Fp8Effect effect{.kl = 0.0, .agreement = 0.0, .num_positions = exact_ND.size(0)};
+  constexpr int64_t kPiece = 64;  // positions whose logits are in memory at a time
+  for (int64_t first = 0; first < effect.num_positions; first += kPiece) {
+    const int64_t count = std::min(kPiece, effect.num_positions - first);
+    const Tensor p = teacher.logits(exact_ND.narrow(0, first, count)).log_softmax(-1),
+                 q = teacher.logits(fp8_ND.narrow(0, first, count)).log_softmax(-1);
+    effect.kl += (p.exp() * (p - q)).sum().item<double>();
+    effect.agreement += static_cast<double>((p.argmax(-1) == q.argmax(-1)).sum().item<int64_t>());
+  }
+  if (effect.num_positions > 0) {
+    effect.kl /= static_cast<double>(effect.num_positions);
+    effect.agreement /= static_cast<double>(effect.num_positions);
+  }
+  return effect;
+}
+
+std::string description(const Fp8Effect& effect) {
+  return fmt::format("KL {:.2g} nats to its products without fp8, the same most likely token at {:.1f} % of {} positions", effect.kl,
+                     100.0 * effect.agreement, effect.num_positions);
+}
+
 std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device device, at::ScalarType dtype) {
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf) {
     throw ValueError("teacher: precision {} is not supported: use float32, bfloat16 or float16", c10::toString(dtype));
@@ -146,10 +188,12 @@ std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device de
   return std::make_unique<TransformerTeacher>(family, config, std::move(weights));
 }
 
-std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, at::ScalarType dtype, at::Device drawn_on) {
+std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, const Precision& precision, at::Device drawn_on) {
   const Family& family = find_family(config, "config.json");
   const nn::TransformerConfig read = read_config(family, config, "config.json");
-  return std::make_unique<TransformerTeacher>(family, read, random_weights(read, device, dtype, drawn_on));
+  auto teacher = std::make_unique<TransformerTeacher>(family, read, random_weights(read, device, precision.dtype, drawn_on));
+  if (precision.has_fp8_products) teacher->use_fp8_products();
+  return teacher;
 }
 
 }  // namespace distil_xlstm::teacher

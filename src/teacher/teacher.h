@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/model_files.h"
@@ -37,7 +38,28 @@ class Teacher : public nn::LanguageModel {
   [[nodiscard]] virtual bool has_tied_head() const = 0;
   [[nodiscard]] virtual int64_t num_layers() const = 0;
   [[nodiscard]] virtual int64_t num_parameters() const = 0;
+  // From now on the products of the layers run in fp8 (ops/fp8.h); all else stays. It cannot be undone: the weights are given up.
+  virtual void use_fp8_products() = 0;
 };
+
+// What `teacher.precision` names.
+struct Precision {
+  at::ScalarType dtype = at::kFloat;  // of weights and activations; with fp8 of all but the layers' products
+  bool has_fp8_products = false;
+};
+// "fp8": bf16 on a GPU, fp32 on a CPU, with the layers' products in fp8. Else as ops::parse_precision. Throws ConfigError.
+Precision parse_precision(std::string_view name, at::Device device);
+std::string precision_name(const Precision& precision);  // "bf16", "fp8"
+
+// How far fp8 moves a teacher's predictions.
+struct Fp8Effect {
+  double kl = 0.0;         // mean KL(without || with) in nats a position
+  double agreement = 0.0;  // share of positions where both have the same most likely token
+  int64_t num_positions = 0;
+};
+// use_fp8_products(), seen on these tokens: positions whose mask_BS is 1 (all where it is undefined).
+Fp8Effect use_fp8_products(Teacher& teacher, const Tensor& tokens_BS, const Tensor& is_start_BS, const Tensor& mask_BS);
+std::string description(const Fp8Effect& effect);  // "KL 0.0011 nats to bf16, ..." for logs
 
 // What a configuration alone tells (for plan and the student's derivation); throws ConfigError for an unknown model_type or key.
 struct TeacherShape {
@@ -56,6 +78,6 @@ std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device de
 // A teacher of this configuration with random weights, drawn on the device `drawn_on`: the same seed of LibTorch's generator gives the same
 // model on every device and in every dtype (float64 too). What it costs in time and memory does not depend on its weights. Throws
 // ConfigError as teacher_shape.
-std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, at::ScalarType dtype, at::Device drawn_on);
+std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, const Precision& precision, at::Device drawn_on);
 
 }  // namespace distil_xlstm::teacher

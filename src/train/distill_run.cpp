@@ -12,6 +12,7 @@
 #include "data/prepare.h"
 #include "distill/alignment.h"
 #include "ops/device.h"
+#include "ops/fp8.h"
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/run_length.h"
@@ -410,6 +411,26 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
   }
 }
 
+// With fp8, what that does to its predictions is measured on the first rows of the first epoch.
+void load_teacher(Session& s, const io::ModelFiles& files) {
+  const auto precision = teacher::parse_precision(s.config.teacher.precision, s.device);
+  s.teacher = teacher::load_teacher(files, s.device, precision.dtype);
+  spdlog::info("teacher: {}, {}", s.config.teacher.model, s.teacher->description());
+  if (!precision.has_fp8_products) return;
+  if (!ops::has_fp8_products(s.device))
+    spdlog::warn(
+        "teacher.precision = \"fp8\": {} has no fp8 products (GPUs of compute capability 8.9 and later do): its values are "
+        "multiplied in float32, slower than without fp8",
+        s.device.str());
+  data::Batch batch;
+  s.train->begin_epoch(0);
+  s.train->next(batch);
+  s.train->begin_epoch(0);
+  const auto on_device = eval::to_device(batch, s.device);
+  const auto effect = teacher::use_fp8_products(*s.teacher, on_device.tokens_BS, on_device.is_start_BS, on_device.mask_BS);
+  spdlog::info("teacher in fp8: {}", teacher::description(effect));
+}
+
 }  // namespace
 
 TrainStatus run_distillation(const DistillRequest& request) {
@@ -444,8 +465,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   open_data(s, tokenizer.fingerprint(), shape.vocab_size);
   check_length(s);
   throw_if_interrupted();
-  s.teacher = teacher::load_teacher(files, s.device, ops::parse_precision(s.config.teacher.precision, s.device));
-  spdlog::info("teacher: {}, {}", s.config.teacher.model, s.teacher->description());
+  load_teacher(s, files);
   make_student(s, start);
   start.reset();  // an old run's weights are mapped by it
   spdlog::info("student: {}", s.student->description());

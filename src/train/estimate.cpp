@@ -84,7 +84,10 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
   const int64_t teacher_width = 6 * teacher.hidden_size + 3 * teacher.intermediate_size;
   std::vector<MemoryItem> items;
-  items.push_back({"teacher weights", counts.teacher * teacher_bytes, "the student's embedding and head are among them"});
+  const int64_t frozen = (teacher.is_tied ? 1 : 2) * counts.embedding;
+  const int64_t layer_bytes = config.teacher.precision == "fp8" ? 1 : teacher_bytes;
+  items.push_back({"teacher weights", frozen * teacher_bytes + (counts.teacher - frozen) * layer_bytes,
+                   "the student's embedding and head are among them"});
   items.push_back({"student weights", counts.trainable * 4, "float32"});
   if (compute_bytes < 4) items.push_back({"student weights, compute type", counts.trainable * compute_bytes, "copies of the step"});
   items.push_back({"gradients", counts.trainable * 4, "float32"});

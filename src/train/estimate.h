@@ -35,8 +35,8 @@ struct FlopsPerToken {
 ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentConfig& student);
 
 // Weights, gradients and moments are exact; activations and the heads' tiles are estimates for the device's kind.
-// `teacher_bytes` and `compute_bytes` are the sizes of an element of the teacher's weights and of the student's activations;
-// `num_threads` share the rows on a CPU (0: as many as LibTorch has here).
+// `teacher_bytes` and `compute_bytes` are the sizes of an element of the teacher's weights (with fp8: of its embedding and activations) and
+// of the student's activations; `num_threads` share the rows on a CPU (0: as many as LibTorch has here).
 std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
                                         const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
                                         int64_t num_threads = 0);

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
+#include "kernels/cuda/fp8_rows.h"
 #include "kernels/cuda/gated.h"
 #include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
@@ -321,6 +322,28 @@ Tensor swiglu_cuda(const Tensor& gate_up) {
   return out;
 }
 
+gpu::Fp8Source source_of(Fp8Source source) {
+  switch (source) {
+    case Fp8Source::swiglu:
+      return gpu::Fp8Source::swiglu;
+    case Fp8Source::rms_norm:
+      return gpu::Fp8Source::rms_norm;
+    default:
+      return gpu::Fp8Source::values;
+  }
+}
+
+Fp8Rows fp8_rows_cuda(Fp8Source source, const Tensor& x, const Tensor& weight, double eps) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const int64_t K = x.size(-1) / (source == Fp8Source::swiglu ? 2 : 1), N = x.numel() / x.size(-1);
+  const Tensor in = aligned(x), factor = weight.defined() ? aligned(weight) : weight;
+  Fp8Rows out{at::empty({N, K}, x.options().dtype(at::kFloat8_e4m3fn)), at::empty({N, 1}, x.options().dtype(at::kFloat))};
+  const gpu::Fp8Rows args{
+      type_of(in), source_of(source), N, int(K), pointer(in), pointer(factor), float(eps), pointer(out.values_NK), floats(out.scale_N1)};
+  check(gpu::fp8_rows(args, c10::cuda::getCurrentCUDAStream()), "fp8_rows, x", x);
+  return out;
+}
+
 void rotate_cuda(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position) {
   const c10::cuda::CUDAGuard guard(x_BSHK.device());
   const gpu::Rotary args{type_of(x_BSHK),  x_BSHK.size(0),   x_BSHK.size(1),  int(x_BSHK.size(2)), int(x_BSHK.size(3)), x_BSHK.stride(0),
@@ -527,6 +550,7 @@ extern "C" __attribute__((visibility("default"))) bool distil_xlstm_cuda_registe
             .layer_norm_backward = layer_norm_backward,
             .rms_norm = rms_norm_cuda,
             .swiglu = swiglu_cuda,
+            .fp8_rows = fp8_rows_cuda,
             .rotate = rotate_cuda,
             .qkv_forward = qkv_forward_cuda,
             .qkv_backward = qkv_backward_cuda,
@@ -539,6 +563,7 @@ extern "C" __attribute__((visibility("default"))) bool distil_xlstm_cuda_registe
             .mlstm_backward = mlstm_backward_cuda,
             .max_head_width = gpu::kSlstmMaxHeadWidth,
             .max_taps = gpu::kConvMaxTaps,
-            .max_rms_norm_vectors = gpu::kRmsNormMaxVectors};
+            .max_rms_norm_vectors = gpu::kRmsNormMaxVectors,
+            .max_fp8_vectors = gpu::kFp8MaxVectors};
   return true;
 }

@@ -1,4 +1,7 @@
 // The real model that travels with the program.
+#include <gmock/gmock.h>
+
+#include "base/error.h"
 #include "unit/teacher/teacher_testing.h"
 
 namespace distil_xlstm::teacher {
@@ -58,6 +61,37 @@ TEST(Stories260K, LosesWhatItShould) {
     const Tensor measured = -log_probabilities.gather(2, story.narrow(1, 1, nll.size(1)).unsqueeze(2)).squeeze(2);
     EXPECT_LT(relative_error(measured, nll), 1e-5);
   }
+}
+
+TEST(Stories260K, InFp8PredictsNearlyTheSame) {
+  const Tensor story = expected()["tokens"];
+  for (const at::Device device : devices()) {
+    const auto teacher = stories(device);
+    const Tensor before = teacher->logits(teacher->forward_hidden(story.to(device)));
+    Tensor mask = at::ones_like(story);
+    mask.narrow(1, 0, 50).fill_(0);
+    const Fp8Effect effect = use_fp8_products(*teacher, story.to(device), {}, mask.to(at::kByte));
+    EXPECT_EQ(effect.num_positions, story.numel() - 50);
+    const Tensor after = teacher->logits(teacher->forward_hidden(story.to(device)));
+    const auto seen = [](const Tensor& logits) { return logits.narrow(1, 50, logits.size(1) - 50).to(at::kDouble).log_softmax(-1); };
+    const double kl = (seen(before).exp() * (seen(before) - seen(after))).sum(-1).mean().item<double>();
+    EXPECT_NEAR(effect.kl, kl, 1e-6 + 1e-3 * kl);
+    EXPECT_GT(effect.kl, 1e-5) << "nothing was rounded";
+    EXPECT_LT(effect.kl, 0.1);
+    EXPECT_GT(effect.agreement, 0.85);
+    EXPECT_THAT(description(effect), ::testing::StartsWith("KL "));
+  }
+}
+
+TEST(Precision, NamesWhatTheLayersMultiplyIn) {
+  const Precision fp8 = parse_precision("fp8", at::kCPU), fp32 = parse_precision("auto", at::kCPU);
+  EXPECT_TRUE(fp8.has_fp8_products);
+  EXPECT_EQ(fp8.dtype, at::kFloat);
+  EXPECT_EQ(precision_name(fp8), "fp8");
+  EXPECT_FALSE(fp32.has_fp8_products);
+  EXPECT_EQ(precision_name(fp32), "fp32");
+  EXPECT_EQ(parse_precision("fp8", at::Device(at::kCUDA, 0)).dtype, at::kBFloat16);
+  EXPECT_THROW((void)parse_precision("fp7", at::kCPU), ConfigError);
 }
 
 }  // namespace

@@ -32,12 +32,12 @@ TEST(LoadTeacher, MapsWhatItCanAndJoinsTheRest) {
   const auto source = std::make_shared<MemoryWeights>(parsed(config));
   const nn::TransformerWeights weights = load_weights(parsed(config), source, at::kCPU, at::kFloat);
   EXPECT_EQ(weights.embedding_VD.data_ptr(), source->value("model.embed_tokens.weight").data_ptr()) << "copied instead of mapped";
-  EXPECT_EQ(weights.layers[0].down_DI.data_ptr(), source->value("model.layers.0.mlp.down_proj.weight").data_ptr());
+  EXPECT_EQ(weights.layers[0].down_DI.weight().data_ptr(), source->value("model.layers.0.mlp.down_proj.weight").data_ptr());
   EXPECT_EQ(weights.head_VD.data_ptr(), weights.embedding_VD.data_ptr());
   const Tensor qkv =
       at::cat({source->value("model.layers.0.self_attn.q_proj.weight"), source->value("model.layers.0.self_attn.k_proj.weight"),
                source->value("model.layers.0.self_attn.v_proj.weight")});
-  EXPECT_TRUE(at::equal(weights.layers[0].qkv_ED, qkv));
+  EXPECT_TRUE(at::equal(weights.layers[0].qkv_ED.weight(), qkv));
 }
 
 TEST(LoadTeacher, KeepsTheSourceOpen) {
@@ -119,7 +119,7 @@ TEST(RandomTeacher, IsTheSameModelInEveryTypeAndOnEveryDevice) {
     config["model_type"] = family;
     const auto hidden = [&](at::Device device, at::ScalarType dtype) {
       at::manual_seed(5);
-      const auto model = random_teacher(config, device, dtype, at::kCPU);
+      const auto model = random_teacher(config, device, {dtype}, at::kCPU);
       EXPECT_EQ(model->num_parameters(), teacher_shape(config).num_parameters);
       const Tensor tokens = at::arange(11, at::kLong).unsqueeze(0).to(device);
       return model->logits(model->forward_hidden(tokens));

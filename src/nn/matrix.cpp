@@ -1,0 +1,74 @@
+#include "nn/matrix.h"
+
+#include "ops/gated.h"
+#include "ops/norm.h"
+
+namespace distil_xlstm::nn {
+namespace {
+
+std::vector<int64_t> with_width(std::vector<int64_t> sizes, int64_t width) {
+  sizes.back() = width;
+  return sizes;
+}
+
+}  // namespace
+
+MatrixInput matrix_input(const Tensor& x, ProductType type) {
+  if (type == ProductType::fp8) return {x.sizes().vec(), {}, ops::fp8_rows(x)};
+  return {x.sizes().vec(), x, {}};
+}
+
+MatrixInput rms_norm_input(const Tensor& x, const Tensor& weight, double eps, ProductType type) {
+  if (type == ProductType::fp8) return {x.sizes().vec(), {}, ops::fp8_rms_norm(x, weight, eps)};
+  return matrix_input(ops::rms_norm(x, weight, eps), type);
+}
+
+MatrixInput swiglu_input(const Tensor& gate_up, ProductType type) {
+  if (type == ProductType::fp8) return {with_width(gate_up.sizes().vec(), gate_up.size(-1) / 2), {}, ops::fp8_swiglu(gate_up)};
+  return matrix_input(ops::swiglu(gate_up), type);
+}
+
+void Matrix::pack() {
+  if (!ops::PackedMatrix::supports(weight_EK_)) return;
+  packed_KE_ = ops::PackedMatrix(weight_EK_.t());
+  weight_EK_ = Tensor();
+}
+
+void Matrix::use_fp8() {
+  if (packed_KE_.defined()) {
+    weight_EK_ = packed_KE_.unpacked().t();
+    packed_KE_ = {};
+  }
+  if (!weight_EK_.defined()) return;
+  dtype_ = weight_EK_.scalar_type();
+  fp8_EK_ = ops::fp8_rows(weight_EK_);
+  weight_EK_ = Tensor();
+}
+
+Tensor Matrix::product(const MatrixInput& x, const Tensor& bias_E) const {
+  if (packed_KE_.defined()) {
+    const std::vector<int64_t> sizes = with_width(x.sizes, packed_KE_.columns());
+    const Tensor out = bias_E.defined() ? bias_E.expand(sizes).contiguous() : at::empty(sizes, x.values.options());
+    packed_KE_.multiply(x.values.reshape({-1, packed_KE_.rows()}), out.view({-1, packed_KE_.columns()}), bias_E.defined());
+    return out;
+  }
+  if (weight_EK_.defined()) return bias_E.defined() ? at::linear(x.values, weight_EK_, bias_E) : at::linear(x.values, weight_EK_);
+  const Tensor out_NE = ops::fp8_linear(x.fp8, fp8_EK_, bias_E, dtype_);
+  return out_NE.view(with_width(x.sizes, out_NE.size(1)));
+}
+
+void Matrix::add_product_(Tensor& sum, const MatrixInput& x, const Tensor& bias_E) const {
+  if (!packed_KE_.defined() && !weight_EK_.defined()) {
+    sum.add_(product(x, bias_E));
+    return;
+  }
+  if (bias_E.defined()) sum.add_(bias_E);
+  const Tensor sum_NE = sum.view({-1, sum.size(-1)}), x_NK = x.values.reshape({-1, x.values.size(-1)});
+  if (packed_KE_.defined()) {
+    packed_KE_.multiply(x_NK, sum_NE, /*accumulate=*/true);
+  } else {
+    sum_NE.addmm_(x_NK, weight_EK_.t());
+  }
+}
+
+}  // namespace distil_xlstm::nn

@@ -1,0 +1,47 @@
+// A matrix of a frozen model: in the model's type, laid out for the CPU's products (ops/packed_matrix.h), or in fp8 (ops/fp8.h).
+#pragma once
+
+#include "ops/fp8.h"
+#include "ops/packed_matrix.h"
+#include "ops/tensor.h"
+
+namespace distil_xlstm::nn {
+
+enum class ProductType { same_as_weights, fp8 };
+
+// What a matrix multiplies: rows [..., K], in one of the two types.
+struct MatrixInput {
+  std::vector<int64_t> sizes;  // [..., K]
+  Tensor values;               // same_as_weights
+  ops::Fp8Rows fp8;            // fp8: [product of ..., K]
+};
+MatrixInput matrix_input(const Tensor& x, ProductType type);
+MatrixInput rms_norm_input(const Tensor& x, const Tensor& weight, double eps, ProductType type);  // of ops::rms_norm
+MatrixInput swiglu_input(const Tensor& gate_up, ProductType type);                                // of ops::swiglu
+
+class Matrix {
+ public:
+  Matrix() = default;
+  Matrix(Tensor weight_EK) : weight_EK_(std::move(weight_EK)) {}  // NOLINT(google-explicit-constructor): loaders assign what they read
+
+  // The weight as loaded; undefined once pack() or use_fp8() has put another form in its place.
+  [[nodiscard]] const Tensor& weight() const { return weight_EK_; }
+  // Lays it out for products on this CPU, where that is supported.
+  void pack();
+  // Rounds it to fp8.
+  void use_fp8();
+
+  // x W^T + b [..., E]; bias_E may be undefined. The input must be of this matrix's type.
+  [[nodiscard]] Tensor product(const MatrixInput& x, const Tensor& bias_E) const;
+  // sum += the same, in place; without fp8 inside the product.
+  void add_product_(Tensor& sum, const MatrixInput& x, const Tensor& bias_E) const;
+
+ private:
+  // One of the three is defined.
+  Tensor weight_EK_;
+  ops::PackedMatrix packed_KE_;
+  ops::Fp8Rows fp8_EK_;
+  at::ScalarType dtype_ = at::kFloat;  // of the fp8 form's results
+};
+
+}  // namespace distil_xlstm::nn
