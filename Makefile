@@ -2,16 +2,20 @@
 BUILD ?= build/release
 JOBS  ?= $(shell nproc)
 
-.PHONY: demo demo-smollm2 test test-oracles build cuda format check-format lint layout clean
+.PHONY: demo demo-smollm2 test test-oracles build build-tests cuda format check-format lint layout clean
 
 # With a GPU (or CUDA=1) the CUDA library is built beside the program; the program itself is the same.
-TARGETS = program
-test: TARGETS = all
-test-oracles: TARGETS = program model_dump
+define BUILD_TARGETS
+@env=$$(tools/setup) && case $$env in */full-*) cuda=ON ;; *) cuda=OFF ;; esac \
+  && cmake --preset release -DDISTIL_XLSTM_ENV_DIR=$$env -DDISTIL_XLSTM_CUDA=$$cuda > build.log 2>&1 || { cat build.log; exit 1; } \
+  && rm -f build.log && ninja -C $(BUILD) -j $(JOBS)
+endef
+
 build:
-	@env=$$(tools/setup) && case $$env in */full-*) cuda=ON ;; *) cuda=OFF ;; esac \
-	  && cmake --preset release -DDISTIL_XLSTM_ENV_DIR=$$env -DDISTIL_XLSTM_CUDA=$$cuda > build.log 2>&1 || { cat build.log; exit 1; } \
-	  && rm -f build.log && ninja -C $(BUILD) -j $(JOBS) $(TARGETS)
+	$(BUILD_TARGETS) program
+
+build-tests:
+	$(BUILD_TARGETS)
 
 demo: build
 	@tools/demo $(BUILD)/distil-xlstm
@@ -19,12 +23,12 @@ demo: build
 demo-smollm2: build
 	@tools/demo_smollm2 $(BUILD)/distil-xlstm
 
-test: build
+test: build-tests
 	@tools/run_tests $(BUILD)
 	@tools/run_cli_cases $(BUILD)
 
 # Live comparisons with transformers, xlstm, tokenizers, tensorboard: needs the whole environment. ORACLES="test_teacher ..." picks some.
-test-oracles: build
+test-oracles: build-tests
 	@env=$$(CUDA=1 tools/setup) && DISTIL_XLSTM_BUILD=$(BUILD) $$env/bin/python tools/run_oracles $(ORACLES)
 
 # The CUDA library and the kernels' checks, for one architecture: all CUDA code compiles, GPU or not.

@@ -150,6 +150,8 @@ void check_trace(const Options& options) {
     throw ConfigError("--trace {}: a trace is of a step: name the part step, or none", options.trace_path);
   const fs::path folder = fs::absolute(options.trace_path).parent_path();
   if (!fs::is_directory(folder)) throw IoError("--trace {}: {} is no directory", options.trace_path, folder.string());
+  if (fs::is_directory(options.trace_path) || !fs::path(options.trace_path).has_filename())
+    throw IoError("--trace {}: is a directory: name a file", options.trace_path);
 }
 
 BenchSubject make_subject(const Options& options) {
@@ -159,7 +161,9 @@ BenchSubject make_subject(const Options& options) {
   subject.teacher = teacher::teacher_shape(subject.teacher_config);
   subject.student = student::derive_student(subject.config.student, subject.teacher, subject.config.data.context_length);
   for (const auto& name : options.parts) {
-    if (!has_bench_part(subject, name)) throw ConfigError("bench: part {}: this student has no block that runs it", name);
+    if (!has_bench_part(subject, name))
+      throw ConfigError("bench: part {}: no block of this student runs it{}", name,
+                        name == "convolution" ? " at an mLSTM block's width, at which it is measured" : "");
   }
   subject.device = ops::parse_device(subject.config.train.device);
   subject.compute_dtype = ops::parse_precision(subject.config.train.precision, subject.device);

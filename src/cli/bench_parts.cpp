@@ -137,10 +137,14 @@ PartResult bench_operation(const BenchSubject& subject, const OperationPart& par
 }
 
 struct HeadCase {
-  Tensor student_ND, student_head_VD, teacher_ND, teacher_head_VD, targets_N, mask_N;
+  Tensor student_ND;
+  ops::Head student_head_VD;
+  Tensor teacher_ND;
+  ops::Head teacher_head_VD;
+  Tensor targets_N, mask_N;
 };
 
-// Both models' last hidden states over heads of their own: no part of the work is shared.
+// Both models' last hidden states over heads of their own, or one where the geometry ties it to the embedding.
 HeadCase head_case(const BenchSubject& subject, int64_t N) {
   const int64_t V = subject.teacher.vocab_size, D = subject.teacher.hidden_size;
   const auto type = subject.compute_dtype;
@@ -149,17 +153,27 @@ HeadCase head_case(const BenchSubject& subject, int64_t N) {
   c.student_ND = normal(N, 1.0);
   c.teacher_ND = normal(N, 1.0);
   c.student_head_VD = normal(V, 0.02)[0];
-  c.teacher_head_VD = subject.teacher.is_tied ? c.student_head_VD : normal(V, 0.02)[0];
+  c.teacher_head_VD = subject.teacher.is_tied ? c.student_head_VD : ops::Head(normal(V, 0.02)[0]);
   c.targets_N = at::randint(V, {1, N}, at::kLong);
   c.mask_N = at::ones({1, N}, at::kByte);
   return c;
 }
 
+// With heads as a training run has them.
 HeadCase moved(const HeadCase& c, at::Device device, at::ScalarType type) {
-  HeadCase out{c.student_ND.to(device, type), c.student_head_VD.to(device, type),
-               c.teacher_ND.to(device, type), {},
-               c.targets_N.to(device),        c.mask_N.to(device)};
-  out.teacher_head_VD = c.teacher_head_VD.is_same(c.student_head_VD) ? out.student_head_VD : c.teacher_head_VD.to(device, type);
+  const Tensor student_head_VD = c.student_head_VD.weight().to(device, type);
+  HeadCase out{c.student_ND.to(device, type),
+               type == at::kDouble ? ops::Head(student_head_VD) : ops::Head::packed(student_head_VD, /*with_gradient=*/true),
+               c.teacher_ND.to(device, type),
+               {},
+               c.targets_N.to(device),
+               c.mask_N.to(device)};
+  if (c.teacher_head_VD.weight().is_same(c.student_head_VD.weight())) {
+    out.teacher_head_VD = out.student_head_VD;
+  } else {
+    const Tensor teacher_head_VD = c.teacher_head_VD.weight().to(device, type);
+    out.teacher_head_VD = type == at::kDouble ? ops::Head(teacher_head_VD) : ops::Head::packed(teacher_head_VD, /*with_gradient=*/false);
+  }
   return out;
 }
 
@@ -178,8 +192,8 @@ PartResult bench_head_loss(const BenchSubject& subject) {
   {
     const HeadCase few = head_case(subject, kErrorTokens);
     const auto got = run_head(moved(few, subject.device, subject.compute_dtype)), expected = run_head(moved(few, at::kCPU, at::kDouble));
-    result.error = std::max(relative(got.sums.slice(0, 0, 2), expected.sums.slice(0, 0, 2)),
-                            relative(got.grad_student_hidden_BSD, expected.grad_student_hidden_BSD));
+    result.error = largest_error({relative(got.sums.slice(0, 0, 2), expected.sums.slice(0, 0, 2)),
+                                  relative(got.grad_student_hidden_BSD, expected.grad_student_hidden_BSD)});
   }
   const HeadCase all = moved(head_case(subject, N), subject.device, subject.compute_dtype);
   result.both_seconds = median_seconds([&] { run_head(all); }, subject.device);

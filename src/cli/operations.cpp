@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "ops/blockdiag.h"
 #include "ops/causal_conv.h"
@@ -56,6 +57,15 @@ std::vector<Tensor> inputs_of(const Operation& operation, at::Device device, at:
   return inputs;
 }
 
+double largest_error(std::initializer_list<double> errors) {
+  double largest = 0.0;
+  for (const double error : errors) {
+    if (std::isnan(error)) return error;
+    largest = std::max(largest, error);
+  }
+  return largest;
+}
+
 OperationErrors errors_of(const Operation& operation, at::Device device, at::ScalarType type) {
   const auto inputs = inputs_of(operation, device, type);
   std::vector<Tensor> exact, weights;
@@ -70,8 +80,8 @@ OperationErrors errors_of(const Operation& operation, at::Device device, at::Sca
   OperationErrors worst;
   for (size_t i = 0; i < got.size(); ++i) {
     const double error = relative(got[i], expected[i]);
-    worst.all = std::max(worst.all, error);
-    if (got[i].scalar_type() == at::kFloat) worst.wide = std::max(worst.wide, error);
+    worst.all = largest_error({worst.all, error});
+    if (got[i].scalar_type() == at::kFloat) worst.wide = largest_error({worst.wide, error});
   }
   return worst;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,9 @@ struct OperationErrors {
   double wide = 0.0;  // of those that are float32 whatever the type: gates' pre-activations, gradients of parameters
 };
 OperationErrors errors_of(const Operation& operation, at::Device device, at::ScalarType type);
+
+// The largest of some errors; not a number where one of them is not.
+double largest_error(std::initializer_list<double> errors);
 
 // |out - reference| / |reference|, in float64 on the CPU.
 double relative(const Tensor& out, const Tensor& reference);

@@ -179,8 +179,7 @@ void print_time(const Plan& p, const Options& options, const std::vector<std::pa
 }
 
 data::Batch first_rows(const config::RunConfig& config) {
-  data::LoaderOptions options{
-      .split = "train", .context_length = config.data.context_length, .shuffle = false, .verify_checksums = false};
+  data::LoaderOptions options{.split = "train", .context_length = config.data.context_length, .shuffle = false, .verify_checksums = false};
   for (const auto& source : config.data.sources) options.sources.push_back({source.path, source.weight});
   if (options.sources.empty()) options.sources.push_back({config.data.train, 1.0});
   options.document_isolation = data::parse_document_isolation(config.data.document_isolation);

@@ -23,8 +23,8 @@ double head_loss_error(at::Device device, at::ScalarType type) {
     return ops::head_losses(x[0], x[1], x[2], x[3], targets.to(where), mask.to(where), options, 1.0);
   };
   const auto got = run(device, type), expected = run(at::kCPU, at::kDouble);
-  return std::max(relative(got.sums.slice(0, 0, 2), expected.sums.slice(0, 0, 2)),
-                  relative(got.grad_student_hidden_BSD, expected.grad_student_hidden_BSD));
+  return largest_error({relative(got.sums.slice(0, 0, 2), expected.sums.slice(0, 0, 2)),
+                        relative(got.grad_student_hidden_BSD, expected.grad_student_hidden_BSD)});
 }
 
 // All parameters' gradients together: some are differences of large sums.
@@ -61,7 +61,7 @@ double student_error(at::Device device, at::ScalarType type) {
   const Tensor tokens = at::randint(50, {2, 48}, at::kLong), starts = draw_starts(2, 48), weight = draw({2, 48, 64});
   const auto [out, gradients] = student_results(*student, tokens, starts, weight, type);
   const auto [expected, expected_gradients] = student_results(*exact, tokens, starts, weight, at::kDouble);
-  return std::max(relative(out, expected), relative(gradients, expected_gradients));
+  return largest_error({relative(out, expected), relative(gradients, expected_gradients)});
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 #include <map>
 #include <set>
 #include <tuple>
@@ -101,7 +100,11 @@ TraceSummary write_trace(const std::filesystem::path& path, const std::function<
   result->save(unfinished.string());
   std::error_code error;
   std::filesystem::rename(unfinished, path, error);
-  if (error) throw IoError("{}: cannot be written: {}", path.string(), error.message());
+  if (error) {
+    const std::string reason = error.message();
+    std::filesystem::remove(unfinished, error);
+    throw IoError("{}: cannot be written: {}", path.string(), reason);
+  }
   if (device.is_cpu()) subtract_calls(events);
   return summarize(std::move(events));
 }

@@ -7,12 +7,14 @@
 
 #include "kernels/cpu/kernels.h"
 #include "ops/internal.h"
+#include "ops/profiled.h"
 
 namespace distil_xlstm::ops {
 namespace {
 
 template <typename T>
 Tensor run(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, const Tensor& is_start_BS) {
+  const Profiled profiled("distil_xlstm::attention");
   const auto& kernels = kernels::cpu_kernels<T>();
   const Tensor out_BSHK = at::empty(q_BSHK.sizes(), q_BSHK.options());
   kernels::AttentionArgs<T> args{};

@@ -210,6 +210,7 @@ Tensor slstm_gate_projection(const Tensor& c_NF, const Tensor& x_NF, const Tenso
   check_shape("slstm_gate_projection: x_NF", x_NF, {N, H * K});
   for (const Tensor* weight : {&input_HKK, &forget_HKK, &cell_HKK, &output_HKK})
     check_shape("slstm_gate_projection: weight", *weight, {H, K, K});
+  check_device("slstm_gate_projection: c_NF", c_NF, {x_NF, input_HKK, forget_HKK, cell_HKK, output_HKK});
   return GateFunction::apply(c_NF, x_NF, input_HKK, forget_HKK, cell_HKK, output_HKK, static_cast<int64_t>(dtype));
 }
 

@@ -1,4 +1,5 @@
 #include "ops/blocks_cpu.h"
+#include "ops/profiled.h"
 
 #include <ATen/Parallel.h>
 
@@ -95,16 +96,19 @@ bool has_skip_gate_cpu(const Tensor& h, const Tensor& c, const Tensor& z) {
 }
 
 Tensor blockdiag4_cpu(const Tensor& x_NF, const Tensor& weight_GOI, const Tensor& bias_F) {
+  const Profiled profiled("distil_xlstm::blockdiag");
   const Tensor y_NF = at::empty(x_NF.sizes(), x_NF.options());
   run_blockdiag4(x_NF, weight_GOI.permute({2, 0, 1}).contiguous(), bias_F, y_NF, false);
   return y_NF;
 }
 
 void blockdiag4_input_cpu(const Tensor& grad_NF, const Tensor& weight_GOI, const Tensor& grad_x_NF, bool accumulate) {
+  const Profiled profiled("distil_xlstm::blockdiag_backward_input");
   run_blockdiag4(grad_NF, weight_GOI.permute({1, 0, 2}).contiguous(), {}, grad_x_NF, accumulate);
 }
 
 Tensor blockdiag4_weight_cpu(const Tensor& grad_NF, const Tensor& x_NF, int64_t num_blocks) {
+  const Profiled profiled("distil_xlstm::blockdiag_backward_weight");
   const int64_t tasks = num_blocks_of(x_NF.size(0));
   const Tensor sums_P4F = at::empty({tasks, 4, x_NF.size(1)}, x_NF.options());
   const kernels::Blockdiag4WeightArgs<float> args{.N = x_NF.size(0),
@@ -120,6 +124,7 @@ Tensor blockdiag4_weight_cpu(const Tensor& grad_NF, const Tensor& x_NF, int64_t 
 }
 
 void headwise_cpu(const Tensor& x_NF, const Tensor& w_HJK, const Tensor& wx_NHC, int64_t offset) {
+  const Profiled profiled("distil_xlstm::headwise");
   with_type(x_NF, [&]<typename T>(T) {
     const Tensor w_HKJ = w_HJK.transpose(1, 2).contiguous();
     const auto args = headwise_arguments<T>(x_NF, w_HKJ, wx_NHC, offset);
@@ -128,6 +133,7 @@ void headwise_cpu(const Tensor& x_NF, const Tensor& w_HJK, const Tensor& wx_NHC,
 }
 
 std::pair<Tensor, Tensor> headwise_backward_cpu(const Tensor& grad_NHC, int64_t offset, const Tensor& x_NF, const Tensor& w_HJK) {
+  const Profiled profiled("distil_xlstm::headwise_backward");
   const int64_t tasks = num_blocks_of(x_NF.size(0));
   const Tensor w_HKJ = w_HJK.transpose(1, 2).contiguous();
   const Tensor grad_x_NF = at::empty_like(x_NF);
@@ -145,6 +151,7 @@ std::pair<Tensor, Tensor> headwise_backward_cpu(const Tensor& grad_NHC, int64_t 
 }
 
 Tensor swiglu_cpu(const Tensor& gate_up) {
+  const Profiled profiled("distil_xlstm::swiglu");
   const int64_t width = gate_up.size(-1) / 2, rows = width > 0 ? gate_up.numel() / (2 * width) : 0;
   std::vector<int64_t> sizes = gate_up.sizes().vec();
   sizes.back() = width;
@@ -159,6 +166,7 @@ Tensor swiglu_cpu(const Tensor& gate_up) {
 }
 
 Tensor gelu_gate_cpu(const Tensor& gate_NP, const Tensor& value_NP) {
+  const Profiled profiled("distil_xlstm::gelu_gate");
   const Tensor y_NP = at::empty_like(gate_NP);
   const float *gate = gate_NP.const_data_ptr<float>(), *value = value_NP.const_data_ptr<float>();
   auto* y = y_NP.mutable_data_ptr<float>();
@@ -169,6 +177,7 @@ Tensor gelu_gate_cpu(const Tensor& gate_NP, const Tensor& value_NP) {
 }
 
 std::pair<Tensor, Tensor> gelu_gate_backward_cpu(const Tensor& grad_NP, const Tensor& gate_NP, const Tensor& value_NP) {
+  const Profiled profiled("distil_xlstm::gelu_gate_backward");
   const Tensor grad = grad_NP.contiguous();
   const Tensor grad_gate_NP = at::empty_like(gate_NP), grad_value_NP = at::empty_like(gate_NP);
   const float *grad_y = grad.const_data_ptr<float>(), *gate = gate_NP.const_data_ptr<float>(), *value = value_NP.const_data_ptr<float>();
@@ -181,6 +190,7 @@ std::pair<Tensor, Tensor> gelu_gate_backward_cpu(const Tensor& grad_NP, const Te
 }
 
 Tensor skip_gate_cpu(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF, const Tensor& z_NF) {
+  const Profiled profiled("distil_xlstm::skip_gate");
   const Tensor y_NF = at::empty_like(h_NF);
   with_type(h_NF, [&]<typename T>(T) {
     auto args = skip_gate_arguments<T>(h_NF, skip_F, c_NF, z_NF);
@@ -193,6 +203,7 @@ Tensor skip_gate_cpu(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_N
 
 SkipGateGradients skip_gate_backward_cpu(const Tensor& grad_NF, const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF,
                                          const Tensor& z_NF) {
+  const Profiled profiled("distil_xlstm::skip_gate_backward");
   const int64_t tasks = num_blocks_of(h_NF.size(0));
   const Tensor grad = grad_NF.contiguous();
   const Tensor grad_h = at::empty_like(h_NF), grad_c = at::empty_like(h_NF), grad_z = at::empty_like(h_NF);

@@ -1,5 +1,5 @@
-// Kernels for CUDA tensors that libdistil_xlstm_cuda.so registers when it is opened. Empty entries: the tensor operations of ops/*_aten.cpp
-// run instead.
+// Kernels for CUDA tensors that libdistil_xlstm_cuda.so registers when it is opened, all of them together; without it the tensor operations
+// of ops/*_aten.cpp run instead.
 #pragma once
 
 #include "ops/blockdiag_forms.h"
@@ -57,6 +57,6 @@ at::ScalarType activation_type(const Tensor& x);
 // What the library exports under the name kCudaRegisterSymbol: fills the table it is given. It takes the table as it was when the library
 // was built; `interface` (DX_CUDA_INTERFACE, a digest of this folder's headers) says which: false, and nothing done, where it differs.
 using CudaRegister = bool (*)(CudaBackend*, const char* interface);
-inline constexpr const char* kCudaRegisterSymbol = "distil_xlstm_cuda_register";
+inline constexpr const char* kCudaRegisterSymbol = "distil_xlstm_register_kernels";
 
 }  // namespace distil_xlstm::ops

@@ -1,5 +1,7 @@
 #include "ops/fp8.h"
 
+#include <limits>
+
 #include "ops/cuda_backend.h"
 #include "ops/device.h"
 #include "ops/gated.h"
@@ -13,7 +15,7 @@ constexpr double kMaxE4m3 = 448.0;
 
 // K values a row of the result, from x of one type that lies in one piece.
 bool has_kernel(const Tensor& x, int64_t K) {
-  if (!has_cuda_kernels(x) || cuda_backend().fp8_rows == nullptr || x.numel() == 0 || x.scalar_type() == at::kDouble) return false;
+  if (!has_cuda_kernels(x) || x.numel() == 0) return false;
   const int64_t vector = 16 / static_cast<int64_t>(x.element_size());
   return K % vector == 0 && K / vector <= cuda_backend().max_fp8_vectors;
 }
@@ -29,7 +31,7 @@ Fp8Rows fp8_rows(const Tensor& x) {
   if (has_kernel(x, K)) return cuda_backend().fp8_rows(Fp8Source::values, x.contiguous(), {}, 0.0);
   const Tensor x_NK = x.reshape({-1, K}).to(at::kFloat);
   const Tensor largest_N1 = x_NK.abs().amax(1, true);
-  const Tensor scale_N1 = at::where(largest_N1 > 0, largest_N1 / kMaxE4m3, at::ones_like(largest_N1));
+  const Tensor scale_N1 = (largest_N1 / kMaxE4m3).clamp_min(std::numeric_limits<float>::min());
   return {(x_NK * scale_N1.reciprocal()).clamp(-kMaxE4m3, kMaxE4m3).to(at::kFloat8_e4m3fn), scale_N1};
 }
 

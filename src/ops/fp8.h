@@ -10,7 +10,7 @@ namespace distil_xlstm::ops {
 // x ~ scale * values, row by row.
 struct Fp8Rows {
   Tensor values_NK;  // float8_e4m3fn
-  Tensor scale_N1;   // float32: largest magnitude of the row / 448, the largest e4m3 value; 1 for a row of zeros
+  Tensor scale_N1;   // float32: largest magnitude of the row / 448, the largest e4m3 value, or the smallest normal float32
 };
 
 // The rows of x [..., K], any floating type.

@@ -105,7 +105,6 @@ class Logits {
     if (kept.defined()) hidden_PD_ = hidden_PD_.index_select(0, kept);
     if (hidden_BSD.scalar_type() == at::kDouble || head_VD_.scalar_type() == at::kDouble) {
       head_VD_ = head_VD_.to(at::kDouble);
-      columns_ = Head();
     } else if (columns_.columns() == nullptr) {
       head_VD_ = product_head(head_VD_);
     }
@@ -265,13 +264,15 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_hea
     check_targets(targets_P, student_head_VD.size(0));
   }
   const bool has_double =
-      student_head_VD.scalar_type() == at::kDouble ||
+      student_hidden_BSD.scalar_type() == at::kDouble || student_head_VD.scalar_type() == at::kDouble ||
       (has_teacher && (teacher_hidden_BSD.scalar_type() == at::kDouble || teacher_head_VD.scalar_type() == at::kDouble));
-  const bool has_kernel = has_cuda_kernels(student_hidden_BSD) && cuda_backend().head_loss_tile != nullptr && !has_double;
+  const bool has_kernel = has_cuda_kernels(student_hidden_BSD) && !has_double;
   std::optional<at::ScalarType> logits_type;
   if (has_kernel) logits_type = kernel_logits_type(options, student_head_VD, teacher_head_VD);
-  Logits student(student_hidden_BSD, student_head, kept, logits_type), teacher;
-  if (has_teacher) teacher = Logits(teacher_hidden_BSD, teacher_head, kept, logits_type);
+  // Beside float64 both are tiles of whole rows: packed columns are float32.
+  const auto head_of = [&](const Head& head) { return has_double ? Head(head.weight()) : head; };
+  Logits student(student_hidden_BSD, head_of(student_head), kept, logits_type), teacher;
+  if (has_teacher) teacher = Logits(teacher_hidden_BSD, head_of(teacher_head), kept, logits_type);
   const auto run_tile = is_cpu ? head_loss_tile_cpu : has_kernel ? cuda_backend().head_loss_tile : head_loss_tile_aten;
   const double tile_scale = logits_gradient_scale(options, is_cpu ? at::kFloat : student_head_VD.scalar_type(), gradient_scale);
 

@@ -1,4 +1,5 @@
 #include "ops/head_loss_tile.h"
+#include "ops/profiled.h"
 
 #include <ATen/Parallel.h>
 
@@ -85,6 +86,7 @@ HeadLossColumns::HeadLossColumns(const HeadLossTile& tile) : rows_(std::make_uni
 HeadLossColumns::~HeadLossColumns() = default;
 
 void HeadLossColumns::accumulate(int64_t first, int64_t last) {
+  const Profiled profiled("distil_xlstm::head_loss_columns");
   std::visit(
       [&](const auto& rows) {
         at::parallel_for(0, tile_.student_PV.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
@@ -105,6 +107,7 @@ void HeadLossColumns::finish() {
 }
 
 void HeadLossColumns::gradient(int64_t first, int64_t last, const Tensor& out_PC) const {
+  const Profiled profiled("distil_xlstm::head_loss_gradient");
   std::visit(
       [&]<typename Real>(const kernels::HeadLossRows<Real>& rows) {
         Real* out = out_PC.mutable_data_ptr<Real>();

@@ -7,6 +7,7 @@
 #include "ops/causal_conv_forms.h"
 #include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
+#include "ops/profiled.h"
 #include "ops/slstm_forms.h"
 
 namespace distil_xlstm::ops {
@@ -84,6 +85,7 @@ kernels::MlstmForwardArgs<T> mlstm_arguments(const MlstmInputs& in, int64_t chun
 
 SlstmForward slstm_forward_cpu(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tensor& bias_HGK, const SlstmState& initial,
                                const Tensor& is_start_BS, bool save) {
+  const Profiled profiled("distil_xlstm::slstm");
   const int64_t B = wx_BSHGK.size(0), S = wx_BSHGK.size(1), H = wx_BSHGK.size(2), K = wx_BSHGK.size(4);
   SlstmForward out{
       at::empty({B, S, H, K}, wx_BSHGK.options()),
@@ -116,6 +118,7 @@ SlstmForward slstm_forward_cpu(const Tensor& wx_BSHGK, const Tensor& r_HKGK, con
 
 SlstmBackward slstm_backward_cpu(const Tensor& grad_y_BSHK, const SlstmState& grad_state, const Tensor& y_BSHK, const Tensor& saved_BSHXK,
                                  const Tensor& r_HKGK, const SlstmState& initial, const Tensor& is_start_BS) {
+  const Profiled profiled("distil_xlstm::slstm_backward");
   const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
   SlstmBackward out{at::empty({B, S, H, 4, K}, y_BSHK.options()),
                     {grad_state.hidden_BHK.clone(), grad_state.cell_BHK.clone(), grad_state.normalizer_BHK.clone(), {}}};
@@ -145,6 +148,7 @@ SlstmBackward slstm_backward_cpu(const Tensor& grad_y_BSHK, const SlstmState& gr
 }
 
 MlstmOutput mlstm_chunkwise_cpu(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial) {
+  const Profiled profiled("distil_xlstm::mlstm_chunkwise");
   MlstmOutput out{at::empty_like(inputs.v_BSHV),
                   {at::empty_like(initial.cell_BHKV), at::empty_like(initial.normalizer_BHK), at::empty_like(initial.stabilizer_BH)}};
   with_type(inputs.q_BSHK, [&](auto zero) {
@@ -158,6 +162,7 @@ MlstmOutput mlstm_chunkwise_cpu(const MlstmInputs& inputs, int64_t chunk_size, c
 
 MlstmBackward mlstm_backward_cpu(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial, const Tensor& h_BSHV,
                                  const Tensor& grad_h_BSHV, const MlstmState& grad_state) {
+  const Profiled profiled("distil_xlstm::mlstm_backward");
   MlstmBackward out{{at::empty_like(inputs.q_BSHK),
                      at::empty_like(inputs.k_BSHK),
                      at::empty_like(inputs.v_BSHV),
@@ -187,6 +192,7 @@ MlstmBackward mlstm_backward_cpu(const MlstmInputs& inputs, int64_t chunk_size, 
 }
 
 MlstmOutput mlstm_recurrent_cpu(const MlstmInputs& inputs, const MlstmState& initial) {
+  const Profiled profiled("distil_xlstm::mlstm_recurrent");
   MlstmOutput out{at::empty_like(inputs.v_BSHV),
                   {initial.cell_BHKV.clone(), initial.normalizer_BHK.clone(), initial.stabilizer_BH.clone()}};
   with_type(inputs.q_BSHK, [&](auto zero) {
@@ -199,6 +205,7 @@ MlstmOutput mlstm_recurrent_cpu(const MlstmInputs& inputs, const MlstmState& ini
 
 CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
                                          const Tensor& is_start_BS) {
+  const Profiled profiled("distil_xlstm::causal_conv");
   CausalConvOutput out{at::empty_like(x_BSF), at::empty_like(initial_BJF)};
   const Tensor weight_KF = weight_FK.t().contiguous();
   with_type(x_BSF, [&](auto zero) {
@@ -215,6 +222,7 @@ CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weig
 CausalConvBackward causal_conv_backward_cpu(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& x_BSF,
                                             const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
                                             const Tensor& is_start_BS) {
+  const Profiled profiled("distil_xlstm::causal_conv_backward");
   const int64_t B = x_BSF.size(0), F = x_BSF.size(2), K = weight_FK.size(1);
   const Tensor weight_KF = weight_FK.t().contiguous();
   const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF);
@@ -259,6 +267,7 @@ kernels::LayerNormArgs<T> norm_arguments(const Tensor& x_NGK, const Tensor& weig
 }  // namespace
 
 LayerNormForward layer_norm_forward_cpu(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+  const Profiled profiled("distil_xlstm::layer_norm");
   const int64_t N = x_NGK.size(0), G = x_NGK.size(1);
   LayerNormForward out{at::empty_like(x_NGK), at::empty({N, G}, x_NGK.options()), at::empty({N, G}, x_NGK.options())};
   with_type(x_NGK, [&](auto zero) {
@@ -276,6 +285,7 @@ LayerNormForward layer_norm_forward_cpu(const Tensor& x_NGK, const Tensor& weigh
 
 LayerNormBackward layer_norm_backward_cpu(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
                                           const Tensor& rstd_NG) {
+  const Profiled profiled("distil_xlstm::layer_norm_backward");
   const Tensor grad_x = at::empty_like(x_NGK);
   Tensor grad_weight_PGK;
   with_type(x_NGK, [&](auto zero) {
@@ -294,6 +304,7 @@ LayerNormBackward layer_norm_backward_cpu(const Tensor& grad_y_NGK, const Tensor
 }
 
 Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps) {
+  const Profiled profiled("distil_xlstm::rms_norm");
   const Tensor y = at::empty_like(x);
   const int64_t width = x.size(-1), rows = x.numel() / width;
   with_type(x, [&](auto zero) {

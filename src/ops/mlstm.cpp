@@ -18,8 +18,8 @@ using torch::autograd::variable_list;
 // Tensor cores take 2-byte operands; float32 keeps its digits in the tensor operations.
 bool uses_kernels(const MlstmInputs& in) {
   const at::ScalarType type = in.q_BSHK.scalar_type();
-  return has_cuda_kernels(in.q_BSHK) && cuda_backend().mlstm_chunkwise && (type == at::kBFloat16 || type == at::kHalf) &&
-         in.k_BSHK.scalar_type() == type && in.v_BSHV.scalar_type() == type;
+  return has_cuda_kernels(in.q_BSHK) && (type == at::kBFloat16 || type == at::kHalf) && in.k_BSHK.scalar_type() == type &&
+         in.v_BSHV.scalar_type() == type;
 }
 
 // Contiguous, q, k, v as `type`, the rest in the type to compute in; a missing state becomes zeros, as the package starts (C = n = m = 0).
@@ -56,6 +56,8 @@ void check_inputs(const char* name, const MlstmInputs& in, const MlstmState& sta
   if (state.cell_BHKV.defined()) check_shape(what("initial cell_BHKV"), state.cell_BHKV, {B, H, K, V});
   if (state.normalizer_BHK.defined()) check_shape(what("initial normalizer_BHK"), state.normalizer_BHK, {B, H, K});
   if (state.stabilizer_BH.defined()) check_shape(what("initial stabilizer_BH"), state.stabilizer_BH, {B, H});
+  check_device(what("q_BSHK"), in.q_BSHK,
+               {in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, state.cell_BHKV, state.normalizer_BHK, state.stabilizer_BH});
 }
 
 MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial) {

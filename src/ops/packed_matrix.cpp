@@ -5,6 +5,7 @@
 #include <new>
 
 #include "ops/internal.h"
+#include "ops/profiled.h"
 
 // MKL's interface for matrices that are used again. LibTorch links MKL into itself and exports these; without MKL they are null.
 extern "C" {
@@ -34,11 +35,14 @@ std::shared_ptr<float> allocate(size_t size_bytes) {
 
 }  // namespace
 
+bool PackedMatrix::is_available() {
+  return cblas_sgemm_pack_get_size != nullptr && cblas_sgemm_pack != nullptr && cblas_sgemm_compute != nullptr;
+}
+
 bool PackedMatrix::supports(const Tensor& matrix) {
   constexpr int64_t kLargest = int64_t{1} << 30;
-  return cblas_sgemm_pack_get_size != nullptr && cblas_sgemm_pack != nullptr && cblas_sgemm_compute != nullptr && matrix.defined() &&
-         matrix.is_cpu() && matrix.scalar_type() == at::kFloat && matrix.dim() == 2 && matrix.numel() > 0 && matrix.size(0) < kLargest &&
-         matrix.size(1) < kLargest;
+  return is_available() && matrix.defined() && matrix.is_cpu() && matrix.scalar_type() == at::kFloat && matrix.dim() == 2 &&
+         matrix.numel() > 0 && matrix.size(0) < kLargest && matrix.size(1) < kLargest;
 }
 
 PackedMatrix::PackedMatrix(const Tensor& matrix_KN) : K_(matrix_KN.size(0)), N_(matrix_KN.size(1)) {
@@ -53,6 +57,7 @@ PackedMatrix::PackedMatrix(const Tensor& matrix_KN) : K_(matrix_KN.size(0)), N_(
 }
 
 void PackedMatrix::multiply(const Tensor& a_MK, const Tensor& out_MN, bool accumulate) const {
+  const Profiled profiled("distil_xlstm::packed_matrix");
   const int64_t M = a_MK.size(0);
   check_shape("packed matrix: a", a_MK, {M, K_});
   check_shape("packed matrix: out", out_MN, {M, N_});

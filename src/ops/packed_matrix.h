@@ -16,6 +16,8 @@ class PackedMatrix {
   // region are used best where this is made outside one, those inside one where it is made inside one; each works everywhere.
   explicit PackedMatrix(const Tensor& matrix_KN);
 
+  // Whether LibTorch was built with MKL.
+  [[nodiscard]] static bool is_available();
   // Whether a matrix can be packed: float32 on the CPU, and LibTorch was built with MKL.
   [[nodiscard]] static bool supports(const Tensor& matrix);
 

@@ -6,12 +6,14 @@
 
 #include "ops/cuda_backend.h"
 #include "ops/internal.h"
+#include "ops/profiled.h"
 
 namespace distil_xlstm::ops {
 namespace {
 
 // One pass over memory; cos and sin begin at the first row's position.
 void rotate_float_cpu(const Tensor& x_BSHK, const float* cos, const float* sin) {
+  const Profiled profiled("distil_xlstm::rotate");
   const int64_t S = x_BSHK.size(1), H = x_BSHK.size(2), half = x_BSHK.size(3) / 2;
   const int64_t stride_b = x_BSHK.stride(0), stride_s = x_BSHK.stride(1), stride_h = x_BSHK.stride(2);
   float* x = x_BSHK.data_ptr<float>();

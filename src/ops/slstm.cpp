@@ -95,6 +95,7 @@ void check_inputs(const Tensor& wx, const Tensor& r, const Tensor& bias, const S
   check_device("slstm_scan: wx_BSHGK", wx, {r, bias});
   for (const Tensor& state : {initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK, initial.stabilizer_BHK}) {
     if (state.defined()) check_shape("slstm_scan: initial state", state, {B, H, K});
+    check_device("slstm_scan: wx_BSHGK", wx, {state});
   }
   if (is_start.defined()) check_shape("slstm_scan: is_start_BS", is_start, {B, S});
 }

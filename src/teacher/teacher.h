@@ -59,7 +59,7 @@ struct Fp8Effect {
 };
 // use_fp8_products(), seen on these tokens: positions whose mask_BS is 1 (all where it is undefined).
 Fp8Effect use_fp8_products(Teacher& teacher, const Tensor& tokens_BS, const Tensor& is_start_BS, const Tensor& mask_BS);
-std::string description(const Fp8Effect& effect);  // "KL 0.0011 nats to bf16, ..." for logs
+std::string description(const Fp8Effect& effect);  // "KL 0.0011 nats to ..., ..." for logs
 
 // What a configuration alone tells (for plan and the student's derivation); throws ConfigError for an unknown model_type or key.
 struct TeacherShape {

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "ops/head_loss.h"
+#include "ops/packed_matrix.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -99,7 +100,9 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   items.push_back({"student activations", activation_bytes(config, student, compute_bytes), "estimate, of a micro-batch"});
   items.push_back(
       {"teacher activations", tokens * (teacher_width * teacher_bytes + 4 * teacher.hidden_size), "estimate, one layer at a time"});
-  if (is_cpu) items.push_back({"packed heads", 2 * counts.embedding * 4, "float32, in the layouts of a CPU's products"});
+  if (is_cpu && ops::PackedMatrix::is_available())
+    items.push_back({"packed heads", 2 * counts.embedding * 4, "float32, in the layouts of a CPU's products"});
+  if (is_cpu && teacher_bytes < 4) items.push_back({"head in float32", counts.embedding * 4, "of validations"});
   items.push_back({"head tiles", head_tile_bytes(config, teacher, teacher_bytes, is_cpu, shares) + 2 * tokens * teacher.hidden_size * 4,
                    "estimate, never full logits"});
   return items;

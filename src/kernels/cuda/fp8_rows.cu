@@ -2,6 +2,8 @@
 
 #include <cuda_fp8.h>
 
+#include <cfloat>
+
 #include "kernels/cuda/vector.cuh"
 
 namespace distil_xlstm::kernels::cuda {
@@ -78,14 +80,14 @@ __global__ void __launch_bounds__(kMaxThreads) rows_kernel(const __grid_constant
     for (int j = 0; j < W; ++j) largest = fmaxf(largest, fabsf(values[i][j]));
   }
   largest = reduce(largest, partial_maxima, Max{});
-  const float scale = largest > 0.0f ? largest / kMaxE4m3 : 1.0f, inverse = 1.0f / scale;
+  const float scale = fmaxf(largest / kMaxE4m3, FLT_MIN), inverse = 1.0f / scale;
   if (threadIdx.x == 0) x.scale_N[row] = scale;
   uint8_t* out = static_cast<uint8_t*>(x.values_NK) + row * x.K;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int at = (int(threadIdx.x) + i * int(blockDim.x)) * W;
     if (at >= x.K) break;
-    float(&v)[W] = values[i];
+    float (&v)[W] = values[i];
 #pragma unroll
     for (int j = 0; j < W; ++j) v[j] *= inverse;
     if constexpr (W == 8) {

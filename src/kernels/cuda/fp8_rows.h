@@ -8,7 +8,7 @@ namespace distil_xlstm::kernels::cuda {
 // What becomes fp8: x as it is, SiLU(gate) * up of a joint product, or RMSNorm(x) * weight.
 enum class Fp8Source { values, swiglu, rms_norm };
 
-// scale = largest magnitude of the row / 448, the largest e4m3 value (1 for a row of zeros); values = round(row / scale).
+// scale = largest magnitude of the row / 448, the largest e4m3 value, at least the smallest normal float32; values = round(row / scale).
 // K is a multiple of 16 bytes of x, at most kFp8MaxVectors of them; every tensor begins at a multiple of 16 bytes.
 inline constexpr int kFp8MaxVectors = 8192;
 struct Fp8Rows {

@@ -537,8 +537,8 @@ void head_loss_tile(const HeadLossTile& tile) {
 }  // namespace distil_xlstm::ops
 
 // The program finds this by name (kCudaRegisterSymbol).
-extern "C" __attribute__((visibility("default"))) bool distil_xlstm_cuda_register(distil_xlstm::ops::CudaBackend* table,
-                                                                                  const char* interface) {
+extern "C" __attribute__((visibility("default"))) bool distil_xlstm_register_kernels(distil_xlstm::ops::CudaBackend* table,
+                                                                                     const char* interface) {
   using namespace distil_xlstm::ops;
   if (std::string_view(interface) != DX_CUDA_INTERFACE) return false;
   namespace gpu = distil_xlstm::kernels::cuda;

@@ -48,6 +48,9 @@ Transformer random_transformer(at::Device device, at::ScalarType dtype = at::kFl
       one.q_norm_K = norm_of(config.head_dim);
       one.k_norm_K = norm_of(config.head_dim);
     }
+    if (config.has_qkv_bias) one.qkv_bias_E = norm_of(E);
+    if (config.has_o_bias) one.o_bias_D = norm();
+    if (config.has_mlp_bias) one.gate_up_bias_2I = norm_of(2 * I), one.down_bias_D = norm();
     one.o_DHK = matrix(D, query);
     one.mlp_norm_D = norm();
     one.gate_up_2ID = matrix(2 * I, D);
@@ -113,7 +116,7 @@ TEST(Transformer, Fp8ProductsStayNear) {
         Transformer transformer = random_transformer(device, dtype, dtype, config);
         const Tensor expected = transformer.forward(tokens, is_start);
         transformer.use_fp8_products();
-        EXPECT_FALSE(transformer.weights().layers[0].o_DHK.weight().defined()) << "both forms are kept";
+        EXPECT_TRUE(transformer.weights().layers[0].o_DHK.is_fp8()) << "another form is kept";
         const Tensor out = transformer.forward(tokens, is_start);
         EXPECT_EQ(out.scalar_type(), dtype);
         EXPECT_LT(relative_error(out, expected), 0.2) << config.hidden_size << " " << c10::toString(dtype);
@@ -158,19 +161,21 @@ TEST(Transformer, HalfPrecisionsStayNear) {
 // against the CPU in float32.
 TEST(Transformer, EveryDeviceAndTypeComputesTheSame) {
   for (const auto& [head_dim, hidden_size, intermediate_size] : std::vector<std::array<int64_t, 3>>{{6, 12, 10}, {64, 96, 160}}) {
-    for (const bool has_qk_norm : {false, true}) {
+    for (const auto& [has_qk_norm, has_biases] : {std::pair{false, false}, std::pair{true, false}, std::pair{false, true}}) {
       TransformerConfig config = tiny_config();
       config.head_dim = head_dim;
       config.hidden_size = hidden_size;
       config.intermediate_size = intermediate_size;
       config.has_qk_norm = has_qk_norm;
+      config.has_qkv_bias = config.has_o_bias = config.has_mlp_bias = has_biases;
       const Tensor tokens = random_tokens(3, 21);
       for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
         // bfloat16 rounds every step of two layers: 1.4e-2 with the CPU's tensor operations.
         const double limit = dtype == at::kBFloat16 ? 2e-2 : tolerance(dtype);
-        const Tensor expected = random_transformer(at::kCPU, at::kFloat, dtype, config).forward(tokens);
+        const Tensor expected = random_transformer(at::kCPU, at::kDouble, dtype, config).forward(tokens);
         for (const at::Device device : devices()) {
-          SCOPED_TRACE(fmt::format("{} {} heads of {}, norm {}", device.str(), c10::toString(dtype), head_dim, has_qk_norm));
+          SCOPED_TRACE(
+              fmt::format("{} {} heads of {}, norm {}, biases {}", device.str(), c10::toString(dtype), head_dim, has_qk_norm, has_biases));
           Transformer transformer = random_transformer(device, dtype, dtype, config);
           const Tensor hidden = transformer.forward(tokens.to(device));
           EXPECT_LT(relative_error(hidden, expected), limit);

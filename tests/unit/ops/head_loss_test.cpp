@@ -346,6 +346,33 @@ TEST(HeadLoss, PackedHeadsGiveTheSame) {
   }
 }
 
+// The head's own type is kept beside its packed copies: beside float64 it is that which counts.
+TEST(HeadLoss, PackedHeadsOfOtherTypes) {
+  const int64_t V = kHeadColumns + 9;
+  Inputs in(2, 9, V, at::kCPU, at::kFloat);
+  in.student_head = in.student_head.to(at::kBFloat16).to(at::kFloat);
+  in.teacher_head = in.teacher_head.to(at::kBFloat16).to(at::kFloat);
+  const HeadLossOptions options = all_options().front();
+  const Reference wanted = reference(in, options, 0.125);
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf, at::kFloat}) {
+    const Tensor student_VD = in.student_head.to(type), teacher_VD = in.teacher_head.to(type);
+    const bool is_exact = student_VD.to(at::kFloat).equal(in.student_head) && teacher_VD.to(at::kFloat).equal(in.teacher_head);
+    if (!is_exact) continue;  // a value outside float16's range
+    const Head student = Head::packed(student_VD, true), teacher = Head::packed(teacher_VD, false);
+    EXPECT_EQ(student.weight().scalar_type() == type || student.columns() == nullptr, true);
+    const auto expect_same = [&](const Tensor& student_BSD, const Head& student_head, const Tensor& teacher_BSD, const Head& teacher_head) {
+      const auto got = head_losses(student_BSD, student_head, teacher_BSD, teacher_head, in.targets_BS, in.mask_BS, options, 0.125);
+      EXPECT_LT(relative_error(got.sums, wanted.sums), 1e-5) << c10::toString(type);
+      EXPECT_LT(gradient_error(got, wanted, in, options, 0.125), 1e-5) << c10::toString(type);
+    };
+    expect_same(in.student_BSD, student, in.teacher_BSD, teacher);
+    expect_same(in.student_BSD.to(at::kDouble), student, in.teacher_BSD, teacher);
+    expect_same(in.student_BSD, student, in.teacher_BSD.to(at::kDouble), teacher);
+    expect_same(in.student_BSD, in.student_head.to(at::kDouble), in.teacher_BSD, teacher);
+    expect_same(in.student_BSD, student, in.teacher_BSD, in.teacher_head.to(at::kDouble));
+  }
+}
+
 // The largest logits come last, so that every part of the vocabulary lowers what was summed before it.
 TEST(HeadLoss, MaximaMayRiseAlongTheVocabulary) {
   const int64_t V = 4 * kHeadColumns + 3;

@@ -34,6 +34,7 @@ TEST(PackedMatrix, MultipliesAsFloat64DoesAtAnySize) {
         // Rows of both may be parts of longer ones; what lies beside them stays.
         const Tensor a = random({M, K + 5}).narrow(1, 2, K), wide = at::zeros({M, N + 3}), out = wide.narrow(1, 1, N);
         const Tensor expected = a.to(at::kDouble).mm(matrix_KN.to(at::kDouble));
+        out.fill_(std::numeric_limits<float>::quiet_NaN());  // is not read
         packed.multiply(a, out);
         EXPECT_LT(relative_error(out, expected), 1e-6) << M << " x " << K << " x " << N;
         packed.multiply(a, out, /*accumulate=*/true);
