@@ -80,7 +80,7 @@ struct Problem {
   std::vector<uint8_t> starts;
 };
 struct Result {
-  Doubles dm0_terms, df_terms;  // roots of the sums of squares of what these gradients add up
+  Doubles di_terms, df_terms, dn0_terms, dm0_terms;  // roots of the sums of squares of what these gradients add up
   std::vector<char> ill;
   Doubles h, C, n, m, dq, dk, dv, di, df, dC0, dn0, dm0;
 };
@@ -188,6 +188,8 @@ static Result reference(Problem& p, bool mask_kinks = true) {
   r.dn0.assign(BH * K, 0);
   r.dm0.assign(BH, 0);
   r.dm0_terms.assign(BH, 0);
+  r.dn0_terms.assign(BH * K, 0);
+  r.di_terms.resize(T);
   r.df_terms.resize(T);
   r.ill.assign(T, 0);
   parallel(BH, [&](int64_t bh) {
@@ -236,48 +238,59 @@ static Result reference(Problem& p, bool mask_kinks = true) {
     std::copy_n(&Cs[int64_t(S) * K * V], K * V, &r.C[bh * K * V]);
     std::copy_n(&ns[int64_t(S) * K], K, &r.n[bh * K]);
     r.m[bh] = ms[S];
-    Doubles dC(K * V, 0.0), dn(K, 0.0);
+    Doubles dC(K * V, 0.0), dn(K, 0.0), dn_squares(K, 0.0);
     if (c.state) {
       std::copy_n(&p.dC[bh * K * V], K * V, dC.begin());
       std::copy_n(&p.dn[bh * K], K, dn.begin());
+      for (int d = 0; d < K; ++d) dn_squares[d] = dn[d] * dn[d];
     }
     for (int t = S; t-- > 0;) {
       const int64_t tok = (b * S + t) * c.H + hd;
       const double *q = &p.q[tok * K], *k = &p.k[tok * K], *v = &p.v[tok * V], *Cb = &Cs[int64_t(t) * K * V], *nb = &ns[int64_t(t) * K];
       const double *Ca = &Cs[int64_t(t + 1) * K * V], *na = &ns[int64_t(t + 1) * K], *h = &r.h[tok * V], *dh = &p.dh[tok * V];
-      double dot = 0;
-      for (int e = 0; e < V; ++e) dot += dh[e] * h[e];
+      double dot = 0, dot_squares = 0;
+      for (int e = 0; e < V; ++e) {
+        dot += dh[e] * h[e];
+        dot_squares += dh[e] * dh[e] * h[e] * h[e];
+      }
       const double inv = 1 / Ns[t], rho = act[t] ? (rs[t] > 0 ? dot : -dot) * inv : 0;
-      double *dq = &r.dq[tok * K], *dk = &r.dk[tok * K], *dv = &r.dv[tok * V], df = 0, di = 0, df_terms = 0;
+      const double rho_squares = act[t] ? dot_squares * inv * inv : 0;
+      double *dq = &r.dq[tok * K], *dk = &r.dk[tok * K], *dv = &r.dv[tok * V], df = 0, di = 0, df_squares = 0, di_squares = 0;
       std::fill_n(dv, V, 0.0);
       for (int d = 0; d < K; ++d) {
-        double a = 0, x = 0, g = 0;
+        double a = 0, x = 0, g = 0, x_squares = 0;
         const double qd = q[d] * inv, kd = k[d] * is[t];
         for (int e = 0; e < V; ++e) {
           a += Ca[d * V + e] * dh[e];
           double& y = dC[d * V + e];
           y += qd * dh[e];
           x += y * v[e];
+          x_squares += y * y * v[e] * v[e];
           dv[e] += kd * y;
           g += y * Cb[d * V + e];
-          df_terms += y * y * Cb[d * V + e] * Cb[d * V + e];
+          df_squares += y * y * Cb[d * V + e] * Cb[d * V + e];
         }
         dn[d] -= rho * q[d];
+        dn_squares[d] += rho_squares * q[d] * q[d];
         dq[d] = a * inv - rho * na[d];
         dk[d] = is[t] * (x + dn[d]);
         di += k[d] * dk[d];
+        di_squares += kd * kd * (x_squares + dn_squares[d]);
         df += g + dn[d] * nb[d];
-        df_terms += dn[d] * dn[d] * nb[d] * nb[d];
+        df_squares += dn_squares[d] * nb[d] * nb[d];
       }
       const double slope = fs[t] / (1 + std::exp(p.fg[tok]));
       r.di[tok] = di;
       r.df[tok] = slope * df;
-      r.df_terms[tok] = slope * std::sqrt(df_terms);
+      r.di_terms[tok] = std::sqrt(di_squares);
+      r.df_terms[tok] = slope * std::sqrt(df_squares);
       for (auto& y : dC) y *= fs[t];
       for (auto& y : dn) y *= fs[t];
+      for (auto& y : dn_squares) y *= fs[t] * fs[t];
     }
     std::copy(dC.begin(), dC.end(), &r.dC0[bh * K * V]);
     std::copy(dn.begin(), dn.end(), &r.dn0[bh * K]);
+    for (int d = 0; d < K; ++d) r.dn0_terms[bh * K + d] = std::sqrt(dn_squares[d]);
     double x = 0, terms = 0;
     for (int i = 0; i < K * V; ++i) {
       x += dC[i] * Cs[i];
@@ -285,7 +298,7 @@ static Result reference(Problem& p, bool mask_kinks = true) {
     }
     for (int i = 0; i < K; ++i) {
       x += dn[i] * ns[i];
-      terms += dn[i] * dn[i] * ns[i] * ns[i];
+      terms += dn_squares[i] * ns[i] * ns[i];
     }
     r.dm0[bh] = x;
     r.dm0_terms[bh] = std::sqrt(terms);
@@ -468,10 +481,10 @@ static void check(const Case& c) {
                       rel(got.dq, want.dq, floor),
                       rel(got.dk, want.dk, floor),
                       rel(got.dv, want.dv, floor),
-                      rel(got.di, want.di, floor),
+                      rel_to_terms(got.di, want.di, want.di_terms),
                       rel_to_terms(got.df, want.df, want.df_terms),
                       c.state ? rel(got.dC0, want.dC0, floor) : 0,
-                      c.state ? rel(got.dn0, want.dn0, floor) : 0,
+                      c.state ? rel_to_terms(got.dn0, want.dn0, want.dn0_terms) : 0,
                       c.state ? rel_to_terms(got.dm0, want.dm0, want.dm0_terms) : 0};
   double worst = 0;
   for (double x : e) worst = std::max(worst, x);
