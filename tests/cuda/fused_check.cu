@@ -1,7 +1,9 @@
 // Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, rotary, layer_norm, causal_conv, gated,
-// blockdiag.
+// blockdiag, fp8_rows.
 // Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/fused_check.
 // Run: check | time
+#include <cuda_fp8.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -17,6 +19,7 @@
 #include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8_rows.h"
 #include "kernels/cuda/gated.h"
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/rms_norm.h"
@@ -142,6 +145,45 @@ void check_rms_norm(Type type, int64_t N, int D, int64_t offset) {
 }
 
 // The first H of `all` heads of a joint product; the others must stay as they are. Any numbers do for the tables.
+// Every value within half a step of e4m3 (3 bits of mantissa; 2^-9 below 2^-6) of the float64 one over the row's scale.
+void check_fp8_rows(Type type, Fp8Source source, int64_t N, int K, double magnitude) {
+  const int width = source == Fp8Source::swiglu ? 2 * K : K;
+  Tensor x(type, N * width, magnitude, 0), weight(type, K, 1.0, 0), scale(Type::float32, N, 0, 0);
+  Tensor values(Type::float32, (N * K + 3) / 4, 0, 0);
+  const Fp8Rows args{type, source, N, K, x.data, source == Fp8Source::rms_norm ? weight.data : nullptr, 1e-6f, values.data, scale.floats()};
+  CHECK_CUDA(fp8_rows(args, nullptr));
+  std::vector<unsigned char> bytes(size_t(N) * K);
+  CHECK_CUDA(cudaDeviceSynchronize());
+  CHECK_CUDA(cudaMemcpy(bytes.data(), values.data, bytes.size(), cudaMemcpyDeviceToHost));
+  const auto scales = scale.read();
+  double worst = 0;
+  for (int64_t row = 0; row < N; ++row) {
+    const double* in = &x.host[size_t(row * width)];
+    std::vector<double> wanted(in, in + K);
+    double squares = 0, largest = 0;
+    for (int k = 0; k < K; ++k) squares += in[k] * in[k];
+    for (int k = 0; k < K; ++k) {
+      if (source == Fp8Source::rms_norm) wanted[size_t(k)] *= weight.host[size_t(k)] / std::sqrt(squares / K + 1e-6);
+      if (source == Fp8Source::swiglu) wanted[size_t(k)] *= sigmoid64(in[k]) * in[K + k];
+      largest = std::max(largest, std::abs(wanted[size_t(k)]));
+    }
+    const double smallest = 1.17549435e-38, expected = std::max(largest / 448, smallest);
+    worst = std::max(worst, std::abs(scales[size_t(row)] / expected - 1) * 1e3);  // 1e-3 of the scale counts as one half step
+    for (int k = 0; k < K; ++k) {
+      __nv_fp8_e4m3 number;
+      number.__x = bytes[size_t(row * K + k)];
+      const double exact = wanted[size_t(k)] / expected, half_step = std::max(std::abs(exact) / 16, 1.0 / 1024) * 1.01 + 1e-4;
+      const double off = std::abs(double(float(number)) - exact) / half_step;
+      worst = std::isnan(off) ? 1e30 : std::max(worst, off);
+    }
+  }
+  ++cases;
+  if (worst < 1) return;
+  ++failures;
+  std::printf("FAIL fp8_rows %s source %d %lldx%d magnitude %.0e: %.3g half steps off\n", name_of(type), int(source), (long long)N, K,
+              magnitude, worst);
+}
+
 void check_rotary(Type type, int64_t B, int64_t S, int H, int all, int K, int64_t offset) {
   const int half = K / 2;
   const int64_t first_position = 3;
@@ -411,6 +453,10 @@ void check_all() {
       if (D == 9000 || D == 1536 || D == 8) check_rms_norm(type, 17, D, 0);
       check_rms_norm(type, 3, std::min(D, 4096), D == 60 ? 1 : 0);
     }
+    for (const auto source : {Fp8Source::values, Fp8Source::swiglu, Fp8Source::rms_norm}) {
+      for (const int K : {8, 40, 576, 1536, 4104, 8960, 18944}) check_fp8_rows(type, source, K == 576 ? 67 : 3, K, 2.0);
+      if (type != Type::float16) check_fp8_rows(type, source, 2, 64, 1e-18);
+    }
     for (const int K : {2, 6, 16, 64, 72, 80, 128}) {
       check_rotary(type, 2, 37, 5, 7, K, 0);
       check_rotary(type, 1, 1, 1, 1, K, K == 64 ? 1 : 0);
@@ -538,6 +584,14 @@ void time_all(int64_t N, int D, int I, int P, int M) {
     report("SwiGLU (teacher)", 6.0 * N * M, [&](int i, cudaStream_t s) {
       return gated_activation_forward({t, Activation::swish, N, M, 2 * M, 0, both[i], static_cast<char*>(both[i]) + M * 2, out[i]}, s);
     });
+  }
+  {
+    Sets x(N * D), w(D), both(N * 2 * M), out(N * M), scale(N, true);
+    const auto rows = [&](Fp8Source source, int K, Sets& in, int i, cudaStream_t s) {
+      return fp8_rows({t, source, N, K, in[i], source == Fp8Source::rms_norm ? w[i] : nullptr, 1e-6f, out[i], scale.floats(i)}, s);
+    };
+    report("fp8 of RMSNorm", 3.0 * N * D, [&](int i, cudaStream_t s) { return rows(Fp8Source::rms_norm, D, x, i, s); });
+    report("fp8 of SwiGLU", 5.0 * N * M, [&](int i, cudaStream_t s) { return rows(Fp8Source::swiglu, M, both, i, s); });
   }
   {
     Sets x(N * D, true), y(N * D), a(N * D, true), mean(N, true), rstd(N, true), w(D, true);
