@@ -441,6 +441,10 @@ TEST_F(MlstmTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(mlstm_chunkwise(d.in, 0), ValueError);
   EXPECT_THROW(mlstm_chunkwise(d.in, 4, {randn({2, 2, 5, 4})}), ShapeError);
   EXPECT_THROW(mlstm_chunkwise(narrow(d.in, 0, 0), 4), ShapeError);
+  in = d.in;
+  in.v_BSHV = in.v_BSHV.to(at::kMeta);  // another device, without one
+  EXPECT_THROW(mlstm_chunkwise(in, 4), ShapeError);
+  EXPECT_THROW(mlstm_recurrent(d.in, {randn({2, 2, 4, 5}).to(at::kMeta), {}, {}}), ShapeError);
 }
 
 }  // namespace

@@ -244,6 +244,7 @@ TEST_F(SlstmTest, RefusesShapesThatDoNotFit) {
   EXPECT_THROW(slstm_scan(d.wx.narrow(1, 0, 0), d.r, d.bias), ShapeError);
   EXPECT_THROW(slstm_scan(d.wx, d.r, d.bias, {randn({1, 2, 4})}), ShapeError);
   EXPECT_THROW(slstm_scan(d.wx, d.r, d.bias, {}, at::zeros({3, 2}, at::kByte)), ShapeError);
+  EXPECT_THROW(slstm_scan(d.wx, d.r.to(at::kMeta), d.bias), ShapeError);  // another device, without one
   try {
     slstm_scan(d.wx, d.r, at::zeros({4, 2, 4}, at::kDouble));
   } catch (const ShapeError& error) {
