@@ -46,6 +46,7 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
   for (const int64_t rows : micro_batch_sizes) {
     const int64_t accumulation = config.train.gradient_accumulation_steps;
     const auto batch = random_batch(subject, rows);
+    const std::vector<data::Batch> batches(static_cast<size_t>(accumulation), batch);
     train::GradientSettings settings;
     settings.plan = method->plan({.step = 0, .total_steps = kSteps, .epoch = 0, .num_epochs = 1});
     settings.measures_alignment = settings.plan.alignment_weight != 0.0;
@@ -55,8 +56,7 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     const auto step = [&] {
       settings.target_scale = scaler.scale() / static_cast<double>(accumulation * batch.num_targets);
       settings.row_scale = scaler.scale() * settings.plan.alignment_weight / static_cast<double>(accumulation * rows);
-      train::LossSums sums;
-      for (int64_t i = 0; i < accumulation; ++i) sums.add(micro_batches.run(batch, settings));
+      const train::LossSums sums = micro_batches.run(batches, settings);
       const bool is_finite = scaler.unscale(parameters);
       optim::clip_grad_norm(parameters, config.optimizer.max_grad_norm);
       sums.head.to(at::kCPU);  // the trainer reads its losses here

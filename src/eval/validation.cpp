@@ -10,12 +10,17 @@ namespace distil_xlstm::eval {
 
 DeviceBatch to_device(const data::Batch& batch, at::Device device) {
   const std::vector<int64_t> shape = {batch.num_rows, batch.context_length};
-  const auto view = [&](const auto& values, at::ScalarType stored, at::ScalarType wanted) {
-    const auto host = at::from_blob(const_cast<void*>(static_cast<const void*>(values.data())), shape, at::TensorOptions(stored));
-    return host.to(device, wanted, /*non_blocking=*/false, /*copy=*/true);
+  // From pinned memory the copy waits for nothing that a GPU still has to do.
+  const auto moved = [&](const auto& values, at::ScalarType stored, at::ScalarType wanted) {
+    const auto view = at::from_blob(const_cast<void*>(static_cast<const void*>(values.data())), shape, at::TensorOptions(stored));
+    const Tensor host = view.to(wanted, /*non_blocking=*/false, /*copy=*/true);
+    return device.is_cpu() ? host : host.pin_memory().to(device, /*dtype=*/wanted, /*non_blocking=*/true);
   };
-  return {view(batch.tokens, at::kInt, at::kLong), view(batch.targets, at::kInt, at::kLong), view(batch.mask, at::kByte, at::kByte),
-          view(batch.is_start, at::kByte, at::kByte)};
+  bool has_inner_starts = false;
+  for (size_t i = 0; i < batch.is_start.size(); ++i)
+    has_inner_starts = has_inner_starts || (batch.is_start[i] != 0 && i % static_cast<size_t>(batch.context_length) != 0);
+  return {moved(batch.tokens, at::kInt, at::kLong), moved(batch.targets, at::kInt, at::kLong), moved(batch.mask, at::kByte, at::kByte),
+          has_inner_starts ? moved(batch.is_start, at::kByte, at::kByte) : Tensor()};
 }
 
 ValidationResult validate(nn::LanguageModel& student, nn::LanguageModel& teacher, data::Loader& loader, int64_t max_tokens) {

@@ -27,7 +27,7 @@ ValidationResult validate(nn::LanguageModel& student, nn::LanguageModel& teacher
 // A micro-batch on the model's device.
 struct DeviceBatch {
   Tensor tokens_BS, targets_BS;  // int64
-  Tensor mask_BS, is_start_BS;   // uint8
+  Tensor mask_BS, is_start_BS;   // uint8; is_start_BS undefined where documents begin at rows' starts only
 };
 DeviceBatch to_device(const data::Batch& batch, at::Device device);
 

@@ -55,7 +55,7 @@ std::pair<Tensor, Tensor> KvCache::append(int64_t layer, const Tensor& k_BGSK, c
 
 Tensor document_mask(const Tensor& is_start_BS, at::Device device) {
   const int64_t S = is_start_BS.size(1);
-  if (S < 2 || !is_start_BS.narrow(1, 1, S - 1).any().item<bool>()) return {};
+  if (S < 2 || (is_start_BS.is_cpu() && !is_start_BS.narrow(1, 1, S - 1).any().item<bool>())) return {};
   const Tensor document_BS = is_start_BS.to(device).cumsum(1, at::kInt);
   const Tensor same_BSS = document_BS.unsqueeze(2) == document_BS.unsqueeze(1);
   return (same_BSS & causal_rows(0, S, S, device)).unsqueeze(1);

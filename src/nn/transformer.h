@@ -70,8 +70,8 @@ class Transformer {
   Transformer(const TransformerConfig& config, TransformerWeights weights);
 
   // tokens_BS (int64) -> states after the final norm [B, S, D]. No gradient is recorded.
-  //   is_start_BS  uint8 or undefined: 1 begins a document, which then sees no token before it. On the CPU its values are looked at
-  //                without waiting for a device.
+  //   is_start_BS  uint8 or undefined: 1 begins a document, which then sees no token before it. See document_mask on where its
+  //                values are looked at.
   //   visitor      called after every layer with the `state` asked for, before the final norm
   //   cache        its tokens come before these; it grows by S. Not together with is_start_BS
   Tensor forward(const Tensor& tokens_BS, const Tensor& is_start_BS = {}, LayerState state = LayerState::block_output,
@@ -104,7 +104,8 @@ class Transformer {
 };
 
 // Boolean mask [B, 1, S, S], true where a position may look: not ahead, and not before its own document's start.
-// Undefined when no document starts inside a row, and plain causal attention does.
+// Undefined when no document starts inside a row, and plain causal attention does; on a GPU that is not looked at, since the host would
+// have to wait for it: leave is_start_BS undefined there instead (eval::to_device does).
 Tensor document_mask(const Tensor& is_start_BS, at::Device device);
 
 }  // namespace distil_xlstm::nn

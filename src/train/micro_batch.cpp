@@ -1,6 +1,9 @@
 #include "train/micro_batch.h"
 
 #include <ATen/Parallel.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 
 namespace distil_xlstm::train {
@@ -28,6 +31,21 @@ void take_gradients(student::Student& student, student::Student& replica) {
   }
 }
 
+void for_each_tensor(const teacher::TeacherOutput& output, const auto& visit) {
+  for (const Tensor* x : {&output.last_hidden_BSD, &output.hidden_mean_BSD})
+    if (x->defined()) visit(*x);
+  for (const auto& x : output.group_means_BSD) visit(x);
+  for (const auto& x : output.hidden_BSD) visit(x);
+}
+
+// Two streams where both models are on one GPU. Of the student's kernels, which wait for each other, those that are ready go first.
+std::optional<std::pair<c10::Stream, c10::Stream>> make_streams(at::Device teacher, at::Device student) {
+  if (!student.is_cuda() || teacher != student) return std::nullopt;
+  const c10::impl::VirtualGuardImpl streams(student.type());
+  return std::pair{streams.getStreamFromGlobalPool(student, /*isHighPriority=*/false),
+                   streams.getStreamFromGlobalPool(student, /*isHighPriority=*/true)};
+}
+
 }  // namespace
 
 void LossSums::add(const LossSums& other) {
@@ -39,6 +57,7 @@ MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student,
     : teacher_(teacher),
       student_(student),
       alignment_(alignment),
+      streams_(make_streams(teacher.device(), student.device())),
       student_head_(ops::Head::packed(student.head_weight(), /*with_gradient=*/true)),
       teacher_head_(teacher.head_weight().is_alias_of(student.head_weight())
                         ? student_head_
@@ -50,10 +69,65 @@ int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings)
   return student_.device().is_cpu() && teacher_.device().is_cpu() && may_split && rows >= threads ? threads : 1;
 }
 
-LossSums MicroBatches::run(const data::Batch& batch, const GradientSettings& settings) {
+LossSums MicroBatches::run(const std::vector<data::Batch>& batches, const GradientSettings& settings) {
+  if (streams_) return run_ahead(batches, settings);
+  LossSums sums;
+  for (const auto& batch : batches) sums.add(run_in_shares(batch, settings));
+  return sums;
+}
+
+// The teacher of micro-batch i + 1 runs beside the student's and the losses' of micro-batch i, on a stream of its own. The student's stream
+// goes first: its many short kernels are the longer chain, and the teacher's products fill what they leave of the GPU.
+// Memory: nothing runs on the current stream between `ready` and the last wait, so all it shares with these two is ordered by them. The
+// teacher's outputs alone go from one of the two to the other.
+LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings) {
+  const at::Device device = student_.device();
+  const c10::Stream current = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  const auto [teacher_stream, student_stream] = *streams_;
+  std::vector<eval::DeviceBatch> on_device;
+  for (const auto& batch : batches) on_device.push_back(eval::to_device(batch, device));
+  c10::Event ready(device.type());
+  ready.record(current);
+  ready.block(teacher_stream);
+  ready.block(student_stream);
+
+  struct Ahead {
+    teacher::TeacherOutput output;
+    c10::Event done;
+  };
+  const auto start_teacher = [&](const eval::DeviceBatch& batch) {
+    const c10::StreamGuard guard(teacher_stream);
+    Ahead ahead{run_teacher(batch, settings), c10::Event(device.type())};
+    ahead.done.record(teacher_stream);
+    return ahead;
+  };
+  LossSums sums;
+  {
+    const c10::StreamGuard guard(student_stream);
+    Ahead next = start_teacher(on_device.front());
+    for (size_t i = 0; i < batches.size(); ++i) {
+      const auto output = student_.forward(on_device[i].tokens_BS, on_device[i].is_start_BS, settings.student);
+      const Ahead teacher = std::move(next);
+      if (i + 1 < batches.size()) next = start_teacher(on_device[i + 1]);
+      teacher.done.block(student_stream);
+      for_each_tensor(teacher.output, [&](const Tensor& x) { x.record_stream(student_stream); });
+      sums.add(run_losses(output, teacher.output, on_device[i], settings, 1));
+    }
+  }
+  c10::Event done(device.type());
+  done.record(student_stream);
+  done.block(current);
+  return sums;
+}
+
+LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSettings& settings) {
   const auto on_device = eval::to_device(batch, student_.device());
   const int64_t rows = on_device.tokens_BS.size(0), shares = num_shares(rows, settings);
-  if (shares == 1) return run_rows(student_, on_device, settings, 1);
+  const auto run_rows = [&](student::Student& student, const eval::DeviceBatch& part) {
+    const auto teacher = run_teacher(part, settings);
+    return run_losses(student.forward(part.tokens_BS, part.is_start_BS, settings.student), teacher, part, settings, shares);
+  };
+  if (shares == 1) return run_rows(student_, on_device);
 
   while (static_cast<int64_t>(replicas_.size()) < shares - 1) replicas_.push_back(student_.replica());
   std::vector<LossSums> sums(static_cast<size_t>(shares));
@@ -62,7 +136,7 @@ LossSums MicroBatches::run(const data::Batch& batch, const GradientSettings& set
     for (int64_t share = begin; share < end; ++share) {
       const int64_t first = rows * share / shares, last = rows * (share + 1) / shares;
       student::Student& student = share == 0 ? student_ : *replicas_[static_cast<size_t>(share - 1)];
-      sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first), settings, shares);
+      sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first));
     }
   });
   LossSums total;
@@ -71,11 +145,13 @@ LossSums MicroBatches::run(const data::Batch& batch, const GradientSettings& set
   return total;
 }
 
-LossSums MicroBatches::run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings,
-                                int64_t num_shares) const {
-  const auto teacher_options = settings.measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
-  const auto teacher = teacher_.forward(batch.tokens_BS, batch.is_start_BS, teacher_options);
-  const auto output = student.forward(batch.tokens_BS, batch.is_start_BS, settings.student);
+teacher::TeacherOutput MicroBatches::run_teacher(const eval::DeviceBatch& batch, const GradientSettings& settings) const {
+  const auto options = settings.measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
+  return teacher_.forward(batch.tokens_BS, batch.is_start_BS, options);
+}
+
+LossSums MicroBatches::run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher,
+                                  const eval::DeviceBatch& batch, const GradientSettings& settings, int64_t num_shares) const {
   auto head = settings.plan.head;
   head.num_callers = num_shares;
   const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student_head_, teacher.last_hidden_BSD, teacher_head_,

@@ -1,7 +1,11 @@
 // Forward and backward of one micro-batch: teacher, student, losses, gradients (docs/mathematics.md 7).
 #pragma once
 
+#include <c10/core/Stream.h>
+
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "data/loader.h"
@@ -30,27 +34,34 @@ struct LossSums {
   void add(const LossSums& other);
 };
 
-// On a GPU a micro-batch is one graph. On a CPU each thread of LibTorch's pool takes a share of the rows through the whole step, with its
-// own graph: threads then meet once a micro-batch instead of at each of some hundred operations, most of them too small to share. Shares
-// are added in their order, so that the same number of threads gives the same bits.
+// On a GPU a micro-batch is one graph, and the teacher runs ahead by one micro-batch, beside the student (run_ahead). On a CPU each thread
+// of LibTorch's pool takes a share of the rows through the whole step, with its own graph: threads then meet once a micro-batch instead of
+// at each of some hundred operations, most of them too small to share. Shares are added in their order, so that the same number of threads
+// gives the same bits.
 class MicroBatches {
  public:
   // All references must outlive this object.
   MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment);
 
-  // Adds the gradients to those of the student's parameters; returns the sums.
-  LossSums run(const data::Batch& batch, const GradientSettings& settings);
+  // Adds the gradients of all these micro-batches, one or more, to those of the student's parameters; returns the sums. On a GPU the
+  // current stream waits for both, the host does not.
+  LossSums run(const std::vector<data::Batch>& batches, const GradientSettings& settings);
 
  private:
   // How many shares of rows there are: as many as threads, or one.
   [[nodiscard]] int64_t num_shares(int64_t rows, const GradientSettings& settings) const;
-  LossSums run_rows(student::Student& student, const eval::DeviceBatch& batch, const GradientSettings& settings, int64_t num_shares) const;
+  LossSums run_in_shares(const data::Batch& batch, const GradientSettings& settings);
+  LossSums run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings);
+  [[nodiscard]] teacher::TeacherOutput run_teacher(const eval::DeviceBatch& batch, const GradientSettings& settings) const;
+  LossSums run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const eval::DeviceBatch& batch,
+                      const GradientSettings& settings, int64_t num_shares) const;
 
   teacher::Teacher& teacher_;
   student::Student& student_;
   const distill::Alignment& alignment_;
-  ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it
-  std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
+  std::optional<std::pair<c10::Stream, c10::Stream>> streams_;  // of teacher and student where they run side by side
+  ops::Head student_head_, teacher_head_;                       // as the products take them; one where the models share it
+  std::vector<std::unique_ptr<student::Student>> replicas_;     // of the shares after the first, made when first needed
 };
 
 }  // namespace distil_xlstm::train

@@ -203,8 +203,7 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   settings.student.compute_dtype = in_.compute_dtype;
   settings.student.collect_blocks = settings.measures_alignment && alignment_.needs_blocks();
   settings.student.activation_checkpointing = in_.config.train.checkpointing == "blocks";
-  LossSums sums;
-  for (const auto& batch : batches) sums.add(micro_batches_.run(batch, settings));
+  const LossSums sums = micro_batches_.run(batches, settings);
 
   const auto& parameters = in_.student.parameters();
   const bool is_finite = scaler_.unscale(parameters);

@@ -1,0 +1,108 @@
+#include "distill/method.h"
+#include "small_run.h"
+#include "support/devices.h"
+#include "train/micro_batch.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+using testing::devices;
+
+constexpr int64_t kContext = 24;
+
+data::Batch random_batch(int64_t rows, uint64_t seed, bool has_inner_starts) {
+  std::mt19937_64 random(seed);
+  data::Batch batch{.num_rows = rows, .context_length = kContext};
+  for (int64_t i = 0; i < rows * kContext; ++i) {
+    batch.tokens.push_back(static_cast<int32_t>(random() % 512));
+    batch.targets.push_back(static_cast<int32_t>(random() % 512));
+    batch.mask.push_back(random() % 5 != 0);
+    batch.is_start.push_back(i % kContext == 0 || (has_inner_starts && random() % 7 == 0));
+    batch.num_targets += batch.mask.back();
+  }
+  return batch;
+}
+
+// Of stories260K and a fresh student on one device.
+class MicroBatchTest : public ::testing::Test {
+ protected:
+  struct Result {
+    LossSums sums;
+    NamedTensors gradients;
+  };
+
+  void load(at::Device device, at::ScalarType teacher_dtype, at::ScalarType compute_dtype) {
+    const auto files = io::open_model("stories260K");
+    teacher_ = teacher::load_teacher(files, device, teacher_dtype);
+    const auto config = small_config();
+    student_ = student::Student::create(student::derive_student(config.student, teacher::teacher_shape(files.config), kContext),
+                                        teacher_->embedding_weight(), teacher_->head_weight(), config.seed, device);
+    alignment_.emplace(config.distill.alignment, teacher_->num_layers(), student_->config().num_blocks);
+    settings_.plan = distill::make_method(config.distill, 10, 1)->plan({.step = 0, .total_steps = 10, .epoch = 0, .num_epochs = 1});
+    settings_.measures_alignment = true;
+    settings_.plan.alignment_weight = 0.3;
+    settings_.target_scale = 1.0 / 100;
+    settings_.row_scale = 0.3 / 6;
+    settings_.student.compute_dtype = compute_dtype;
+    settings_.student.collect_blocks = alignment_->needs_blocks();
+  }
+
+  // Each of `steps` in one call; gradients and sums of all of them, on the CPU.
+  Result run(const std::vector<std::vector<data::Batch>>& steps) {
+    MicroBatches micro_batches(*teacher_, *student_, *alignment_);
+    Result result;
+    for (const auto& batches : steps) result.sums.add(micro_batches.run(batches, settings_));
+    result.sums.head = result.sums.head.to(at::kCPU);
+    result.sums.alignment = result.sums.alignment.to(at::kCPU);
+    for (const auto& [name, parameter] : student_->parameters()) {
+      result.gradients.emplace_back(name, parameter.grad().to(at::kCPU, at::kDouble));
+      Tensor(parameter).mutable_grad() = Tensor();
+    }
+    return result;
+  }
+
+  std::unique_ptr<teacher::Teacher> teacher_;
+  std::unique_ptr<student::Student> student_;
+  std::optional<distill::Alignment> alignment_;
+  GradientSettings settings_;
+  const data::Batch a_ = random_batch(2, 1, false), b_ = random_batch(3, 2, true), c_ = random_batch(1, 3, false);
+};
+
+// On a GPU the second and third have their teacher's part beside the student's of the ones before. Their bits must not show it.
+TEST_F(MicroBatchTest, SeveralInOneCallAreThoseOneAfterTheOther) {
+  for (const at::Device device : devices()) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      if (device.is_cpu() && dtype != at::kFloat) continue;
+      load(device, dtype, dtype);
+      const Result expected = run({{a_}, {b_}, {c_}});
+      for (int repeat = 0; repeat < (device.is_cpu() ? 1 : 20); ++repeat) {
+        const Result got = run({{a_, b_, c_}});
+        EXPECT_TRUE(at::equal(got.sums.head, expected.sums.head)) << device.str();
+        EXPECT_TRUE(at::equal(got.sums.alignment, expected.sums.alignment)) << device.str();
+        EXPECT_EQ(max_difference(got.gradients, expected.gradients), 0.0) << device.str() << " " << c10::toString(dtype);
+      }
+    }
+  }
+}
+
+TEST_F(MicroBatchTest, EveryDeviceGivesTheCpusGradients) {
+  std::optional<Result> expected;
+  for (const at::Device device : devices()) {  // the CPU first
+    load(device, at::kFloat, at::kFloat);
+    const Result got = run({{a_, b_}, {c_}});
+    if (!expected) {
+      expected = got;
+      continue;
+    }
+    EXPECT_TRUE(at::allclose(got.sums.head, expected->sums.head, 1e-4, 1e-4));
+    EXPECT_TRUE(at::allclose(got.sums.alignment, expected->sums.alignment, 1e-4));
+    for (size_t i = 0; i < got.gradients.size(); ++i) {
+      const auto& [name, wanted] = expected->gradients[i];
+      const double distance = (got.gradients[i].second - wanted).norm().item<double>();
+      EXPECT_LE(distance, 1e-3 * wanted.norm().item<double>() + 1e-9) << name << " on " << device.str();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace distil_xlstm::train
