@@ -1,4 +1,6 @@
 // The whole optimizer step of `bench`, as the trainer makes it, on random tokens.
+#include <cmath>
+
 #include "cli/bench_parts.h"
 #include "cli/device_speed.h"
 #include "distill/alignment.h"
@@ -57,11 +59,11 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
       settings.target_scale = scaler.scale() / static_cast<double>(accumulation * batch.num_targets);
       settings.row_scale = scaler.scale() * settings.plan.alignment_weight / static_cast<double>(accumulation * rows);
       const train::LossSums sums = micro_batches.run(batches, settings);
-      const bool is_finite = scaler.unscale(parameters);
-      optim::clip_grad_norm(parameters, config.optimizer.max_grad_norm);
+      const double norm = optim::grad_norm(parameters).item<double>() / scaler.scale();
       sums.head.to(at::kCPU);  // the trainer reads its losses here
-      scaler.update(!is_finite);
-      if (is_finite) optimizer.step(config.optimizer.learning_rate);
+      const double divisor = optim::grad_divisor(norm, scaler.scale(), config.optimizer.max_grad_norm);
+      scaler.update(!std::isfinite(norm));
+      if (std::isfinite(norm)) optimizer.step(config.optimizer.learning_rate, divisor);
       optimizer.zero_grad();
     };
     StepBench result{.micro_batch_size = rows, .accumulation_steps = accumulation};

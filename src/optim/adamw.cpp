@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <optional>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -41,7 +42,7 @@ AdamW::AdamW(const NamedTensors& parameters, const AdamWSettings& settings, cons
   }
 }
 
-void AdamW::step(double learning_rate) {
+void AdamW::step(double learning_rate, double grad_divisor) {
   const at::NoGradGuard no_grad;
   ++steps_;
   for (Group& group : groups_) {
@@ -56,10 +57,11 @@ void AdamW::step(double learning_rate) {
     }
     if (parameters.empty()) continue;
     // All parameters share the count of optimizer steps.
-    const std::vector<Tensor> steps(parameters.size(),
-                                    at::full({}, static_cast<double>(steps_), parameters[0].options().requires_grad(false)));
+    const auto scalar = [&](double value) { return at::full({}, value, parameters[0].options().requires_grad(false)); };
+    const std::vector<Tensor> steps(parameters.size(), scalar(static_cast<double>(steps_)));
+    const auto divisor = grad_divisor == 1.0 ? std::nullopt : std::optional<Tensor>(scalar(grad_divisor));
     at::_fused_adamw_(parameters, grads, exp_avg, exp_avg_sq, {}, steps, learning_rate, settings_.beta1, settings_.beta2,
-                      group.weight_decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false);
+                      group.weight_decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/divisor);
     // The fused operation leaves version counters alone, and the student's converted weights go by them.
     for (const Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
   }
@@ -92,19 +94,18 @@ void AdamW::restore(const std::function<Tensor(const std::string&)>& tensor, int
   steps_ = steps;
 }
 
-Tensor clip_grad_norm(const NamedTensors& parameters, double max_norm) {
+Tensor grad_norm(const NamedTensors& parameters) {
   const at::NoGradGuard no_grad;
   const std::vector<Tensor> grads = gradients(parameters);
   if (grads.empty())
     return at::zeros({}, parameters.empty() ? at::TensorOptions(at::kFloat) : parameters[0].second.options().requires_grad(false));
-  const Tensor norm = at::stack(at::_foreach_norm(grads, 2)).norm();
-  if (max_norm > 0.0) {
-    // The coefficient stays on the device: nothing waits for it.
-    const Tensor one = at::ones({}, norm.options());
-    const Tensor coefficient = (max_norm / (norm + 1e-6)).clamp_max(1.0).where(norm.isfinite(), one);
-    at::_foreach_mul_(grads, coefficient);
-  }
-  return norm;
+  return at::stack(at::_foreach_norm(grads, 2)).norm();
+}
+
+double grad_divisor(double norm, double loss_scale, double max_norm) {
+  constexpr double kTiny = 1e-6;  // of clip_grad_norm_
+  const double excess = max_norm > 0.0 ? (norm + kTiny) / max_norm : 0.0;
+  return loss_scale * std::max(excess, 1.0);
 }
 
 std::vector<std::string> non_finite_gradients(const NamedTensors& parameters) {
@@ -157,16 +158,6 @@ LossScaler::LossScaler(bool enabled, double initial_scale, int64_t growth_interv
 
 double LossScaler::scale() const {
   return enabled_ ? scale_ : 1.0;
-}
-
-bool LossScaler::unscale(const NamedTensors& parameters) {
-  const at::NoGradGuard no_grad;
-  const std::vector<Tensor> grads = gradients(parameters);
-  if (grads.empty()) return true;
-  const auto options = grads[0].options().dtype(at::kFloat).requires_grad(false);
-  Tensor found_inf = at::zeros({1}, options);
-  at::_amp_foreach_non_finite_check_and_unscale_(grads, found_inf, at::full({1}, 1.0 / scale(), options));
-  return found_inf.item<float>() == 0.0F;
 }
 
 void LossScaler::update(bool found_inf) {

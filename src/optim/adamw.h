@@ -19,7 +19,8 @@ class AdamW {
  public:
   // `is_decayed` splits the groups (student::is_decayed). Parameters must be float32 leaves.
   AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::function<bool(const std::string&)>& is_decayed);
-  void step(double learning_rate);  // uses and keeps .grad; parameters without one are left alone
+  // Takes each .grad over `grad_divisor` (it is written back unless that is 1), in the same pass; parameters without one are left alone.
+  void step(double learning_rate, double grad_divisor = 1.0);
   void zero_grad();
   [[nodiscard]] NamedTensors state_tensors() const;  // "exp_avg.NAME", "exp_avg_sq.NAME"
   [[nodiscard]] int64_t steps() const;
@@ -36,9 +37,12 @@ class AdamW {
   int64_t steps_ = 0;
 };
 
-// L2 norm over all gradients (float32 sums) as a device scalar; scales them in place to at most max_norm (0: only measures).
-// Non-finite norms leave the gradients as they are.
-Tensor clip_grad_norm(const NamedTensors& parameters, double max_norm);
+// L2 norm over all gradients (float32 sums) as a device scalar; 0 without any. Not finite if one of their values is not.
+Tensor grad_norm(const NamedTensors& parameters);
+
+// What gradients that hold `loss_scale` are divided by (AdamW::step) to be without it and, by torch.nn.utils.clip_grad_norm_'s formula,
+// of a norm of at most max_norm (0: any). `norm` is theirs without the scale, finite.
+double grad_divisor(double norm, double loss_scale, double max_norm);
 
 // Names of the parameters whose gradient holds a non-finite value, for messages.
 std::vector<std::string> non_finite_gradients(const NamedTensors& parameters);
@@ -66,8 +70,6 @@ class LossScaler {
  public:
   LossScaler(bool enabled, double initial_scale, int64_t growth_interval = 2000);
   [[nodiscard]] double scale() const;  // 1 when disabled
-  // Divides the gradients by the scale; true when all are finite (checked when disabled too). Waits for the device.
-  bool unscale(const NamedTensors& parameters);
   void update(bool found_inf);
   [[nodiscard]] json state() const;
   void restore(const json& state);

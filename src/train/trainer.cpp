@@ -206,20 +206,19 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   const LossSums sums = micro_batches_.run(batches, settings);
 
   const auto& parameters = in_.student.parameters();
-  const bool is_finite = scaler_.unscale(parameters);
-  bad_parameters_ = is_finite ? std::vector<std::string>{} : optim::non_finite_gradients(parameters);
-  r.grad_norm = optim::clip_grad_norm(parameters, optimizer.max_grad_norm).item<double>();
+  r.grad_norm = optim::grad_norm(parameters).item<double>() / r.loss_scale;
+  bad_parameters_ = std::isfinite(r.grad_norm) ? std::vector<std::string>{} : optim::non_finite_gradients(parameters);
   const auto host_sums = sums.head.to(at::kCPU);
   read_sums(r, host_sums.const_data_ptr<double>());
   if (sums.alignment.defined()) r.alignment_loss = sums.alignment.item<double>() / static_cast<double>(r.num_rows);
   r.loss = weighted_loss(r);
 
-  r.is_skipped = !is_finite || !std::isfinite(r.grad_norm) || !std::isfinite(r.loss);
+  r.is_skipped = !std::isfinite(r.grad_norm) || !std::isfinite(r.loss);
   scaler_.update(r.is_skipped);
   if (in_.compute_dtype != at::kHalf) backoff_.update(r.is_skipped);  // in float16 an overflow is a matter of the loss scale
   probe_ = first_row(batches.front());
   if (!r.is_skipped) {
-    optimizer_->step(r.learning_rate);
+    optimizer_->step(r.learning_rate, optim::grad_divisor(r.grad_norm, r.loss_scale, optimizer.max_grad_norm));
     ++step_;
   }
   optimizer_->zero_grad();

@@ -43,9 +43,9 @@ TEST(AdamW, TenStepsAsPyTorch) {
       for (auto& [name, parameter] : parameters) {
         parameter.mutable_grad() = tensor_of(wanted["gradients"][name], parameter.sizes(), device);
       }
-      const double norm = clip_grad_norm(parameters, 1.0).item<double>();
+      const double norm = grad_norm(parameters).item<double>();
       EXPECT_NEAR(norm, wanted["norm"].get<double>(), 1e-6 * norm);
-      optimizer.step(1e-2 / (1 + step++));
+      optimizer.step(1e-2 / (1 + step++), grad_divisor(norm, 1.0, 1.0));
       for (const auto& [name, parameter] : parameters) {
         EXPECT_LT(relative_error(parameter, tensor_of(wanted["parameters"][name], parameter.sizes(), device)), 1e-6)
             << name << " step " << step;
@@ -85,6 +85,27 @@ TEST(AdamW, RestoreContinuesToTheBit) {
   for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(first[i].second, second[i].second));
 }
 
+TEST(AdamW, DividesGradients) {
+  for (const at::Device device : devices()) {
+    const Tensor start = at::randn({37}, device), gradient = at::randn({37}, device);
+    const NamedTensors plain = {{"a.weight", leaf(start)}, {"a.bias", leaf(start)}},
+                       scaled = {{"a.weight", leaf(start)}, {"a.bias", leaf(start)}};
+    AdamW first(plain, {}, is_decayed), second(scaled, {}, is_decayed);
+    for (const double divisor : {64.0, 3.0, 1.0}) {
+      for (const auto& [name, parameter] : plain) parameter.mutable_grad() = gradient.clone();
+      for (const auto& [name, parameter] : scaled) parameter.mutable_grad() = gradient * divisor;
+      first.step(1e-2);
+      second.step(1e-2, divisor);
+      for (size_t i = 0; i < plain.size(); ++i) {
+        EXPECT_LT(relative_error(scaled[i].second, plain[i].second), 1e-6) << device.str() << " " << divisor;
+        EXPECT_LT(relative_error(scaled[i].second.grad(), gradient), 1e-6) << device.str() << " " << divisor;
+      }
+    }
+    const auto first_state = first.state_tensors(), second_state = second.state_tensors();
+    for (size_t i = 0; i < first_state.size(); ++i) EXPECT_LT(relative_error(second_state[i].second, first_state[i].second), 1e-6);
+  }
+}
+
 TEST(AdamW, LeavesParametersWithoutGradientAlone) {
   const NamedTensors parameters = {{"a.weight", leaf(at::ones({3}))}, {"b.weight", leaf(at::ones({3}))}};
   AdamW optimizer(parameters, {}, is_decayed);
@@ -106,7 +127,7 @@ TEST(AdamW, RefusesWrongParametersAndStates) {
   EXPECT_THROW(optimizer.restore([](const std::string&) { return at::ones({3}); }, 1), DataError);
 }
 
-TEST(ClipGradNorm, MeasuresClipsAndKeepsNonFinite) {
+TEST(GradNorm, IsOfAllGradientsAndFindsNonFiniteOnes) {
   for (const at::Device device : devices()) {
     const NamedTensors parameters = {
         {"a", leaf(at::zeros({2}, device))}, {"b", leaf(at::zeros({1}, device))}, {"c", leaf(at::zeros({1}, device))}};
@@ -115,24 +136,26 @@ TEST(ClipGradNorm, MeasuresClipsAndKeepsNonFinite) {
       parameters[1].second.mutable_grad() = at::full({1}, b, at::TensorOptions(at::kFloat).device(device));
     };
     set(1.0);
-    EXPECT_FLOAT_EQ(clip_grad_norm(parameters, 0.0).item<float>(), 3.0F);
+    EXPECT_FLOAT_EQ(grad_norm(parameters).item<float>(), 3.0F);
     EXPECT_FLOAT_EQ(parameters[0].second.grad()[0].item<float>(), 2.0F);
-    EXPECT_FLOAT_EQ(clip_grad_norm(parameters, 10.0).item<float>(), 3.0F);
-    EXPECT_FLOAT_EQ(parameters[0].second.grad()[0].item<float>(), 2.0F);
-    EXPECT_FLOAT_EQ(clip_grad_norm(parameters, 1.5).item<float>(), 3.0F);
-    EXPECT_NEAR(parameters[0].second.grad()[0].item<float>(), 1.0F, 1e-6);
-    EXPECT_NEAR(parameters[1].second.grad()[0].item<float>(), 0.5F, 1e-6);
     EXPECT_FALSE(parameters[2].second.grad().defined());
+    EXPECT_TRUE(non_finite_gradients(parameters).empty());
     for (const double bad : {std::numeric_limits<double>::infinity(), std::nan("")}) {
       set(bad);
-      EXPECT_FALSE(std::isfinite(clip_grad_norm(parameters, 1.0).item<double>()));
-      EXPECT_FLOAT_EQ(parameters[0].second.grad()[0].item<float>(), 2.0F);
+      EXPECT_FALSE(std::isfinite(grad_norm(parameters).item<double>()));
       EXPECT_EQ(non_finite_gradients(parameters), (std::vector<std::string>{"b"}));
     }
-    set(1.0);
-    EXPECT_TRUE(non_finite_gradients(parameters).empty());
   }
-  EXPECT_EQ(clip_grad_norm({}, 1.0).item<double>(), 0.0);
+  EXPECT_EQ(grad_norm({}).item<double>(), 0.0);
+}
+
+TEST(GradDivisor, TakesTheLossScaleAndClips) {
+  EXPECT_EQ(grad_divisor(3.0, 1.0, 0.0), 1.0);
+  EXPECT_EQ(grad_divisor(3.0, 1.0, 10.0), 1.0);
+  EXPECT_EQ(grad_divisor(0.0, 1.0, 1.0), 1.0);
+  EXPECT_NEAR(grad_divisor(3.0, 1.0, 1.5), 2.0, 1e-5);
+  EXPECT_EQ(grad_divisor(3.0, 1024.0, 10.0), 1024.0);
+  EXPECT_NEAR(grad_divisor(3.0, 1024.0, 1.5), 2048.0, 1e-2);
 }
 
 TEST(LearningRate, FactorsAsTransformers) {
@@ -197,22 +220,6 @@ TEST(LearningRateBackoff, HalvesAndRecovers) {
   EXPECT_EQ(resumed.scale(), backoff.scale()) << "the same bits";
   for (int i = 0; i <= LearningRateBackoff::kRecoverySteps; ++i) resumed.update(false);
   EXPECT_EQ(resumed.scale(), 1.0);
-}
-
-TEST(LossScaler, UnscalesAndFindsOverflow) {
-  for (const at::Device device : devices()) {
-    const NamedTensors parameters = {{"a", leaf(at::zeros({3}, device))}, {"none", leaf(at::zeros({1}, device))}};
-    parameters[0].second.mutable_grad() = at::full({3}, 64.0, at::TensorOptions(at::kFloat).device(device));
-    LossScaler scaler(true, 32.0);
-    EXPECT_TRUE(scaler.unscale(parameters));
-    EXPECT_TRUE(at::equal(parameters[0].second.grad().cpu(), at::full({3}, 2.0F)));
-    LossScaler disabled(false, 32.0);
-    EXPECT_TRUE(disabled.unscale(parameters));
-    EXPECT_TRUE(at::equal(parameters[0].second.grad().cpu(), at::full({3}, 2.0F)));
-    parameters[0].second.mutable_grad()[1] = std::numeric_limits<float>::infinity();
-    EXPECT_FALSE(scaler.unscale(parameters));
-    EXPECT_FALSE(disabled.unscale(parameters));
-  }
 }
 
 }  // namespace
