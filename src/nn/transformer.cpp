@@ -69,10 +69,7 @@ void Transformer::for_each_matrix(Change&& change) {
 }
 
 Transformer::Transformer(const TransformerConfig& config, TransformerWeights weights)
-    : config_(config),
-      weights_(std::move(weights)),
-      rotary_(config_.rope, config_.head_dim, weights_.embedding_VD.device()),
-      has_narrow_heads_(ops::has_narrow_attention(weights_.embedding_VD.options(), config_.head_dim)) {
+    : config_(config), weights_(std::move(weights)), rotary_(config_.rope, config_.head_dim, weights_.embedding_VD.device()) {
   for_each_matrix([](Matrix& matrix) { matrix.pack(); });  // never seen again in the stored layout
 }
 
@@ -121,8 +118,8 @@ Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Ten
     rotary_.rotate_(qkv_BSHK.narrow(2, 0, H + G), first_position);
   }
 
-  if (!cache && has_narrow_heads_) {
-    return ops::narrow_attention(q_BSHK, k_BSGK, qkv_BSHK.narrow(2, H + G, G), is_start_BS).view({B, S, H * K});
+  if (!cache && ops::prefers_causal_attention(q_BSHK.options(), {B, S, G, K})) {
+    return ops::causal_attention(q_BSHK, k_BSGK, qkv_BSHK.narrow(2, H + G, G), is_start_BS).view({B, S, H * K});
   }
   const Tensor q_BHSK = q_BSHK.transpose(1, 2);
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = qkv_BSHK.narrow(2, H + G, G).transpose(1, 2);
@@ -140,7 +137,9 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   const int64_t S = tokens_BS.size(1), past = cache ? cache->num_tokens() : 0;
 
   Tensor mask;  // undefined: causal
-  if (is_start_BS.defined() && !has_narrow_heads_) mask = document_mask(is_start_BS, device);
+  const ops::AttentionSizes sizes{tokens_BS.size(0), S, config_.num_kv_heads, config_.head_dim};
+  if (is_start_BS.defined() && !ops::prefers_causal_attention(weights_.embedding_VD.options(), sizes))
+    mask = document_mask(is_start_BS, device);
   if (past > 0 && S > 1) mask = causal_rows(past, S, past + S, device);
 
   Tensor x_BSD = at::embedding(weights_.embedding_VD, tokens_BS.to(device));

@@ -99,7 +99,6 @@ class Transformer {
   TransformerConfig config_;
   TransformerWeights weights_;
   Rotary rotary_;
-  bool has_narrow_heads_;
   ProductType product_type_ = ProductType::same_as_weights;
 };
 

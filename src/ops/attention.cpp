@@ -41,22 +41,27 @@ Tensor run(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, con
 
 }  // namespace
 
-bool has_narrow_attention(const at::TensorOptions& options, int64_t head_dim) {
+bool prefers_causal_attention(const at::TensorOptions& options, const AttentionSizes& sizes) {
   const at::ScalarType type = at::typeMetaToScalarType(options.dtype());
-  return options.device().is_cpu() && (type == at::kFloat || type == at::kDouble) && head_dim <= kernels::kMaxNarrowHead;
+  if (!options.device().is_cpu() || (type != at::kFloat && type != at::kDouble)) return false;
+  if (sizes.K <= kernels::kMaxNarrowHead) return true;
+  constexpr int64_t kMaxTokens = 2048;  // beyond, a block's scores leave the cache
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return sizes.S <= kMaxTokens && sizes.B * sizes.G >= threads;
 }
 
-Tensor narrow_attention(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, const Tensor& is_start_BS) {
+Tensor causal_attention(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, const Tensor& is_start_BS) {
   const int64_t B = q_BSHK.size(0), S = q_BSHK.size(1), H = q_BSHK.size(2), K = q_BSHK.size(3), G = k_BSGK.size(2);
-  check_shape("narrow_attention: k", k_BSGK, {B, S, G, K});
-  check_shape("narrow_attention: v", v_BSGK, {B, S, G, K});
-  if (is_start_BS.defined()) check_shape("narrow_attention: is_start", is_start_BS, {B, S});
-  if (G < 1 || H % G != 0) throw ShapeError("narrow_attention: {} query heads for {} key heads: it must be a multiple", H, G);
-  if (!has_narrow_attention(q_BSHK.options(), K))
-    throw ShapeError("narrow_attention: heads of {} channels, at most {} on a CPU", K, kernels::kMaxNarrowHead);
+  check_shape("causal_attention: k", k_BSGK, {B, S, G, K});
+  check_shape("causal_attention: v", v_BSGK, {B, S, G, K});
+  if (is_start_BS.defined()) check_shape("causal_attention: is_start", is_start_BS, {B, S});
+  if (G < 1 || H % G != 0) throw ShapeError("causal_attention: {} query heads for {} key heads: it must be a multiple", H, G);
+  if (!q_BSHK.is_cpu() || (q_BSHK.scalar_type() != at::kFloat && q_BSHK.scalar_type() != at::kDouble))
+    throw ShapeError("causal_attention: {} on {}: float32 or float64 on a CPU is needed", at::toString(q_BSHK.scalar_type()),
+                     q_BSHK.device().str());
   for (const Tensor& x : {q_BSHK, k_BSGK, v_BSGK}) {
     if (x.stride(3) != 1 || x.stride(2) != K || (B > 1 && x.stride(0) != S * x.stride(1)))
-      throw ShapeError("narrow_attention: strides [{}]: contiguous tensors, or narrowed in the heads only, are needed",
+      throw ShapeError("causal_attention: strides [{}]: contiguous tensors, or narrowed in the heads only, are needed",
                        fmt::join(x.strides(), ", "));
   }
   const Tensor starts_BS = is_start_BS.defined() ? is_start_BS.to(q_BSHK.device(), at::kByte).contiguous() : Tensor();

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -189,6 +190,68 @@ TEST_F(BlockKernels, Swiglu) {
         }
         cpu_kernels<T>(set).swiglu(F, gate_up.data(), y.data(), first, N);
         EXPECT_LT(relative_error(y, wanted), sizeof(T) == 4 ? 1e-6 : 1e-14) << name(set) << " " << N << " x " << F;
+      }
+    }
+  };
+  check(float{});
+  check(double{});
+}
+
+// Narrow and wide heads, whole and broken blocks of queries and keys, documents that begin anywhere; a task's rows only.
+TEST_F(BlockKernels, Attention) {
+  struct Case {
+    int64_t B, S, H, G, K;
+    bool has_documents;
+  };
+  const auto check = [&]<typename T>(T) {
+    for (const InstructionSet set : supported_instruction_sets()) {
+      for (const auto& [B, S, H, G, K, has_documents] :
+           {Case{2, 9, 2, 2, 5, true}, Case{1, 21, 4, 2, 17, false}, Case{2, 70, 4, 2, 33, true}, Case{1, 131, 6, 2, 64, true},
+            Case{2, 24, 2, 1, 72, false}, Case{1, 66, 3, 1, 128, true}}) {
+        const int64_t width = (H + 2 * G) * K;  // queries, keys and values of a token beside each other
+        const auto qkv = random<T>(B * S * width);
+        std::vector<uint8_t> starts(static_cast<size_t>(B * S));
+        for (uint8_t& start : starts) start = has_documents && engine_() % 17 == 0;
+        std::vector<T> out(static_cast<size_t>(B * S * H * K), T(7));
+        AttentionArgs<T> args{.B = B, .S = S, .H = H, .G = G, .K = K, .q_row = width, .k_row = width, .v_row = width};
+        args.scale = T(0.3);
+        args.q = qkv.data();
+        args.k = args.q + H * K;
+        args.v = args.k + G * K;
+        args.is_start_BS = has_documents ? starts.data() : nullptr;
+        args.out_BSHK = out.data();
+
+        std::vector<double> wanted(out.size(), 7.0);
+        const int64_t skipped = B * G / 2;  // tasks that others do
+        for (int64_t task = skipped; task < B * G; ++task) {
+          const int64_t b = task / G, g = task % G;
+          for (int64_t h = g * (H / G); h < (g + 1) * (H / G); ++h) {
+            int64_t first = 0;
+            for (int64_t s = 0; s < S; ++s) {
+              if (starts[static_cast<size_t>(b * S + s)] != 0) first = s;
+              const T* query = args.q + (b * S + s) * width + h * K;
+              std::vector<double> weights, sum(static_cast<size_t>(K), 0.0);
+              double total = 0.0;
+              for (int64_t j = first; j <= s; ++j) {
+                double score = 0.0;
+                for (int64_t k = 0; k < K; ++k) score += double(query[k]) * double(args.k[(b * S + j) * width + g * K + k]);
+                weights.push_back(std::exp(score * double(args.scale)));
+                total += weights.back();
+              }
+              for (int64_t j = first; j <= s; ++j) {
+                for (int64_t k = 0; k < K; ++k)
+                  sum[static_cast<size_t>(k)] +=
+                      weights[static_cast<size_t>(j - first)] / total * double(args.v[(b * S + j) * width + g * K + k]);
+              }
+              for (int64_t k = 0; k < K; ++k) wanted[static_cast<size_t>(((b * S + s) * H + h) * K + k)] = sum[static_cast<size_t>(k)];
+            }
+          }
+        }
+        const auto& kernels = cpu_kernels<T>(set);
+        std::vector<Line> workspace(static_cast<size_t>(kernels.attention_workspace(args)) * sizeof(T) / sizeof(Line) + 1);
+        std::memset(static_cast<void*>(workspace.data()), 0xff, workspace.size() * sizeof(Line));  // nothing is read before it is written
+        kernels.attention(args, skipped, B * G, reinterpret_cast<T*>(workspace.data()));
+        EXPECT_LT(relative_error(out, wanted), kTolerance<T>) << name(set) << " B " << B << " S " << S << " K " << K;
       }
     }
   };

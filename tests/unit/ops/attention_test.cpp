@@ -1,5 +1,7 @@
 #include "ops/attention.h"
 
+#include <ATen/Parallel.h>
+
 #include "base/error.h"
 #include "op_testing.h"
 
@@ -31,8 +33,10 @@ Tensor reference(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSG
 }
 
 TEST_F(AttentionTest, EqualsTheFormula) {
-  for (const Case& c : {Case{1, 1, 1, 1, 1}, Case{2, 7, 4, 2, 8, 0.3}, Case{3, 33, 6, 6, 5, 0.1}, Case{1, 130, 8, 4, 8, 0.02},
-                        Case{2, 65, 3, 1, 16}, Case{2, 40, 4, 4, 24, 0.1}, Case{1, 50, 2, 1, 32, 0.05}}) {
+  for (const Case& c :
+       {Case{1, 1, 1, 1, 1}, Case{2, 7, 4, 2, 8, 0.3}, Case{3, 33, 6, 6, 5, 0.1}, Case{1, 130, 8, 4, 8, 0.02}, Case{2, 65, 3, 1, 16},
+        Case{2, 40, 4, 4, 24, 0.1}, Case{1, 50, 2, 1, 32, 0.05}, Case{2, 65, 6, 2, 33}, Case{1, 1, 1, 1, 64}, Case{1, 193, 9, 3, 64, 0.03},
+        Case{2, 24, 2, 2, 100, 0.2}, Case{1, 129, 4, 1, 128, 0.01}, Case{1, 300, 2, 1, 80}}) {
     for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
       for (const double scale : {1.0, 30.0}) {  // with large scores one key takes all
         SCOPED_TRACE(fmt::format("B={} S={} H={} G={} K={} {} x{}", c.B, c.S, c.H, c.G, c.K, at::toString(type), scale));
@@ -40,10 +44,10 @@ TEST_F(AttentionTest, EqualsTheFormula) {
             (randn({c.B, c.S, c.H + 2 * c.G, c.K}) * scale).to(type);  // queries, keys and values as a projection leaves them
         const Tensor q = qkv.narrow(2, 0, c.H), k = qkv.narrow(2, c.H, c.G), v = qkv.narrow(2, c.H + c.G, c.G);
         const Tensor starts = c.starts > 0 ? random_starts(c.B, c.S, c.starts) : Tensor();
-        const Tensor out = narrow_attention(q, k, v, starts);
+        const Tensor out = causal_attention(q, k, v, starts);
         EXPECT_EQ(out.scalar_type(), type);
         EXPECT_LT(relative_error(out, reference(q, k, v, starts)), tolerance(type) * (scale > 1 ? scale : 1));
-        EXPECT_TRUE(at::equal(out, narrow_attention(q.contiguous(), k.contiguous(), v.contiguous(), starts)));
+        EXPECT_TRUE(at::equal(out, causal_attention(q.contiguous(), k.contiguous(), v.contiguous(), starts)));
       }
     }
   }
@@ -51,11 +55,24 @@ TEST_F(AttentionTest, EqualsTheFormula) {
 
 TEST_F(AttentionTest, RefusesWhatDoesNotFit) {
   const Tensor q = at::randn({1, 3, 4, 8}), k = at::randn({1, 3, 3, 8});
-  EXPECT_THROW(narrow_attention(q, k, k, {}), ShapeError) << "4 heads over 3";
-  EXPECT_THROW(narrow_attention(q, at::randn({1, 2, 2, 8}), at::randn({1, 2, 2, 8}), {}), ShapeError);
-  EXPECT_THROW(narrow_attention(q, q, q.transpose(1, 2).contiguous().transpose(1, 2), {}), ShapeError) << "strides";
-  const Tensor wide = at::randn({1, 3, 1, 40});
-  EXPECT_THROW(narrow_attention(wide, wide, wide, {}), ShapeError);
+  EXPECT_THROW(causal_attention(q, k, k, {}), ShapeError) << "4 heads over 3";
+  EXPECT_THROW(causal_attention(q, at::randn({1, 2, 2, 8}), at::randn({1, 2, 2, 8}), {}), ShapeError);
+  EXPECT_THROW(causal_attention(q, q, q.transpose(1, 2).contiguous().transpose(1, 2), {}), ShapeError) << "strides";
+  const Tensor half = q.to(at::kBFloat16);
+  EXPECT_THROW(causal_attention(half, half, half, {}), ShapeError);
+}
+
+TEST_F(AttentionTest, LeavesToLibTorchWhatItDoesFaster) {
+  const at::TensorOptions single(at::kFloat);
+  const int before = at::get_num_threads();
+  at::set_num_threads(4);
+  EXPECT_TRUE(prefers_causal_attention(single, {.B = 1, .S = 4096, .G = 1, .K = 32}));
+  EXPECT_TRUE(prefers_causal_attention(single, {.B = 2, .S = 2048, .G = 2, .K = 64}));
+  EXPECT_FALSE(prefers_causal_attention(single, {.B = 1, .S = 64, .G = 3, .K = 64})) << "a thread would have no head";
+  EXPECT_FALSE(prefers_causal_attention(single, {.B = 4, .S = 2049, .G = 3, .K = 64}));
+  EXPECT_FALSE(prefers_causal_attention(single.dtype(at::kBFloat16), {.B = 4, .S = 64, .G = 3, .K = 8}));
+  EXPECT_FALSE(prefers_causal_attention(single.device(at::kMeta), {.B = 4, .S = 64, .G = 3, .K = 8}));
+  at::set_num_threads(before);
 }
 
 }  // namespace
