@@ -32,6 +32,7 @@ data::Batch random_batch(const BenchSubject& subject, int64_t rows) {
 std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
                                   const std::string& trace_path) {
   const auto& config = subject.config;
+  const ops::PriorityStream stream(subject.device);  // as the trainer
   const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_precision, subject.device);
   const auto student =
       student::Student::create(subject.student, teacher->embedding_weight(), teacher->head_weight(), config.seed, subject.device);

@@ -13,8 +13,8 @@ DeviceBatch to_device(const data::Batch& batch, at::Device device) {
   // From pinned memory the copy waits for nothing that a GPU still has to do.
   const auto moved = [&](const auto& values, at::ScalarType stored, at::ScalarType wanted) {
     const auto view = at::from_blob(const_cast<void*>(static_cast<const void*>(values.data())), shape, at::TensorOptions(stored));
-    const Tensor host = view.to(wanted, /*non_blocking=*/false, /*copy=*/true);
-    return device.is_cpu() ? host : host.pin_memory().to(device, /*dtype=*/wanted, /*non_blocking=*/true);
+    const Tensor host = at::empty(shape, at::TensorOptions(wanted).pinned_memory(!device.is_cpu())).copy_(view);
+    return device.is_cpu() ? host : host.to(device, /*non_blocking=*/true);
   };
   bool has_inner_starts = false;
   for (size_t i = 0; i < batch.is_start.size(); ++i)

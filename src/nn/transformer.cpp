@@ -102,10 +102,25 @@ void Transformer::use_fp8_products() {
   product_type_ = ProductType::fp8;
 }
 
-Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache) {
+Transformer::Sight Transformer::make_sight(const Tensor& tokens_BS, const Tensor& is_start_BS, KvCache* cache) const {
+  const int64_t B = tokens_BS.size(0), S = tokens_BS.size(1), past = cache ? cache->num_tokens() : 0;
+  const at::TensorOptions options = weights_.embedding_VD.options();
+  Sight sight{.cache = cache};
+  sight.has_causal_kernel = !cache && ops::prefers_causal_attention(options, {B, S, config_.num_kv_heads, config_.head_dim});
+  if (sight.has_causal_kernel) {
+    sight.is_start_BS = is_start_BS;
+  } else if (is_start_BS.defined()) {
+    sight.mask = document_mask(is_start_BS, options.device());
+  } else if (past > 0 && S > 1) {
+    sight.mask = causal_rows(past, S, past + S, options.device());
+  }
+  return sight;
+}
+
+Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Sight& sight) {
   const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
   const int64_t B = u_BSD.sizes[0], S = u_BSD.sizes[1], H = config_.num_heads, G = config_.num_kv_heads, K = config_.head_dim;
-  const int64_t first_position = cache ? cache->num_tokens() : 0;
+  const int64_t first_position = sight.cache ? sight.cache->num_tokens() : 0;
 
   const Tensor qkv_BSHK = layer.qkv_ED.product(u_BSD, layer.qkv_bias_E).view({B, S, H + 2 * G, K});
   Tensor q_BSHK = qkv_BSHK.narrow(2, 0, H), k_BSGK = qkv_BSHK.narrow(2, H, G);
@@ -118,14 +133,14 @@ Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Ten
     rotary_.rotate_(qkv_BSHK.narrow(2, 0, H + G), first_position);
   }
 
-  if (!cache && ops::prefers_causal_attention(q_BSHK.options(), {B, S, G, K})) {
-    return ops::causal_attention(q_BSHK, k_BSGK, qkv_BSHK.narrow(2, H + G, G), is_start_BS).view({B, S, H * K});
+  if (sight.has_causal_kernel) {
+    return ops::causal_attention(q_BSHK, k_BSGK, qkv_BSHK.narrow(2, H + G, G), sight.is_start_BS).view({B, S, H * K});
   }
   const Tensor q_BHSK = q_BSHK.transpose(1, 2);
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = qkv_BSHK.narrow(2, H + G, G).transpose(1, 2);
-  if (cache) std::tie(k_BGTK, v_BGTK) = cache->append(index, k_BGTK, v_BGTK);
-  const bool is_causal = !mask.defined() && S > 1;
-  return grouped_attention(q_BHSK, k_BGTK, v_BGTK, mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
+  if (sight.cache) std::tie(k_BGTK, v_BGTK) = sight.cache->append(index, k_BGTK, v_BGTK);
+  const bool is_causal = !sight.mask.defined() && S > 1;
+  return grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
 }
 
 Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, LayerState state, const LayerVisitor& visitor,
@@ -134,19 +149,13 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   check_tokens(tokens_BS);
   if (cache) check_cache(*cache, tokens_BS, is_start_BS);
   const at::Device device = weights_.embedding_VD.device();
-  const int64_t S = tokens_BS.size(1), past = cache ? cache->num_tokens() : 0;
-
-  Tensor mask;  // undefined: causal
-  const ops::AttentionSizes sizes{tokens_BS.size(0), S, config_.num_kv_heads, config_.head_dim};
-  if (is_start_BS.defined() && !ops::prefers_causal_attention(weights_.embedding_VD.options(), sizes))
-    mask = document_mask(is_start_BS, device);
-  if (past > 0 && S > 1) mask = causal_rows(past, S, past + S, device);
+  const Sight sight = make_sight(tokens_BS, is_start_BS, cache);
 
   Tensor x_BSD = at::embedding(weights_.embedding_VD, tokens_BS.to(device));
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
     const auto normed = [&](const Tensor& weight_D) { return rms_norm_input(x_BSD, weight_D, config_.rms_norm_eps, product_type_); };
-    const auto attended_BSE = matrix_input(attention(index, normed(layer.input_norm_D), is_start_BS, mask, cache), product_type_);
+    const auto attended_BSE = matrix_input(attention(index, normed(layer.input_norm_D), sight), product_type_);
     if (visitor && state == LayerState::attention_output) {
       const Tensor output_BSD = layer.o_DHK.product(attended_BSE, layer.o_bias_D);
       visitor(index, output_BSD);
@@ -159,7 +168,7 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
     layer.down_DI.add_product_(x_BSD, swiglu_input(gate_up_BS2I, product_type_), layer.down_bias_D);
     if (visitor && state == LayerState::block_output) visitor(index, x_BSD);
   }
-  if (cache) cache->advance(S);
+  if (cache) cache->advance(tokens_BS.size(1));
   return final_norm(x_BSD);
 }
 

@@ -89,7 +89,15 @@ class Transformer {
   [[nodiscard]] at::TensorOptions options() const { return weights_.embedding_VD.options(); }
 
  private:
-  Tensor attention(int64_t index, const MatrixInput& u_BSD, const Tensor& is_start_BS, const Tensor& mask, KvCache* cache);
+  // What all layers of a forward pass attend by: ops::causal_attention, which cuts documents itself, or LibTorch's with a mask.
+  struct Sight {
+    bool has_causal_kernel = false;
+    Tensor is_start_BS;  // for the kernel
+    Tensor mask;         // undefined: causal
+    KvCache* cache = nullptr;
+  };
+  [[nodiscard]] Sight make_sight(const Tensor& tokens_BS, const Tensor& is_start_BS, KvCache* cache) const;
+  Tensor attention(int64_t index, const MatrixInput& u_BSD, const Sight& sight);
   void check_tokens(const Tensor& tokens_BS) const;
   void check_cache(const KvCache& cache, const Tensor& tokens_BS, const Tensor& is_start_BS) const;
 

@@ -47,7 +47,8 @@ bool prefers_causal_attention(const at::TensorOptions& options, const AttentionS
   if (sizes.K <= kernels::kMaxNarrowHead) return true;
   constexpr int64_t kMaxTokens = 2048;  // beyond, a block's scores leave the cache
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return sizes.S <= kMaxTokens && sizes.B * sizes.G >= threads;
+  const int64_t tasks = sizes.B * sizes.G, rounds = (tasks + threads - 1) / threads;
+  return sizes.S <= kMaxTokens && 5 * tasks >= 4 * threads * rounds;  // four fifths of the threads' time is used
 }
 
 Tensor causal_attention(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, const Tensor& is_start_BS) {
@@ -56,6 +57,7 @@ Tensor causal_attention(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor
   check_shape("causal_attention: v", v_BSGK, {B, S, G, K});
   if (is_start_BS.defined()) check_shape("causal_attention: is_start", is_start_BS, {B, S});
   if (G < 1 || H % G != 0) throw ShapeError("causal_attention: {} query heads for {} key heads: it must be a multiple", H, G);
+  check_device("causal_attention: q", q_BSHK, {k_BSGK, v_BSGK});
   if (!q_BSHK.is_cpu() || (q_BSHK.scalar_type() != at::kFloat && q_BSHK.scalar_type() != at::kDouble))
     throw ShapeError("causal_attention: {} on {}: float32 or float64 on a CPU is needed", at::toString(q_BSHK.scalar_type()),
                      q_BSHK.device().str());

@@ -11,7 +11,7 @@ struct AttentionSizes {
 };
 
 // Whether causal_attention is the faster way than LibTorch's: float32 or float64 on a CPU, and heads of at most 32 channels, or up to 2 048
-// tokens with a head of keys for each thread.
+// tokens whose heads of keys keep all threads busy.
 bool prefers_causal_attention(const at::TensorOptions& options, const AttentionSizes& sizes);
 
 // softmax(q k^T / sqrt(K)) v over the keys up to each query's own place and of its own document.

@@ -2,6 +2,8 @@
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 
 #include <array>
@@ -9,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "ops/cuda_backend.h"
 
 namespace distil_xlstm::ops {
@@ -119,6 +122,13 @@ void resolve_vector_functions() {
   }
 }
 
+// What comes next on stream `later` waits for what is on stream `earlier` now; the host waits for neither.
+void order_streams(const c10::Stream& earlier, const c10::Stream& later) {
+  c10::Event event(earlier.device_type());
+  event.record(earlier);
+  event.block(later);
+}
+
 }  // namespace
 
 const CudaReport& load_cuda() {
@@ -191,6 +201,23 @@ std::string precision_name(at::ScalarType dtype) {
       return "fp64";
     default:
       return at::toString(dtype);
+  }
+}
+
+PriorityStream::PriorityStream(at::Device device) {
+  if (!device.is_cuda()) return;
+  const c10::impl::VirtualGuardImpl streams(device.type());
+  const c10::Stream stream = streams.getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+  order_streams(streams.getStream(device), stream);
+  guard_.emplace(stream);
+}
+
+PriorityStream::~PriorityStream() {
+  if (!guard_) return;
+  try {
+    order_streams(guard_->current_stream(), guard_->original_stream());
+  } catch (const std::exception& error) {  // of a device that has failed: who works on it next will hear of it
+    spdlog::debug("leaving a stream: {}", error.what());
   }
 }
 

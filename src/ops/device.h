@@ -1,6 +1,9 @@
 // Which device and number formats to compute with, and the CUDA part of LibTorch, opened only where it can work.
 #pragma once
 
+#include <c10/core/StreamGuard.h>
+
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -30,6 +33,19 @@ int compute_capability(at::Device device);
 at::ScalarType parse_precision(std::string_view name, at::Device device);
 
 std::string precision_name(at::ScalarType dtype);  // "bf16"
+
+// While it lives, what this thread starts on a GPU goes before work of other streams that waits for a free place. Ordered with what was
+// started before it and what is started after it; nothing on a CPU.
+class PriorityStream {
+ public:
+  explicit PriorityStream(at::Device device);
+  ~PriorityStream();
+  PriorityStream(const PriorityStream&) = delete;
+  PriorityStream& operator=(const PriorityStream&) = delete;
+
+ private:
+  std::optional<c10::StreamGuard> guard_;
+};
 
 // Waits for the device's queue (nothing on a CPU).
 void synchronize(at::Device device);

@@ -42,7 +42,7 @@ AdamW::AdamW(const NamedTensors& parameters, const AdamWSettings& settings, cons
   }
 }
 
-void AdamW::step(double learning_rate, double grad_divisor) {
+void AdamW::step(double learning_rate, double divisor) {
   const at::NoGradGuard no_grad;
   ++steps_;
   for (Group& group : groups_) {
@@ -59,9 +59,9 @@ void AdamW::step(double learning_rate, double grad_divisor) {
     // All parameters share the count of optimizer steps.
     const auto scalar = [&](double value) { return at::full({}, value, parameters[0].options().requires_grad(false)); };
     const std::vector<Tensor> steps(parameters.size(), scalar(static_cast<double>(steps_)));
-    const auto divisor = grad_divisor == 1.0 ? std::nullopt : std::optional<Tensor>(scalar(grad_divisor));
+    const auto grad_scale = divisor == 1.0 ? std::nullopt : std::optional<Tensor>(scalar(divisor));
     at::_fused_adamw_(parameters, grads, exp_avg, exp_avg_sq, {}, steps, learning_rate, settings_.beta1, settings_.beta2,
-                      group.weight_decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/divisor);
+                      group.weight_decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false, grad_scale);
     // The fused operation leaves version counters alone, and the student's converted weights go by them.
     for (const Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
   }

@@ -19,8 +19,8 @@ class AdamW {
  public:
   // `is_decayed` splits the groups (student::is_decayed). Parameters must be float32 leaves.
   AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::function<bool(const std::string&)>& is_decayed);
-  // Takes each .grad over `grad_divisor` (it is written back unless that is 1), in the same pass; parameters without one are left alone.
-  void step(double learning_rate, double grad_divisor = 1.0);
+  // Divides each .grad by `divisor` in the same pass (it is written back unless that is 1); parameters without one are left alone.
+  void step(double learning_rate, double divisor = 1.0);
   void zero_grad();
   [[nodiscard]] NamedTensors state_tensors() const;  // "exp_avg.NAME", "exp_avg_sq.NAME"
   [[nodiscard]] int64_t steps() const;
@@ -37,7 +37,7 @@ class AdamW {
   int64_t steps_ = 0;
 };
 
-// L2 norm over all gradients (float32 sums) as a device scalar; 0 without any. Not finite if one of their values is not.
+// L2 norm over all gradients (float32 sums) as a device scalar; 0 without any. Not finite if one of their values is not, or above 1e19.
 Tensor grad_norm(const NamedTensors& parameters);
 
 // What gradients that hold `loss_scale` are divided by (AdamW::step) to be without it and, by torch.nn.utils.clip_grad_norm_'s formula,

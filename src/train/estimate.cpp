@@ -98,10 +98,11 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   }
   items.push_back({"optimizer", counts.trainable * 8, "two moments of AdamW"});
   items.push_back({"student activations", activation_bytes(config, student, compute_bytes), "estimate, of a micro-batch"});
-  items.push_back(
-      {"teacher activations", tokens * (teacher_width * teacher_bytes + 4 * teacher.hidden_size), "estimate, one layer at a time"});
-  // last_hidden and the mean of the states, while the next micro-batch's are computed
-  if (!is_cpu) items.push_back({"teacher outputs, one ahead", tokens * teacher.hidden_size * (teacher_bytes + 4), "of a micro-batch"});
+  items.push_back({"teacher activations", tokens * teacher_width * teacher_bytes, "estimate, one layer at a time"});
+  const int64_t means = config.distill.alignment.kind == "average" ? 1 : student.num_blocks;
+  const int64_t sets = !is_cpu && config.train.gradient_accumulation_steps > 1 ? 2 : 1;
+  items.push_back({"teacher outputs", sets * tokens * teacher.hidden_size * (teacher_bytes + 4 * means),
+                   sets > 1 ? "of this micro-batch and the next" : "of a micro-batch"});
   if (is_cpu && ops::PackedMatrix::is_available())
     items.push_back({"packed heads", 2 * counts.embedding * 4, "float32, in the layouts of a CPU's products"});
   if (is_cpu && teacher_bytes < 4) items.push_back({"head in float32", counts.embedding * 4, "of validations"});

@@ -6,6 +6,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "ops/device.h"
+
 namespace distil_xlstm::train {
 namespace {
 
@@ -31,19 +33,10 @@ void take_gradients(student::Student& student, student::Student& replica) {
   }
 }
 
-void for_each_tensor(const teacher::TeacherOutput& output, const auto& visit) {
-  for (const Tensor* x : {&output.last_hidden_BSD, &output.hidden_mean_BSD})
-    if (x->defined()) visit(*x);
-  for (const auto& x : output.group_means_BSD) visit(x);
-  for (const auto& x : output.hidden_BSD) visit(x);
-}
-
-// Two streams where both models are on one GPU. Of the student's kernels, which wait for each other, those that are ready go first.
-std::optional<std::pair<c10::Stream, c10::Stream>> make_streams(at::Device teacher, at::Device student) {
+// Where both models are on one GPU.
+std::optional<c10::Stream> make_teacher_stream(at::Device teacher, at::Device student) {
   if (!student.is_cuda() || teacher != student) return std::nullopt;
-  const c10::impl::VirtualGuardImpl streams(student.type());
-  return std::pair{streams.getStreamFromGlobalPool(student, /*isHighPriority=*/false),
-                   streams.getStreamFromGlobalPool(student, /*isHighPriority=*/true)};
+  return c10::impl::VirtualGuardImpl(student.type()).getStreamFromGlobalPool(student, /*isHighPriority=*/false);
 }
 
 }  // namespace
@@ -57,7 +50,7 @@ MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student,
     : teacher_(teacher),
       student_(student),
       alignment_(alignment),
-      streams_(make_streams(teacher.device(), student.device())),
+      teacher_stream_(make_teacher_stream(teacher.device(), student.device())),
       student_head_(ops::Head::packed(student.head_weight(), /*with_gradient=*/true)),
       teacher_head_(teacher.head_weight().is_alias_of(student.head_weight())
                         ? student_head_
@@ -70,54 +63,51 @@ int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings)
 }
 
 LossSums MicroBatches::run(const std::vector<data::Batch>& batches, const GradientSettings& settings) {
-  if (streams_) return run_ahead(batches, settings);
+  if (teacher_stream_) return run_ahead(batches, settings);
   LossSums sums;
   for (const auto& batch : batches) sums.add(run_in_shares(batch, settings));
   return sums;
 }
 
-// The teacher of micro-batch i + 1 runs beside the student's and the losses' of micro-batch i, on a stream of its own. The student's stream
-// goes first: its many short kernels are the longer chain, and the teacher's products fill what they leave of the GPU.
-// Memory: nothing runs on the current stream between `ready` and the last wait, so all it shares with these two is ordered by them. The
-// teacher's outputs alone go from one of the two to the other.
+// The teacher of micro-batch i + 1 runs beside the student and the losses of micro-batch i, on a stream of its own. It waits for the losses
+// of i - 1: so two sets of its outputs exist at most, and memory that those of i - 1 leave to its stream has been read. The current stream
+// has waited for every teacher before the batches' memory goes back.
 LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings) {
   const at::Device device = student_.device();
-  const c10::Stream current = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  const auto [teacher_stream, student_stream] = *streams_;
-  std::vector<eval::DeviceBatch> on_device;
-  for (const auto& batch : batches) on_device.push_back(eval::to_device(batch, device));
-  c10::Event ready(device.type());
-  ready.record(current);
-  ready.block(teacher_stream);
-  ready.block(student_stream);
-
-  struct Ahead {
+  const c10::Stream current = c10::impl::VirtualGuardImpl(device.type()).getStream(device), ahead = *teacher_stream_;
+  const auto mark = [&](const c10::Stream& stream) {
+    c10::Event event(device.type());
+    event.record(stream);
+    return event;
+  };
+  struct Started {
     teacher::TeacherOutput output;
     c10::Event done;
   };
-  const auto start_teacher = [&](const eval::DeviceBatch& batch) {
-    const c10::StreamGuard guard(teacher_stream);
-    Ahead ahead{run_teacher(batch, settings), c10::Event(device.type())};
-    ahead.done.record(teacher_stream);
-    return ahead;
+  const auto start_teacher = [&](const eval::DeviceBatch& batch, const c10::Event& after) {
+    after.block(ahead);
+    const c10::StreamGuard guard(ahead);
+    auto output = run_teacher(batch, settings);
+    return Started{std::move(output), mark(ahead)};
   };
-  LossSums sums;
-  {
-    const c10::StreamGuard guard(student_stream);
-    Ahead next = start_teacher(on_device.front());
+  std::vector<eval::DeviceBatch> on_device;
+  for (const auto& batch : batches) on_device.push_back(eval::to_device(batch, device));
+  try {
+    LossSums sums;
+    Started next = start_teacher(on_device.front(), mark(current));
     for (size_t i = 0; i < batches.size(); ++i) {
+      const c10::Event losses_before = mark(current);
       const auto output = student_.forward(on_device[i].tokens_BS, on_device[i].is_start_BS, settings.student);
-      const Ahead teacher = std::move(next);
-      if (i + 1 < batches.size()) next = start_teacher(on_device[i + 1]);
-      teacher.done.block(student_stream);
-      for_each_tensor(teacher.output, [&](const Tensor& x) { x.record_stream(student_stream); });
+      const Started teacher = std::move(next);
+      if (i + 1 < batches.size()) next = start_teacher(on_device[i + 1], losses_before);
+      teacher.done.block(current);
       sums.add(run_losses(output, teacher.output, on_device[i], settings, 1));
     }
+    return sums;
+  } catch (...) {
+    ops::synchronize(device);  // the teacher may still read the batches, whose memory goes back now
+    throw;
   }
-  c10::Event done(device.type());
-  done.record(student_stream);
-  done.block(current);
-  return sums;
 }
 
 LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSettings& settings) {

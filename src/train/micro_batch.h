@@ -5,7 +5,6 @@
 
 #include <memory>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "data/loader.h"
@@ -44,7 +43,7 @@ class MicroBatches {
   MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment);
 
   // Adds the gradients of all these micro-batches, one or more, to those of the student's parameters; returns the sums. On a GPU the
-  // current stream waits for both, the host does not.
+  // student is on the current stream (ops::PriorityStream lets it go first), which waits for the teacher's; the host waits for neither.
   LossSums run(const std::vector<data::Batch>& batches, const GradientSettings& settings);
 
  private:
@@ -59,9 +58,9 @@ class MicroBatches {
   teacher::Teacher& teacher_;
   student::Student& student_;
   const distill::Alignment& alignment_;
-  std::optional<std::pair<c10::Stream, c10::Stream>> streams_;  // of teacher and student where they run side by side
-  ops::Head student_head_, teacher_head_;                       // as the products take them; one where the models share it
-  std::vector<std::unique_ptr<student::Student>> replicas_;     // of the shares after the first, made when first needed
+  std::optional<c10::Stream> teacher_stream_;                // where teacher and student run side by side
+  ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it
+  std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
 };
 
 }  // namespace distil_xlstm::train

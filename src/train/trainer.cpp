@@ -111,6 +111,7 @@ distill::StepContext Trainer::context() const {
 
 TrainStatus Trainer::run() {
   const SignalGuard guard;
+  const ops::PriorityStream stream(in_.student.device());  // the teacher, a micro-batch ahead, fills what the student leaves
   try {
     train();
   } catch (const Interrupted&) {  // between two steps, or in a validation, which the resumed run makes up for
@@ -238,9 +239,10 @@ void Trainer::on_good_step(const StepResult& result, double seconds) {
 
 void Trainer::on_skipped_step(const StepResult& result) {
   ++num_skipped_;
-  const std::string what = !bad_parameters_.empty() ? "gradient is not finite in " + shortened(bad_parameters_)
-                                                    : fmt::format("loss is {} (ce {:.4g}, kd {:.4g}), grad_norm {}", result.loss,
-                                                                  result.ce_loss, result.kd_loss, result.grad_norm);
+  const std::string what = !bad_parameters_.empty()       ? "gradient is not finite in " + shortened(bad_parameters_)
+                           : std::isinf(result.grad_norm) ? fmt::format("the gradient's norm overflows at loss_scale {}", result.loss_scale)
+                                                          : fmt::format("loss is {} (ce {:.4g}, kd {:.4g}), grad_norm {}", result.loss,
+                                                                        result.ce_loss, result.kd_loss, result.grad_norm);
   std::string scale;
   if (scaler_.scale() != result.loss_scale) scale = fmt::format(", loss_scale {} -> {}", result.loss_scale, scaler_.scale());
   if (backoff_.scale() != result.learning_rate_scale)

@@ -79,6 +79,15 @@ TEST(DocumentMask, SeesOwnDocumentUpToItself) {
   EXPECT_FALSE(document_mask(at::ones({4, 1}, at::kByte), at::kCPU).defined());
 }
 
+// Whether a document starts inside a row is not asked of a GPU: the mask is then that of causal attention.
+TEST(DocumentMask, IsCausalOnADeviceWithoutInnerStarts) {
+  for (const at::Device device : devices()) {
+    if (device.is_cpu()) continue;
+    const Tensor mask = document_mask(at::tensor({1, 0, 0, 1, 0, 0}, at::kByte).view({2, 3}).to(device), device);
+    EXPECT_TRUE(mask.cpu().equal(at::ones({3, 3}, at::kBool).tril().expand({2, 1, 3, 3})));
+  }
+}
+
 TEST(Transformer, CacheInPiecesEqualsTheWhole) {
   for (const at::Device device : devices()) {
     Transformer transformer = random_transformer(device);

@@ -62,6 +62,17 @@ TEST_F(AttentionTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(causal_attention(half, half, half, {}), ShapeError);
 }
 
+TEST_F(AttentionTest, OverflowShows) {
+  for (const int64_t K : {8, 48}) {
+    const Tensor q = at::randn({1, 40, 1, K}), k = at::randn({1, 40, 1, K}), v = at::randn({1, 40, 1, K});
+    k.select(1, 0).fill_(-std::numeric_limits<float>::infinity());
+    q.abs_();
+    const Tensor out = causal_attention(q, k, v, {});
+    EXPECT_TRUE(out.select(1, 0).isnan().all().item<bool>()) << "its only key has a score of -inf";
+    EXPECT_TRUE(out.narrow(1, 1, 39).isfinite().all().item<bool>()) << "the other keys take all";
+  }
+}
+
 TEST_F(AttentionTest, LeavesToLibTorchWhatItDoesFaster) {
   const at::TensorOptions single(at::kFloat);
   const int before = at::get_num_threads();
@@ -69,6 +80,8 @@ TEST_F(AttentionTest, LeavesToLibTorchWhatItDoesFaster) {
   EXPECT_TRUE(prefers_causal_attention(single, {.B = 1, .S = 4096, .G = 1, .K = 32}));
   EXPECT_TRUE(prefers_causal_attention(single, {.B = 2, .S = 2048, .G = 2, .K = 64}));
   EXPECT_FALSE(prefers_causal_attention(single, {.B = 1, .S = 64, .G = 3, .K = 64})) << "a thread would have no head";
+  EXPECT_FALSE(prefers_causal_attention(single, {.B = 3, .S = 64, .G = 3, .K = 64})) << "three threads would wait for one";
+  EXPECT_TRUE(prefers_causal_attention(single, {.B = 5, .S = 64, .G = 3, .K = 64}));
   EXPECT_FALSE(prefers_causal_attention(single, {.B = 4, .S = 2049, .G = 3, .K = 64}));
   EXPECT_FALSE(prefers_causal_attention(single.dtype(at::kBFloat16), {.B = 4, .S = 64, .G = 3, .K = 8}));
   EXPECT_FALSE(prefers_causal_attention(single.device(at::kMeta), {.B = 4, .S = 64, .G = 3, .K = 8}));

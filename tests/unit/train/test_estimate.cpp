@@ -91,6 +91,24 @@ TEST(Estimate, CountsWhatEachThreadOfACpuHolds) {
   for (const int64_t threads : {1, 2, 8}) EXPECT_LE(item("head tiles", 4, threads) - 2 * tokens * 1536 * 4, int64_t{1} << 28) << threads;
 }
 
+TEST(Estimate, CountsTheTeachersOutputsOfTwoMicroBatchesOnAGpu) {
+  Paper paper;
+  const auto outputs = [&](bool is_cpu) -> int64_t {
+    for (const auto& i : estimate_memory(paper.config, paper.teacher, paper.student, 2, 2, is_cpu)) {
+      if (i.name == "teacher outputs") return i.size_bytes;
+    }
+    return 0;
+  };
+  const int64_t states = paper.config.train.micro_batch_size * paper.config.data.context_length * 1536;
+  ASSERT_GT(paper.config.train.gradient_accumulation_steps, 1);
+  EXPECT_EQ(outputs(false), 2 * states * (2 + 4));
+  EXPECT_EQ(outputs(true), states * (2 + 4));
+  paper.config.distill.alignment.kind = "ratio";
+  EXPECT_EQ(outputs(false), 2 * states * (2 + 4 * 6)) << "a mean of layers for each block";
+  paper.config.train.gradient_accumulation_steps = 1;
+  EXPECT_EQ(outputs(false), states * (2 + 4 * 6));
+}
+
 TEST(Estimate, AdvisesNoHalfPrecisionTeacherOnACpu) {
   const Paper paper;
   constexpr int64_t kGiB = int64_t{1} << 30;

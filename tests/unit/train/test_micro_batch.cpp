@@ -1,4 +1,6 @@
 #include "distill/method.h"
+#include "ops/device.h"
+#include "optim/adamw.h"
 #include "small_run.h"
 #include "support/devices.h"
 #include "train/micro_batch.h"
@@ -31,10 +33,13 @@ class MicroBatchTest : public ::testing::Test {
     NamedTensors gradients;
   };
 
-  void load(at::Device device, at::ScalarType teacher_dtype, at::ScalarType compute_dtype) {
+  void load(at::Device device, at::ScalarType teacher_dtype, at::ScalarType compute_dtype, const std::string& alignment = "average",
+            bool checkpoints_blocks = false) {
     const auto files = io::open_model("stories260K");
     teacher_ = teacher::load_teacher(files, device, teacher_dtype);
-    const auto config = small_config();
+    auto config = small_config();
+    config.distill.alignment.kind = alignment;
+    if (alignment == "block_wise") config.student.num_blocks = teacher_->num_layers();
     student_ = student::Student::create(student::derive_student(config.student, teacher::teacher_shape(files.config), kContext),
                                         teacher_->embedding_weight(), teacher_->head_weight(), config.seed, device);
     alignment_.emplace(config.distill.alignment, teacher_->num_layers(), student_->config().num_blocks);
@@ -45,20 +50,37 @@ class MicroBatchTest : public ::testing::Test {
     settings_.row_scale = 0.3 / 6;
     settings_.student.compute_dtype = compute_dtype;
     settings_.student.collect_blocks = alignment_->needs_blocks();
+    settings_.student.activation_checkpointing = checkpoints_blocks;
   }
 
-  // Each of `steps` in one call; gradients and sums of all of them, on the CPU.
-  Result run(const std::vector<std::vector<data::Batch>>& steps) {
+  // Each of `steps` in one call, with an optimizer step after it. Returns the last gradients and the sums of all steps, on the CPU; the
+  // weights are then as they were.
+  Result run(const std::vector<std::vector<std::vector<data::Batch>>>& steps) {
     MicroBatches micro_batches(*teacher_, *student_, *alignment_);
+    const auto& parameters = student_->parameters();
+    const NamedTensors before = copies_of(parameters);
+    optim::AdamW optimizer(parameters, {}, student::is_decayed);
     Result result;
-    for (const auto& batches : steps) result.sums.add(micro_batches.run(batches, settings_));
+    for (const auto& calls : steps) {
+      optimizer.zero_grad();
+      LossSums sums;
+      for (const auto& batches : calls) sums.add(micro_batches.run(batches, settings_));
+      result.sums.add(sums);
+      result.gradients = copies_of_gradients(parameters);
+      optimizer.step(1e-3, 1.5);
+    }
     result.sums.head = result.sums.head.to(at::kCPU);
     result.sums.alignment = result.sums.alignment.to(at::kCPU);
-    for (const auto& [name, parameter] : student_->parameters()) {
-      result.gradients.emplace_back(name, parameter.grad().to(at::kCPU, at::kDouble));
-      Tensor(parameter).mutable_grad() = Tensor();
-    }
+    const at::NoGradGuard no_grad;
+    for (size_t i = 0; i < before.size(); ++i) Tensor(parameters[i].second).copy_(before[i].second);
+    optimizer.zero_grad();
     return result;
+  }
+
+  static NamedTensors copies_of_gradients(const NamedTensors& parameters) {
+    NamedTensors copies;
+    for (const auto& [name, parameter] : parameters) copies.emplace_back(name, parameter.grad().to(at::kCPU, at::kDouble));
+    return copies;
   }
 
   std::unique_ptr<teacher::Teacher> teacher_;
@@ -73,13 +95,19 @@ TEST_F(MicroBatchTest, SeveralInOneCallAreThoseOneAfterTheOther) {
   for (const at::Device device : devices()) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       if (device.is_cpu() && dtype != at::kFloat) continue;
-      load(device, dtype, dtype);
-      const Result expected = run({{a_}, {b_}, {c_}});
-      for (int repeat = 0; repeat < (device.is_cpu() ? 1 : 20); ++repeat) {
-        const Result got = run({{a_, b_, c_}});
-        EXPECT_TRUE(at::equal(got.sums.head, expected.sums.head)) << device.str();
-        EXPECT_TRUE(at::equal(got.sums.alignment, expected.sums.alignment)) << device.str();
-        EXPECT_EQ(max_difference(got.gradients, expected.gradients), 0.0) << device.str() << " " << c10::toString(dtype);
+      for (const char* alignment : {"average", "block_wise"}) {
+        for (const bool checkpoints_blocks : {false, true}) {
+          SCOPED_TRACE(fmt::format("{} {} {}{}", device.str(), c10::toString(dtype), alignment, checkpoints_blocks ? " checkpoints" : ""));
+          load(device, dtype, dtype, alignment, checkpoints_blocks);
+          const Result expected = run({{{a_}, {b_}, {c_}}, {{b_}, {c_}, {b_}}});
+          for (int repeat = 0; repeat < (device.is_cpu() ? 1 : 10); ++repeat) {
+            const ops::PriorityStream stream(device);
+            const Result got = run({{{a_, b_, c_}}, {{b_, c_, b_}}});
+            EXPECT_TRUE(at::equal(got.sums.head, expected.sums.head));
+            EXPECT_TRUE(at::equal(got.sums.alignment, expected.sums.alignment));
+            EXPECT_EQ(max_difference(got.gradients, expected.gradients), 0.0);
+          }
+        }
       }
     }
   }
@@ -89,7 +117,7 @@ TEST_F(MicroBatchTest, EveryDeviceGivesTheCpusGradients) {
   std::optional<Result> expected;
   for (const at::Device device : devices()) {  // the CPU first
     load(device, at::kFloat, at::kFloat);
-    const Result got = run({{a_, b_}, {c_}});
+    const Result got = run({{{a_, b_}, {c_}}});
     if (!expected) {
       expected = got;
       continue;

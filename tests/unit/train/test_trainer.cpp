@@ -345,6 +345,33 @@ TEST_F(TrainerTest, Fp16BacksOffItsLossScaleAndNamesTheParameters) {
   EXPECT_EQ(follow_pointer(folder_ / "run", "last")->filename(), fmt::format("step-{:08}", run.trainer->step()));
 }
 
+// AdamW's steps hardly depend on the gradients' scale, its moments do.
+TEST_F(TrainerTest, TheOptimizerSeesGradientsWithoutTheLossScale) {
+  NamedTensors expected;
+  for (const double scale : {256.0, 1024.0}) {
+    auto config = small_config();
+    config.train.precision = "fp16";
+    config.optimizer.initial_loss_scale = scale;
+    config.optimizer.max_grad_norm = 0.5;  // clips: the norm is above 1
+    config.eval.every_steps = 0;
+    const auto directory = folder_ / fmt::format("{}", scale);
+    SmallRun run(config, data_, directory, "", /*stop_after_steps=*/1);
+    run.trainer->run();
+    const auto record = records_of(directory, "train").at(0);
+    EXPECT_EQ(record["loss_scale"].get<double>(), scale);
+    const NamedTensors moments = read_tensors(*follow_pointer(directory, "last") / "optimizer.safetensors");
+    double squares = 0.0;
+    for (const auto& [name, tensor] : moments) {
+      if (name.starts_with("exp_avg.")) squares += tensor.to(at::kDouble).square().sum().item<double>();
+    }
+    EXPECT_NEAR(std::sqrt(squares), 0.1 * 0.5, 1e-4) << "a tenth of the clipped gradient";
+    if (expected.empty()) expected = moments;
+    ASSERT_EQ(moments.size(), expected.size());
+    for (size_t i = 0; i < moments.size(); ++i)
+      EXPECT_TRUE(at::allclose(moments[i].second, expected[i].second, 1e-2, 1e-5)) << moments[i].first;
+  }
+}
+
 // The student keeps converted weights for inference: an optimizer step must make them stale.
 TEST_F(TrainerTest, ValidationInHalfPrecisionUsesTheNewWeights) {
   auto config = small_config();
