@@ -94,14 +94,15 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
   for (const auto& batch : batches) on_device.push_back(eval::to_device(batch, device));
   try {
     LossSums sums;
-    Started next = start_teacher(on_device.front(), mark(current));
+    Started teacher = start_teacher(on_device.front(), mark(current));
     for (size_t i = 0; i < batches.size(); ++i) {
       const c10::Event losses_before = mark(current);
       const auto output = student_.forward(on_device[i].tokens_BS, on_device[i].is_start_BS, settings.student);
-      const Started teacher = std::move(next);
+      std::optional<Started> next;
       if (i + 1 < batches.size()) next = start_teacher(on_device[i + 1], losses_before);
       teacher.done.block(current);
       sums.add(run_losses(output, teacher.output, on_device[i], settings, 1));
+      if (next) teacher = std::move(*next);
     }
     return sums;
   } catch (...) {
