@@ -15,6 +15,17 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// Into `out`: grad^T x. A float32 sum of half-precision factors comes out of a GPU's product itself, unrounded and without another pass.
+void weight_gradient_out(Tensor out_PD, const Tensor& grad_NP, const Tensor& x_ND) {
+  if (out_PD.scalar_type() == x_ND.scalar_type()) {
+    at::mm_out(out_PD, grad_NP.t(), x_ND);
+  } else if (x_ND.is_cuda() && out_PD.scalar_type() == at::kFloat && x_ND.scalar_type() != at::kDouble) {
+    at::mm_out(out_PD, grad_NP.t(), x_ND, at::kFloat);
+  } else {
+    out_PD.copy_(at::mm(grad_NP.t(), x_ND));
+  }
+}
+
 struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias,
                                int64_t dtype_index) {
@@ -39,17 +50,43 @@ struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
     const auto types = ctx->saved_data["types"].toIntVector();
     const Tensor &x = saved[0], &weight = saved[1];
     const int64_t half = weight.size(0) / 2;
-    const Tensor grad_weight = at::empty_like(weight);
-    for (int64_t i = 0; i < 2; ++i) {
-      Tensor part = grad_weight.narrow(0, i * half, half);
-      at::mm_out(part, grads[static_cast<size_t>(i)].t(), x);
-    }
-    const Tensor grad_x = at::mm(grads[0], weight.narrow(0, 0, half)).addmm_(grads[1], weight.narrow(0, half, half));
     const auto weight_type = static_cast<at::ScalarType>(types[1]);
+    const Tensor grad_weight = at::empty(weight.sizes(), weight.options().dtype(weight_type));
+    for (int64_t i = 0; i < 2; ++i) weight_gradient_out(grad_weight.narrow(0, i * half, half), grads[static_cast<size_t>(i)], x);
+    const Tensor grad_x = at::mm(grads[0], weight.narrow(0, 0, half)).addmm_(grads[1], weight.narrow(0, half, half));
     Tensor grad_bias;
     if (ctx->saved_data["has_bias"].toBool())
       grad_bias = at::cat({grads[0].sum(0, false, weight_type), grads[1].sum(0, false, weight_type)});
-    return {grad_x.to(static_cast<at::ScalarType>(types[0])), grad_weight.to(weight_type), grad_bias, {}};
+    return {grad_x.to(static_cast<at::ScalarType>(types[0])), grad_weight, grad_bias, {}};
+  }
+};
+
+struct ResidualLinearFunction : torch::autograd::Function<ResidualLinearFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& residual, const Tensor& x_in, const Tensor& weight_in,
+                        const std::optional<Tensor>& bias, int64_t dtype_index) {
+    const auto dtype = static_cast<at::ScalarType>(dtype_index);
+    const Tensor x = x_in.to(dtype), weight = weight_in.to(dtype);
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["types"] =
+        std::vector<int64_t>{static_cast<int64_t>(x_in.scalar_type()), static_cast<int64_t>(weight_in.scalar_type())};
+    ctx->saved_data["has_bias"] = bias.has_value();
+    const auto cast_bias = bias ? as_optional(bias->to(dtype)) : std::nullopt;
+    if (dtype != residual.scalar_type()) return residual + at::linear(x, weight, cast_bias);
+    const Tensor sum = at::addmm(residual, x, weight.t());
+    return cast_bias ? sum.add_(*cast_bias) : sum;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto types = ctx->saved_data["types"].toIntVector();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const auto weight_type = static_cast<at::ScalarType>(types[1]);
+    const Tensor grad = grads[0].to(x.scalar_type());
+    const Tensor grad_weight = at::empty(weight.sizes(), weight.options().dtype(weight_type));
+    weight_gradient_out(grad_weight, grad, x);
+    Tensor grad_bias;
+    if (ctx->saved_data["has_bias"].toBool()) grad_bias = grads[0].sum(0, false, weight_type);
+    return {grads[0], at::mm(grad, weight).to(static_cast<at::ScalarType>(types[0])), grad_weight, grad_bias, {}};
   }
 };
 
@@ -206,12 +243,11 @@ std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_
 }
 
 Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype) {
-  if (dtype == residual_ND.scalar_type()) {
-    const Tensor sum = at::addmm(residual_ND, x_NP.to(dtype), weight_DP.to(dtype).t());
-    return bias_D.defined() ? sum + bias_D.to(dtype) : sum;
-  }
-  const Tensor product = at::linear(x_NP.to(dtype), weight_DP.to(dtype), bias_D.defined() ? as_optional(bias_D.to(dtype)) : std::nullopt);
-  return residual_ND + product;
+  check_rank("residual_linear: x_NP", x_NP, 2);
+  check_shape("residual_linear: weight_DP", weight_DP, {residual_ND.size(-1), x_NP.size(1)});
+  check_shape("residual_linear: residual_ND", residual_ND, {x_NP.size(0), weight_DP.size(0)});
+  if (bias_D.defined()) check_shape("residual_linear: bias_D", bias_D, {weight_DP.size(0)});
+  return ResidualLinearFunction::apply(residual_ND, x_NP, weight_DP, as_optional(bias_D), static_cast<int64_t>(dtype));
 }
 
 Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act) {

@@ -12,7 +12,7 @@ namespace distil_xlstm::ops {
 // (x and the weight are converted), gradients come back in the types of x, weight and bias. bias_Q may be undefined. Throws ShapeError.
 std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_QD, const Tensor& bias_Q, at::ScalarType dtype);
 
-// residual + x W^T + b: x in `dtype` for the product, the sum in the residual's type. bias_D may be undefined.
+// residual + x W^T + b: x in `dtype` for the product, the sum in the residual's type. bias_D may be undefined. Throws ShapeError.
 Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype);
 
 // act(gate) * value; act is "gelu" (exact, erf), "relu", "relu^2", "sigmoid", "swish" or "selu". Throws ValueError for another.
