@@ -1,21 +1,14 @@
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/slstm_mma.cuh"
 #include "kernels/cuda/slstm_mma.h"
-#include "kernels/cuda/slstm_scan.h"
+#include "kernels/cuda/slstm_unit.cuh"
 
 namespace distil_xlstm::kernels::cuda {
 namespace {
 
-// The scalar form. X = 7 saved values as in kernels/cpu/kernels.h: float32 [B, S, H, X, K].
-constexpr int kSaved = 7;
-
 // Rows of `hidden` in shared memory are padded to 4 floats and read four at a time.
 __host__ __device__ inline int padded(int K) {
   return (K + 3) / 4 * 4;
-}
-
-__device__ inline float log_sigmoid(float x) {
-  return fminf(x, 0.0f) - log1pf(expf(-fabsf(x)));
 }
 
 // acc[b] += sum over k < count of matrix[k * step] * vectors[b * stride + k]; vectors 16-byte aligned and 0 from count to its padding.
@@ -92,18 +85,11 @@ __global__ void __launch_bounds__(1024, 1) forward_kernel(SlstmForward x) {
     __syncthreads();
     if (!has_unit) continue;
     for (int g = 0; g < 4; ++g) p[g] += bias[g] + pre[row * columns + g * K + d];
-    const float carried = log_sigmoid(p[1]) + m;
-    m = n == 0.0f ? p[0] : fmaxf(p[0], carried);
-    const float input = expf(fminf(p[0] - m, 0.0f)), forget = expf(fminf(carried - m, 0.0f)), z = tanhf(p[2]), o = sigmoid(p[3]);
-    c = forget * c + input * z;
-    n = forget * n + input;
-    y = o * c / n;
+    float values[kSlstmSaved];
+    y = advance_unit(p, c, n, m, values);
     hidden[row * Kp + d] = starts_next ? 0.0f : y;
     out[token * K + d] = from_float<T>(y);
-    if (float* saved_BSHXK = static_cast<float*>(x.saved)) {
-      const float values[kSaved] = {input, forget, z, o, sigmoid(-p[1]), c, n};
-      for (int i = 0; i < kSaved; ++i) saved_BSHXK[(token * kSaved + i) * K + d] = values[i];
-    }
+    if (x.saved) store_saved(x, token, d, values);
   }
   if (has_unit) {
     x.hidden_BHK[state] = y;
@@ -111,25 +97,6 @@ __global__ void __launch_bounds__(1024, 1) forward_kernel(SlstmForward x) {
     x.normalizer_BHK[state] = n;
     x.stabilizer_BHK[state] = m;
   }
-}
-
-// One token of one unit as backward needs it.
-struct Saved {
-  float values[kSaved], c_before, n_before, y, grad_y;
-};
-
-template <typename T>
-__device__ inline Saved load_saved(const SlstmBackward& x, int b, int h, int d, int t, bool starts) {
-  const int64_t token = (int64_t(b) * x.S + t) * x.H + h, state = (int64_t(b) * x.H + h) * x.K + d;
-  const int64_t before = ((token - x.H) * kSaved + 5) * x.K + d;
-  const float* saved_BSHXK = static_cast<const float*>(x.saved);
-  Saved s;
-  for (int i = 0; i < kSaved; ++i) s.values[i] = saved_BSHXK[(token * kSaved + i) * x.K + d];
-  s.c_before = starts ? 0.0f : t == 0 ? x.initial_cell_BHK[state] : saved_BSHXK[before];
-  s.n_before = starts ? 0.0f : t == 0 ? x.initial_normalizer_BHK[state] : saved_BSHXK[before + x.K];
-  s.y = to_float(static_cast<const T*>(x.y_BSHK)[token * x.K + d]);
-  s.grad_y = to_float(static_cast<const T*>(x.grad_y_BSHK)[token * x.K + d]);
-  return s;
 }
 
 // Shared memory: dp [ROWS][4 K], partial sums of dy [parts][ROWS][K], and R transposed [4 K][K] when it fits. Thread (part, e) of the
@@ -154,7 +121,7 @@ __global__ void __launch_bounds__(1024, 1) backward_kernel(SlstmBackward x, int 
   for (int i = threadIdx.x; i < ROWS * columns; i += blockDim.x) dp[i] = 0.0f;
   float dy = 0, dc = 0, dn = 0;
   bool starts = false;
-  Saved s{};
+  SlstmToken s{};
   if (has_unit) {
     dy = x.grad_hidden_BHK[state];
     dc = x.grad_cell_BHK[state];
@@ -169,18 +136,12 @@ __global__ void __launch_bounds__(1024, 1) backward_kernel(SlstmBackward x, int 
   for (int t = x.S - 1; t >= 0; --t) {
     if (has_unit) {
       const int64_t token = (int64_t(b) * x.S + t) * x.H + h;
-      const float input = s.values[0], forget = s.values[1], z = s.values[2], o = s.values[3];
-      const float total = s.grad_y + dy, u = total / s.values[6];
-      dc += u * o;
-      dn -= u * s.y;
-      const float values[4] = {input * (z * dc + dn), forget * (s.c_before * dc + s.n_before * dn) * s.values[4],
-                               input * (1.0f - z * z) * dc, (1.0f - o) * s.y * total};
+      float values[4];
+      unit_gradients(s, dy, starts, dc, dn, values);
       for (int g = 0; g < 4; ++g) {
         dp[row * columns + g * K + d] = values[g];
         grad[(token * 4 + g) * K + d] = from_float<T>(values[g]);
       }
-      dc = starts ? 0.0f : dc * forget;
-      dn = starts ? 0.0f : dn * forget;
     }
     const bool started = starts;
     if (has_unit && t > 0) {  // asked for before the product, used after it
@@ -297,8 +258,12 @@ bool slstm_uses_tensor_cores(Type type, int K) {
   return K <= kSlstmMmaMaxHeadWidth || slstm_has_clusters();
 }
 
+bool slstm_takes_steps(Type type, int K) {
+  return K >= kSlstmStepsMinHeadWidth && !slstm_uses_tensor_cores(type, K);
+}
+
 size_t slstm_saved_bytes(Type type, int B, int S, int H, int K) {
-  return slstm_uses_tensor_cores(type, K) ? saved_bytes_mma(B, S, H, K) : sizeof(float) * kSaved * B * S * H * K;
+  return slstm_uses_tensor_cores(type, K) ? saved_bytes_mma(B, S, H, K) : sizeof(float) * kSlstmSaved * B * S * H * K;
 }
 
 int slstm_num_tiles(int B) {

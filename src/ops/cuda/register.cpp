@@ -16,6 +16,7 @@
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rotary.h"
 #include "kernels/cuda/slstm_scan.h"
+#include "ops/cuda/slstm_steps.h"
 #include "ops/cuda_backend.h"
 
 namespace distil_xlstm::ops {
@@ -89,7 +90,10 @@ SlstmForward slstm_forward(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const T
                                floats(out.state.stabilizer_BHK),
                                pointer(out.y_BSHK),
                                pointer(out.saved_BSHXK)};
-  check(gpu::slstm_forward(args, c10::cuda::getCurrentCUDAStream()), "slstm_scan forward, wx_BSHGK", wx_BSHGK);
+  const cudaError_t error = gpu::slstm_takes_steps(args.type, args.K)
+                                ? slstm_forward_by_steps(args, r.contiguous(), initial.hidden_BHK, is_start_BS)
+                                : gpu::slstm_forward(args, c10::cuda::getCurrentCUDAStream());
+  check(error, "slstm_scan forward, wx_BSHGK", wx_BSHGK);
   return out;
 }
 
@@ -111,11 +115,11 @@ SlstmBackward slstm_backward(const Tensor& grad_y_BSHK, const SlstmState& grad_s
   const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
   const c10::cuda::CUDAGuard guard(y_BSHK.device());
   const gpu::Type type = type_of(y_BSHK);
-  const bool uses_tensor_cores = gpu::slstm_uses_tensor_cores(type, int(K));
+  const bool uses_tensor_cores = gpu::slstm_uses_tensor_cores(type, int(K)), takes_steps = gpu::slstm_takes_steps(type, int(K));
   SlstmBackward out{at::empty({B, S, H, 4, K}, y_BSHK.options()),
                     {grad_state.hidden_BHK.clone(), grad_state.cell_BHK.clone(), grad_state.normalizer_BHK.clone(), {}}};
   const Tensor grad_y = aligned(grad_y_BSHK), r = aligned(r_HKGK.to(y_BSHK.scalar_type()));
-  const Tensor transposed = uses_tensor_cores ? Tensor() : r.permute({0, 2, 3, 1}).contiguous();
+  const Tensor transposed = uses_tensor_cores || takes_steps ? Tensor() : r.permute({0, 2, 3, 1}).contiguous();
   const Tensor grad_bias_PHGK =
       uses_tensor_cores ? at::empty({gpu::slstm_num_tiles(int(B)), H, 4, K}, y_BSHK.options().dtype(at::kFloat)) : Tensor();
   const gpu::SlstmBackward args{type,
@@ -136,7 +140,9 @@ SlstmBackward slstm_backward(const Tensor& grad_y_BSHK, const SlstmState& grad_s
                                 floats(out.grad_initial.normalizer_BHK),
                                 pointer(out.grad_wx_BSHGK),
                                 floats(grad_bias_PHGK)};
-  check(gpu::slstm_backward(args, c10::cuda::getCurrentCUDAStream()), "slstm_scan backward, y_BSHK", y_BSHK);
+  const cudaError_t error = takes_steps ? slstm_backward_by_steps(args, r.contiguous(), out.grad_initial.hidden_BHK, is_start_BS)
+                                        : gpu::slstm_backward(args, c10::cuda::getCurrentCUDAStream());
+  check(error, "slstm_scan backward, y_BSHK", y_BSHK);
   if (uses_tensor_cores) out.grad_bias_HGK = grad_bias_PHGK.sum(0);
   if (type != gpu::Type::float32) out.grad_r_HKGK = recurrent_gradient(y_BSHK, out.grad_wx_BSHGK, initial.hidden_BHK, is_start_BS);
   return out;

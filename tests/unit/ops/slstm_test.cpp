@@ -54,10 +54,20 @@ std::string name(const Case& c) {
   return fmt::format("B={} S={} H={} K={} starts={} state={} gates x{}", c.B, c.S, c.H, c.K, c.with_starts, c.with_state, c.gate_scale);
 }
 
-const std::vector<Case> kCases = {{1, 1, 1, 1},          {1, 1, 2, 4, false, true},        {3, 7, 2, 5, true, true},
-                                  {1, 33, 3, 8, true},   {3, 33, 2, 16, true, true},       {7, 12, 1, 33},
-                                  {2, 100, 2, 24, true}, {3, 33, 1, 64, true, true},       {5, 9, 2, 20, true, true},
-                                  {13, 5, 1, 48, true},  {3, 33, 2, 16, true, true, 50.0}, {2, 33, 2, 8, true, false, 500.0}};
+const std::vector<Case> kCases = {{1, 1, 1, 1},
+                                  {1, 1, 2, 4, false, true},
+                                  {3, 7, 2, 5, true, true},
+                                  {1, 33, 3, 8, true},
+                                  {3, 33, 2, 16, true, true},
+                                  {7, 12, 1, 33},
+                                  {2, 100, 2, 24, true},
+                                  {3, 33, 1, 64, true, true},
+                                  {5, 9, 2, 20, true, true},
+                                  {13, 5, 1, 48, true},
+                                  {3, 33, 2, 16, true, true, 50.0},
+                                  {2, 33, 2, 8, true, false, 500.0},
+                                  {3, 9, 2, 260, true, true},  // by steps on CUDA
+                                  {2, 6, 1, 515}};
 
 class SlstmTest : public OpTest {};
 
@@ -138,18 +148,23 @@ TEST_F(SlstmTest, GradientsAgreeBetweenTypesAndDevices) {
 }
 
 TEST_F(SlstmTest, HalfPrecisionInputsComputeInFloat) {
-  const Case c{2, 17, 2, 16, true};
-  const Data d(c);
-  for (const at::Device& device : devices()) {
-    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
-      // R as the type can represent it: a device may keep it so.
-      const Tensor wx = d.wx.to(device, type), r = d.r.to(device, type).to(at::kFloat), bias = d.bias.to(device, at::kFloat);
-      const SlstmOutput out = slstm_scan(wx, r, bias, {}, d.is_start), wide = slstm_scan(wx.to(at::kFloat), r, bias, {}, d.is_start);
-      EXPECT_EQ(out.y_BSHK.scalar_type(), type);
-      EXPECT_EQ(out.state.cell_BHK.scalar_type(), at::kFloat);
-      EXPECT_LT(relative_error(out.y_BSHK, wide.y_BSHK), tolerance(type));
-      // Tensor cores multiply with the hidden state as y holds it.
-      EXPECT_LT(relative_error(out.state.cell_BHK, wide.state.cell_BHK), device.is_cuda() ? tolerance(type) : 1e-6);
+  for (const Case& c : {Case{2, 17, 2, 16, true}, Case{3, 11, 2, 514, true}, Case{2, 8, 1, 768}}) {
+    const Data d(c);
+    const auto loss = weighted_loss(c, d.is_start, false);
+    for (const at::Device& device : devices()) {
+      for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+        SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
+        // R as the type can represent it: a device may keep it so.
+        const Tensor wx = d.wx.to(device, type), r = d.r.to(device, type).to(at::kFloat), bias = d.bias.to(device, at::kFloat);
+        const SlstmOutput out = slstm_scan(wx, r, bias, {}, d.is_start), wide = slstm_scan(wx.to(at::kFloat), r, bias, {}, d.is_start);
+        EXPECT_EQ(out.y_BSHK.scalar_type(), type);
+        EXPECT_EQ(out.state.cell_BHK.scalar_type(), at::kFloat);
+        EXPECT_LT(relative_error(out.y_BSHK, wide.y_BSHK), tolerance(type));
+        // Tensor cores multiply with the hidden state as y holds it.
+        EXPECT_LT(relative_error(out.state.cell_BHK, wide.state.cell_BHK), device.is_cuda() ? tolerance(type) : 1e-6);
+        const auto half_grads = gradients(loss, {wx, r, bias}), wide_grads = gradients(loss, {wx.to(at::kFloat), r, bias});
+        for (size_t i = 0; i < 3; ++i) EXPECT_LT(relative_error(half_grads[i], wide_grads[i]), 2 * tolerance(type)) << "input " << i;
+      }
     }
   }
 }
