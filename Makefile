@@ -37,7 +37,7 @@ cuda:
 	  && ninja -C build/cuda -j $(JOBS) distil_xlstm_cuda kernel_checks
 
 format:
-	@env=$$(CUDA=1 tools/setup) && git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $$env/bin/clang-format -i
+	@env=$$(CUDA=1 tools/setup) && git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $$env/bin/clang-format -i
 
 check-format:
 	@env=$$(CUDA=1 tools/setup) && git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $$env/bin/clang-format --dry-run --Werror

@@ -56,8 +56,8 @@ __device__ inline void unit_gradients(const SlstmToken& s, float dy, bool starts
   const float total = s.grad_y + dy, u = total / s.values[6];
   dc += u * o;
   dn -= u * s.y;
-  const float values[4] = {input * (z * dc + dn), forget * (s.c_before * dc + s.n_before * dn) * s.values[4],
-                           input * (1.0f - z * z) * dc, (1.0f - o) * s.y * total};
+  const float values[4] = {input * (z * dc + dn), forget * (s.c_before * dc + s.n_before * dn) * s.values[4], input * (1.0f - z * z) * dc,
+                           (1.0f - o) * s.y * total};
   for (int g = 0; g < 4; ++g) dp[g] = values[g];
   dc = starts ? 0.0f : dc * forget;
   dn = starts ? 0.0f : dn * forget;
