@@ -1,10 +1,10 @@
-// The sLSTM scan on CUDA (docs/mathematics.md 2): persistent blocks, one per head and tile of batch rows, walk over time; no grid-wide
-// barrier. Letters: B batch, S sequence, H heads, G = 4 gates i f z o, K head width (at most 1024). Three forms:
+// The sLSTM scan on CUDA (docs/mathematics.md 2): but for the last form, persistent blocks, one per head and tile of batch rows, walk over
+// time; no grid-wide barrier. Letters: B batch, S sequence, H heads, G = 4 gates i f z o, K head width (at most 1024). Three forms:
 //   - tensor cores (slstm_mma.h): bfloat16 and float16 with even K, to 128 (compute capability 8.0: a block per head) or 512 (9.0: a
 //     thread-block cluster per head); R in registers and shared memory, h and dp rounded to the activations' type in the recurrent
 //     products, sums and states float32.
-//   - scalar: everything else. R in shared memory where it fits, else read through L2 each step; h and dp stay float32.
-//   - steps, of wide heads without tensor cores' form: the caller multiplies by R, a kernel a step does the rest.
+//   - scalar: everything else below K 256. R in shared memory where it fits, else read through L2 each step; h and dp stay float32.
+//   - steps: everything else. The caller multiplies by R in a product of its own for each token, a kernel does the rest.
 // docs/kernels/slstm_scan.md has bytes, operations and times.
 #pragma once
 

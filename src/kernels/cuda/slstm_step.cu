@@ -6,24 +6,29 @@ namespace {
 constexpr int kThreads = 128;
 
 // A thread a unit of a row; neighbours are units of one head.
+template <typename Scan>
 struct Unit {
   int b, h, d;
   bool exists;
-  __device__ Unit(int B, int H, int K) {
+  int64_t token, state, row;  // of [B S H], [B H K] and [H B]
+  __device__ Unit(const Scan& x, int t) {
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-    d = int(i % K);
-    h = int(i / K % H);
-    b = int(i / K / H);
-    exists = b < B;
+    d = int(i % x.K);
+    h = int(i / x.K % x.H);
+    b = int(i / x.K / x.H);
+    exists = b < x.B;
+    token = (int64_t(b) * x.S + t) * x.H + h;
+    state = (int64_t(b) * x.H + h) * x.K + d;
+    row = int64_t(h) * x.B + b;
   }
 };
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) forward_kernel(SlstmForward x, int t, const float* product_HBGK, T* hidden_HBK) {
-  const Unit unit(x.B, x.H, x.K);
+  const Unit<SlstmForward> unit(x, t);
   if (!unit.exists) return;
   const int b = unit.b, h = unit.h, d = unit.d;
-  const int64_t token = (int64_t(b) * x.S + t) * x.H + h, state = (int64_t(b) * x.H + h) * x.K + d, row = int64_t(h) * x.B + b;
+  const int64_t token = unit.token, state = unit.state, row = unit.row;
   const bool starts = x.is_start_BS && x.is_start_BS[int64_t(b) * x.S + t];
   float c = starts ? 0.0f : x.cell_BHK[state], n = starts ? 0.0f : x.normalizer_BHK[state], m = starts ? 0.0f : x.stabilizer_BHK[state];
   float p[4], values[kSlstmSaved];
@@ -45,10 +50,10 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(SlstmForward x, int t
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) backward_kernel(SlstmBackward x, int t, const float* product_HBK, T* dp_HBGK) {
-  const Unit unit(x.B, x.H, x.K);
+  const Unit<SlstmBackward> unit(x, t);
   if (!unit.exists) return;
   const int b = unit.b, h = unit.h, d = unit.d;
-  const int64_t token = (int64_t(b) * x.S + t) * x.H + h, state = (int64_t(b) * x.H + h) * x.K + d, row = int64_t(h) * x.B + b;
+  const int64_t token = unit.token, state = unit.state, row = unit.row;
   const auto starts_at = [&](int s) { return x.is_start_BS && x.is_start_BS[int64_t(b) * x.S + s]; };
   const bool starts = starts_at(t);
   const float dy = t + 1 == x.S ? x.grad_hidden_BHK[state] : starts_at(t + 1) ? 0.0f : product_HBK[row * x.K + d];
