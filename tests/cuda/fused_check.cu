@@ -1,5 +1,5 @@
 // Checks and times the memory-bound kernels of kernels/cuda around the cells: rms_norm, rotary, layer_norm, causal_conv, gated,
-// blockdiag, fp8_rows.
+// blockdiag, fp8_rows, gate_parts, state_sum.
 // Needs a GPU, and no LibTorch: `make cuda` builds it as build/cuda/tests/fused_check.
 // Run: check | time
 #include <cuda_fp8.h>
@@ -20,10 +20,12 @@
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/fp8_rows.h"
+#include "kernels/cuda/gate_parts.h"
 #include "kernels/cuda/gated.h"
 #include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rotary.h"
+#include "kernels/cuda/state_sum.h"
 
 using namespace distil_xlstm::kernels::cuda;
 
@@ -132,9 +134,10 @@ std::vector<double> sum_parts(const std::vector<double>& parts, size_t size) {
 }
 
 void check_rms_norm(Type type, int64_t N, int D, int64_t offset) {
-  Tensor x(type, N * D, 2.0, offset), weight(type, D, 1.0, offset), y(type, N * D, 0, offset);
-  const RmsNorm args{type, N, D, 1e-6f, x.data, weight.data, y.data};
+  Tensor x(type, N * D, 2.0, offset), weight(type, D, 1.0, offset), y(type, N * D, 0, offset), copy(type, N * D, 0, offset);
+  const RmsNorm args{type, N, D, 1e-6f, x.data, weight.data, y.data, N == 3 ? nullptr : copy.data};
   CHECK_CUDA(rms_norm_forward(args, nullptr));
+  if (N != 3) compare(std::string("rms_norm's copy ") + name_of(type), copy.read(), x.host, type);
   std::vector<double> ref(x.host.size());
   for (int64_t n = 0; n < N; ++n) {
     double squares = 0;
@@ -215,33 +218,53 @@ void check_rotary(Type type, int64_t B, int64_t S, int H, int all, int K, int64_
   }
 }
 
+void check_state_sum(Type type, int64_t count, int num_states, bool accumulates, int64_t offset) {
+  Tensor sum(Type::float32, count, accumulates ? 1.0 : 0.0, offset);
+  std::vector<double> ref(size_t(count), 0.0);
+  if (accumulates) ref = sum.host;
+  StateSum args{.type = type, .count = count, .num_states = num_states, .sum = sum.floats(), .accumulates = accumulates};
+  std::vector<std::unique_ptr<Tensor>> states;
+  for (int n = 0; n < num_states; ++n) {
+    states.push_back(std::make_unique<Tensor>(type, count, 1.0, offset));
+    args.states[n] = states.back()->data;
+    for (size_t i = 0; i < ref.size(); ++i) ref[i] += states.back()->host[i];
+  }
+  CHECK_CUDA(state_sum(args, nullptr));
+  compare(std::string("state_sum ") + name_of(type) + " " + std::to_string(count) + " x " + std::to_string(num_states), sum.read(), ref,
+          Type::float32);
+}
+
 std::string shape_name(const char* what, Type type, std::initializer_list<int64_t> sizes) {
   std::string name = std::string(what) + " " + name_of(type);
   for (const int64_t size : sizes) name.append(" ").append(std::to_string(size));
   return name;
 }
 
-void check_layer_norm(Type type, Type y_type, int64_t N, int G, int K, int64_t offset) {
-  const int64_t width = int64_t(G) * K, parts = (N + kNormBlockRows - 1) / kNormBlockRows;
+int64_t norm_parts(int64_t N) {
+  return (N + norm_block_rows(N) - 1) / norm_block_rows(N);
+}
+
+// has_residual: of a sum that the kernel makes, with a gradient that is added.
+void check_layer_norm(Type type, Type y_type, int64_t N, int G, int K, int64_t offset, bool has_residual) {
+  const int64_t width = int64_t(G) * K, parts = norm_parts(N);
   Tensor x(type, N * width, 2.0, offset), weight(Type::float32, width, 0.3), y(y_type, N * width, 0, offset);
   Tensor grad_y(y_type, N * width, 1.0, offset), grad_x(type, N * width, 0, offset), grad_weight(Type::float32, parts * width, 0);
   Tensor mean(Type::float32, N * G, 0), rstd(Type::float32, N * G, 0);
-  const LayerNorm args{type,
-                       y_type,
-                       N,
-                       G,
-                       K,
-                       1e-5f,
-                       x.data,
-                       weight.floats(),
-                       y.data,
-                       mean.floats(),
-                       rstd.floats(),
-                       grad_y.data,
-                       grad_x.data,
-                       grad_weight.floats()};
+  Tensor added(y_type, N * width, 1.0, offset), sum_of_both(type, N * width, 0, offset), residual(type, N * width, 1.0, offset);
+  LayerNorm args{type, y_type, N, G, K, 1e-5f, x.data, weight.floats(), y.data, mean.floats(), rstd.floats()};
+  args.added_NGK = has_residual ? added.data : nullptr;
+  args.sum_NGK = has_residual ? sum_of_both.data : nullptr;
   CHECK_CUDA(layer_norm_forward(args, nullptr));
+  args.x_NGK = has_residual ? sum_of_both.data : x.data;
+  args.added_NGK = args.sum_NGK = nullptr;
+  args.grad_y_NGK = grad_y.data;
+  args.grad_residual_NGK = has_residual ? residual.data : nullptr;
+  args.grad_x_NGK = grad_x.data;
+  args.grad_weight_PGK = grad_weight.floats();
   CHECK_CUDA(layer_norm_backward(args, nullptr));
+  if (has_residual) {
+    for (size_t i = 0; i < x.host.size(); ++i) x.host[i] = rounded(x.host[i] + added.host[i], type);
+  }
   std::vector<double> ref(size_t(N * width)), ref_x(ref), ref_weight(size_t(width), 0.0), ref_mean(size_t(N * G)), ref_rstd(ref_mean);
   for (int64_t group = 0; group < N * G; ++group) {
     const size_t first = size_t(group * K), factors = size_t(group % G * K);
@@ -257,16 +280,51 @@ void check_layer_norm(Type type, Type y_type, int64_t N, int G, int K, int64_t o
       grads += grad(k) / K;
       grads_normalized += grad(k) * normalized(k) / K;
     }
-    for (int k = 0; k < K; ++k) ref_x[first + size_t(k)] = scale * (grad(k) - grads - normalized(k) * grads_normalized);
+    for (int k = 0; k < K; ++k) {
+      ref_x[first + size_t(k)] = scale * (grad(k) - grads - normalized(k) * grads_normalized);
+      if (has_residual) ref_x[first + size_t(k)] += residual.host[first + size_t(k)];
+    }
     ref_mean[size_t(group)] = sum / K;
     ref_rstd[size_t(group)] = scale;
   }
-  const std::string what = shape_name("layer_norm", type, {N, G, K, offset}) + " to " + name_of(y_type);
+  const std::string what =
+      shape_name("layer_norm", type, {N, G, K, offset}) + " to " + name_of(y_type) + (has_residual ? " with a residual" : "");
+  if (has_residual) compare(what + " sum", sum_of_both.read(), x.host, type);
   compare(what, y.read(), ref, y_type);
   compare(what + " mean", mean.read(), ref_mean, Type::float32);
   compare(what + " rstd", rstd.read(), ref_rstd, Type::float32);
   compare(what + " dx", grad_x.read(), ref_x, type);
   compare(what + " dw", sum_parts(grad_weight.read(), size_t(width)), ref_weight, Type::float32);
+}
+
+// The two parts of a value miss it by 2^-17 at most, so the sums of products with them do too.
+void check_gate_parts(int64_t N, int64_t R) {
+  Tensor input(Type::float32, N * R, 1.0), forget(Type::float32, N * R, 3.0), parts(Type::bfloat16, N * 4 * R, 0);
+  CHECK_CUDA(split_gates({N, R, input.floats(), forget.floats(), parts.data}, nullptr));
+  const std::vector<double> got = parts.read();
+  std::vector<double> sums, wanted;
+  for (int64_t row = 0; row < N; ++row) {
+    for (int64_t i = 0; i < 2 * R; ++i) {
+      const double high = got[size_t(row * 4 * R + i)], low = got[size_t(row * 4 * R + 2 * R + i)];
+      wanted.push_back((i < R ? input : forget).host[size_t(row * R + i % R)]);
+      sums.push_back(high + low);
+      if (high != rounded(wanted.back(), Type::bfloat16)) sums.back() = NAN;
+    }
+  }
+  compare(shape_name("gate parts", Type::bfloat16, {N, R}), sums, wanted, Type::float32);
+
+  Tensor products(Type::float32, N * 4 * R, 1.0), input_bias(Type::float32, R, 1.0), forget_bias(Type::float32, R, 1.0);
+  Tensor input_gate(Type::float32, N * R, 0), forget_gate(Type::float32, N * R, 0);
+  CHECK_CUDA(sum_gate_parts(
+      {N, int(R), products.floats(), input_bias.floats(), forget_bias.floats(), input_gate.floats(), forget_gate.floats()}, nullptr));
+  for (const int gate : {0, 1}) {
+    std::vector<double> ref;
+    for (int64_t i = 0; i < N * R; ++i) {
+      const size_t at = size_t(i / R * 4 * R + gate * R + i % R);
+      ref.push_back(products.host[at] + products.host[at + size_t(2 * R)] + (gate == 0 ? input_bias : forget_bias).host[size_t(i % R)]);
+    }
+    compare(shape_name("gate sums", Type::float32, {N, R, gate}), (gate == 0 ? input_gate : forget_gate).read(), ref, Type::float32);
+  }
 }
 
 struct ConvReference {
@@ -314,12 +372,13 @@ ConvReference convolve64(const CausalConv& c, const std::vector<uint8_t>& starts
   return out;
 }
 
-void check_conv(Type type, int B, int S, int F, int K, double start_probability, int64_t offset) {
+// has_state: with an initial state and a gradient of the final one; without them, which then are zeros, and with another reader's gradient.
+void check_conv(Type type, int B, int S, int F, int K, double start_probability, int64_t offset, bool has_state = true) {
   const int J = K - 1;
   const int64_t parts = int64_t(B) * ((S + kConvChunk - 1) / kConvChunk), count = int64_t(B) * S * F;
   Tensor x(type, count, 1.0, offset), initial(type, B * J * F, 1.0), weight(Type::float32, F * K, 0.5), bias(Type::float32, F, 0.5);
   Tensor y(type, count, 0), state(type, B * J * F, 0), grad_y(type, count, 1.0), grad_state(type, B * J * F, 1.0);
-  Tensor grad_x(type, count, 0), grad_initial(type, B * J * F, 0), pre(Type::float32, count, 0);
+  Tensor grad_x(type, count, 0), grad_initial(type, B * J * F, 0), pre(Type::float32, count, 0), residual(type, count, 1.0);
   Tensor grad_weight(Type::float32, parts * K * F, 0), grad_bias(Type::float32, parts * F, 0);
   std::vector<uint8_t> starts(size_t(B * S));
   std::bernoulli_distribution is_start(start_probability);
@@ -327,25 +386,35 @@ void check_conv(Type type, int B, int S, int F, int K, double start_probability,
   uint8_t* device_starts = nullptr;
   CHECK_CUDA(cudaMalloc(&device_starts, starts.size()));
   CHECK_CUDA(cudaMemcpy(device_starts, starts.data(), starts.size(), cudaMemcpyHostToDevice));
-  const CausalConv args{type, B, S, F, K, x.data, weight.floats(), bias.floats(), initial.data, device_starts, y.data, state.data};
+  if (!has_state) {
+    std::fill(initial.host.begin(), initial.host.end(), 0.0);
+    std::fill(grad_state.host.begin(), grad_state.host.end(), 0.0);
+  }
+  const CausalConv args{type,          B,      S,         F, K, x.data, weight.floats(), bias.floats(), has_state ? initial.data : nullptr,
+                        device_starts, y.data, state.data};
   CHECK_CUDA(causal_conv_forward(args, nullptr));
-  CHECK_CUDA(causal_conv_backward({args, grad_y.data, grad_state.data, causal_conv_holds_window(args) ? nullptr : pre.floats(), grad_x.data,
-                                   grad_initial.data, grad_weight.floats(), grad_bias.floats()},
+  CHECK_CUDA(causal_conv_backward({args, grad_y.data, has_state ? grad_state.data : nullptr, has_state ? nullptr : residual.data,
+                                   causal_conv_holds_window(args) ? nullptr : pre.floats(), grad_x.data,
+                                   has_state ? grad_initial.data : nullptr, grad_weight.floats(), grad_bias.floats()},
                                   nullptr));
-  const ConvReference ref = convolve64(args, starts, x, initial, weight, bias, grad_y, grad_state);
+  ConvReference ref = convolve64(args, starts, x, initial, weight, bias, grad_y, grad_state);
+  if (!has_state) {
+    for (size_t i = 0; i < ref.grad_x.size(); ++i) ref.grad_x[i] += residual.host[i];
+  }
   std::vector<double> by_feature(ref.grad_weight.size());
   const std::vector<double> by_tap = sum_parts(grad_weight.read(), by_feature.size());
   for (int f = 0; f < F; ++f) {
     for (int k = 0; k < K; ++k) by_feature[size_t(f * K + k)] = by_tap[size_t(k * F + f)];
   }
-  const std::string what = shape_name("causal_conv", type, {B, S, F, K, offset}) + " starts " + std::to_string(start_probability);
+  const std::string what = shape_name("causal_conv", type, {B, S, F, K, offset}) + " starts " + std::to_string(start_probability) +
+                           (has_state ? "" : " without a state");
   compare(what, y.read(), ref.y, type);
   compare(what + " dx", grad_x.read(), ref.grad_x, type);
   compare(what + " dw", by_feature, ref.grad_weight, Type::float32);
   compare(what + " db", sum_parts(grad_bias.read(), size_t(F)), ref.grad_bias, Type::float32);
   if (J > 0) {
     compare(what + " state", state.read(), ref.state, type);
-    compare(what + " dinitial", grad_initial.read(), ref.grad_initial, type);
+    if (has_state) compare(what + " dinitial", grad_initial.read(), ref.grad_initial, type);
   }
   CHECK_CUDA(cudaFree(device_starts));
 }
@@ -403,7 +472,9 @@ void check_blockdiag(Type type, Type out_type, int64_t N, int G, bool has_bias) 
   const int64_t parts = (N + kBlockdiagRows - 1) / kBlockdiagRows;
   Tensor c(type, N * F, 1), x(type, N * F, 1), grad_c(type, N * F, 0), grad_x(type, N * F, 0);
   Tensor grad_weight(Type::float32, parts * 3 * G * 16, 0), grad_bias(Type::float32, parts * 3 * F, 0);
+  Tensor residual(type, N * F, 1);  // added where there is no bias
   Blockdiag4 args{type, out_type, N, G, c.data, x.data};
+  args.grad_residual_NF = has_bias ? nullptr : residual.data;
   std::vector<std::unique_ptr<Tensor>> weights, biases, outs, grads;
   for (int i = 0; i < 3; ++i) {
     weights.push_back(std::make_unique<Tensor>(Type::float32, G * 16, 0.5));
@@ -419,7 +490,8 @@ void check_blockdiag(Type type, Type out_type, int64_t N, int G, bool has_bias) 
   args.grad_bias_R3F = has_bias ? grad_bias.floats() : nullptr;
   CHECK_CUDA(blockdiag4_forward(args, nullptr));
   CHECK_CUDA(blockdiag4_backward(args, nullptr));
-  std::vector<double> rc(size_t(N * F), 0.0), rx(rc), rw(size_t(3 * G * 16), 0.0), rb(size_t(3 * F), 0.0);
+  std::vector<double> rc(has_bias ? std::vector<double>(size_t(N * F), 0.0) : residual.host), rx(size_t(N * F), 0.0),
+      rw(size_t(3 * G * 16), 0.0), rb(size_t(3 * F), 0.0);
   const std::string what = std::string("blockdiag4 ") + name_of(type) + " " + std::to_string(N) + "x" + std::to_string(F);
   for (int part = 0; part < 3; ++part) {
     std::vector<double> ref(size_t(N * F));
@@ -457,32 +529,43 @@ void check_all() {
       for (const int K : {8, 40, 576, 1536, 4104, 8960, 18944}) check_fp8_rows(type, source, K == 576 ? 67 : 3, K, 2.0);
       if (type != Type::float16) check_fp8_rows(type, source, 2, 64, 1e-18);
     }
+    for (const int num_states : {1, 2, 3, 4}) {
+      for (const int64_t count : {1, 61, 4096}) check_state_sum(type, count, num_states, num_states % 2 == 0, count == 61 ? 1 : 0);
+    }
     for (const int K : {2, 6, 16, 64, 72, 80, 128}) {
       check_rotary(type, 2, 37, 5, 7, K, 0);
       check_rotary(type, 1, 1, 1, 1, K, K == 64 ? 1 : 0);
     }
     for (const Type y_type : {type, Type::bfloat16, Type::float16}) {
-      if (y_type == type && type == Type::float32) check_layer_norm(type, y_type, 5, 1, 4100, 0);
+      if (y_type == type && type == Type::float32) check_layer_norm(type, y_type, 5, 1, 4100, 0, true);
       if (y_type != type && type != Type::float32) continue;
       for (const auto& [N, G, K] : {std::tuple<int64_t, int, int>{1, 1, 8},
                                     {3, 12, 128},
                                     {70, 3, 24},
+                                    {130, 12, 48},
                                     {17, 12, 256},
+                                    {67, 9, 96},
+                                    {5, 70, 64},
                                     {33, 1, 512},
+                                    {130, 1, 576},
                                     {9, 2, 520},
                                     {17, 1, 1024},
                                     {70, 1, 1536},
                                     {3, 1, 4096},
                                     {5, 1, 4104},
                                     {17, 3, 21},
-                                    {65, 2, 130}})
-        check_layer_norm(type, y_type, N, G, K, 0);
-      check_layer_norm(type, y_type, 7, 2, 48, 1);
+                                    {65, 2, 130}}) {
+        for (const bool has_residual : {false, true}) check_layer_norm(type, y_type, N, G, K, 0, has_residual);
+      }
+      check_layer_norm(type, y_type, 7, 2, 48, 1, true);
+      check_layer_norm(type, y_type, 5000, 1, 64, 0, true);  // more than 32 rows a block
     }
     for (const int S : {1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 34, 35, 36, 64, 65, 67, 100}) {
       for (const double start_probability : {0.0, 0.2, 0.9}) check_conv(type, 2, S, S % 2 == 0 ? 8 : 516, 4, start_probability, 0);
     }
-    for (const int K : {1, 2, 4, 7}) check_conv(type, 2, 37, 33, K, 0.1, 0);
+    for (const int K : {1, 2, 4, 7}) check_conv(type, 2, 37, 33, K, 0.1, 0, K == 2);
+    for (const int S : {1, 3, 17, 67}) check_conv(type, 2, S, 516, 4, 0.2, 0, false);
+    for (const int F : {2, 6, 130}) check_conv(type, 2, 37, F, 4, 0.2, 0, F == 6);
     check_conv(type, 2, 37, 32, 3, 0.1, 0);
     check_conv(type, 2, 37, 32, 4, 0.1, 1);
     for (const auto& [N, P] : {std::pair<int64_t, int>{1, 8}, {3, 61}, {17, 2624}, {130, 120}}) {
@@ -494,6 +577,7 @@ void check_all() {
       }
     }
   }
+  for (const auto& [N, R] : {std::pair<int64_t, int64_t>{1, 1}, {1, 3 * 264 * 12}, {3, 7}, {257, 12}}) check_gate_parts(N, R);
   std::printf("%d comparisons, %d failures\n", cases, failures);
 }
 
@@ -594,25 +678,40 @@ void time_all(int64_t N, int D, int I, int P, int M) {
     report("fp8 of SwiGLU", 5.0 * N * M, [&](int i, cudaStream_t s) { return rows(Fp8Source::swiglu, M, both, i, s); });
   }
   {
-    Sets x(N * D, true), y(N * D), a(N * D, true), mean(N, true), rstd(N, true), w(D, true);
-    Sets parts((N + kNormBlockRows - 1) / kNormBlockRows * D, true);
+    Sets x(N * D, true), y(N * D), a(N * D, true), b(N * D, true), mean(N, true), rstd(N, true), w(D, true), parts(norm_parts(N) * D, true);
     const auto args = [&](int i) {
-      return LayerNorm{Type::float32,  t, N, 1, D, 1e-5f, x[i], w.floats(i), y[i], mean.floats(i), rstd.floats(i), y[i], a[i],
-                       parts.floats(i)};
+      return LayerNorm{Type::float32, t, N, 1, D, 1e-5f, x[i], w.floats(i), y[i], mean.floats(i), rstd.floats(i)};
     };
-    report("LayerNorm of float32 to bf16", 6.0 * double(N * D), [&](int i, cudaStream_t s) { return layer_norm_forward(args(i), s); });
-    report("LayerNorm backward", 10.0 * double(N * D), [&](int i, cudaStream_t s) { return layer_norm_backward(args(i), s); });
+    const auto sums = [&](int i) {
+      LayerNorm norm = args(i);
+      norm.added_NGK = y[i + 1], norm.sum_NGK = a[i];
+      return norm;
+    };
+    const auto backward = [&](int i, bool has_residual) {
+      LayerNorm norm = args(i);
+      norm.grad_y_NGK = y[i], norm.grad_residual_NGK = has_residual ? b[i] : nullptr, norm.grad_x_NGK = a[i];
+      norm.grad_weight_PGK = parts.floats(i);
+      return norm;
+    };
+    const double U = double(N * D);
+    report("LayerNorm of float32 to bf16", 6.0 * U, [&](int i, cudaStream_t s) { return layer_norm_forward(args(i), s); });
+    report("the same, of a sum", 12.0 * U, [&](int i, cudaStream_t s) { return layer_norm_forward(sums(i), s); });
+    report("LayerNorm backward", 10.0 * U, [&](int i, cudaStream_t s) { return layer_norm_backward(backward(i, false), s); });
+    report("the same, with the stream's", 14.0 * U, [&](int i, cudaStream_t s) { return layer_norm_backward(backward(i, true), s); });
   }
   {
     constexpr int kHeads = 12;
-    Sets x(N * I), y(N * I), a(N * I), mean(N * kHeads, true), rstd(N * kHeads, true), w(I, true);
-    Sets parts((N + kNormBlockRows - 1) / kNormBlockRows * I, true);
+    Sets x(N * I), y(N * I), a(N * I), mean(N * kHeads, true), rstd(N * kHeads, true), w(I, true), parts(norm_parts(N) * I, true);
     const auto args = [&](int i) {
-      return LayerNorm{
-          t, t, N, kHeads, I / kHeads, 1e-5f, x[i], w.floats(i), y[i], mean.floats(i), rstd.floats(i), y[i], a[i], parts.floats(i)};
+      return LayerNorm{t, t, N, kHeads, I / kHeads, 1e-5f, x[i], w.floats(i), y[i], mean.floats(i), rstd.floats(i)};
+    };
+    const auto backward = [&](int i) {
+      LayerNorm norm = args(i);
+      norm.grad_y_NGK = y[i], norm.grad_x_NGK = a[i], norm.grad_weight_PGK = parts.floats(i);
+      return norm;
     };
     report("multi-head norm", 4.0 * double(N * I), [&](int i, cudaStream_t s) { return layer_norm_forward(args(i), s); });
-    report("multi-head norm backward", 6.0 * double(N * I), [&](int i, cudaStream_t s) { return layer_norm_backward(args(i), s); });
+    report("multi-head norm backward", 6.0 * double(N * I), [&](int i, cudaStream_t s) { return layer_norm_backward(backward(i), s); });
   }
   {
     constexpr int kRow = 512;
@@ -625,7 +724,8 @@ void time_all(int64_t N, int D, int I, int P, int M) {
     };
     report("causal convolution", 4.0 * double(N * I), [&](int i, cudaStream_t s) { return causal_conv_forward(args(i), s); });
     report("causal convolution backward", 6.0 * double(N * I), [&](int i, cudaStream_t s) {
-      return causal_conv_backward({args(i), y[i], tail[i], nullptr, a[i], tail[i + 1], weight_parts.floats(i), bias_parts.floats(i)}, s);
+      return causal_conv_backward(
+          {args(i), y[i], tail[i], nullptr, nullptr, a[i], tail[i + 1], weight_parts.floats(i), bias_parts.floats(i)}, s);
     });
   }
   {

@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const __grid_cons
     float c[4], in[4], grad[3][4], grad_c[4] = {}, grad_x[4] = {};
     load_values(c, static_cast<const T*>(x.c_NF) + at);
     load_values(in, static_cast<const T*>(x.x_NF) + at);
+    if (x.grad_residual_NF) load_values(grad_c, static_cast<const T*>(x.grad_residual_NF) + at);
 #pragma unroll
     for (int part = 0; part < 3; ++part) load_values(grad[part], static_cast<const O*>(x.grad_out_NF[part]) + at);
 #pragma unroll

@@ -20,6 +20,7 @@ struct Blockdiag4 {
   void* out_NF[3];             // q, k, v
   // Backward only.
   const void* grad_out_NF[3];
+  const void* grad_residual_NF;  // added to the gradient of c; or null
   void *grad_c_NF, *grad_x_NF;
   float* grad_weight_R3GOI;
   float* grad_bias_R3F;  // or null

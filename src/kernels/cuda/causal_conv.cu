@@ -15,6 +15,7 @@ __device__ inline bool starts(const CausalConv& x, int b, int p) {
 template <typename T>
 __device__ inline float input(const CausalConv& x, int b, int p, int f) {
   const int J = x.K - 1;
+  if (p < 0 && !x.initial_BJF) return 0.0f;
   const int64_t at = p >= 0 ? (int64_t(b) * x.S + p) * x.F + f : (int64_t(b) * J + J + p) * x.F + f;
   return to_float(static_cast<const T*>(p >= 0 ? x.x_BSF : x.initial_BJF)[at]);
 }
@@ -90,30 +91,33 @@ __global__ void input_kernel(CausalConvBackward g) {
       const int t = p + age;
       if (t < 0) continue;
       if (t == x.S) {  // the state handed on
-        grad += to_float(static_cast<const T*>(g.grad_state_BJF)[(int64_t(b) * J + J - age) * x.F + f]);
+        if (g.grad_state_BJF) grad += to_float(static_cast<const T*>(g.grad_state_BJF)[(int64_t(b) * J + J - age) * x.F + f]);
         break;
       }
       if (age > 0 && starts(x, b, t)) break;
       grad += x.weight_FK[int64_t(f) * x.K + J - age] * g.grad_pre_BSF[(int64_t(b) * x.S + t) * x.F + f];
     }
     T* out = static_cast<T*>(p >= 0 ? g.grad_x_BSF : g.grad_initial_BJF);
-    out[(p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * J + row) * x.F + f] = from_float<T>(grad);
+    if (p >= 0 && g.grad_residual_BSF) grad += to_float(static_cast<const T*>(g.grad_residual_BSF)[(int64_t(b) * x.S + p) * x.F + f]);
+    if (out) out[(p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * J + row) * x.F + f] = from_float<T>(grad);
   }
 }
 
 constexpr int kTaps = 4, kTail = kTaps - 1;  // of the kernels below
-constexpr int kFeatures = 4;                 // of a thread
+constexpr int kFeatures = 2;                 // of a thread: more of them would leave too few threads to a multiprocessor
 constexpr int kForwardTokens = 16;           // of a thread
 constexpr int kRun = 4;                      // tokens whose loads are under way together
 
-// Without the branches of an exact division, which would keep loads from moving up.
+// Without the branches of an exact division, which would keep loads from moving up, for values that lie in memory as T.
+template <typename T>
 __device__ inline float fast_sigmoid(float x) {
-  return __fdividef(1.0f, 1.0f + expf(-x));
+  return __fdividef(1.0f, 1.0f + (sizeof(T) == 4 ? expf(-x) : __expf(-x)));
 }
 
 // kRun tokens: their inputs, and whether documents start there.
+template <typename T>
 struct Run {
-  float values[kRun][kFeatures];
+  Packed<T, kFeatures> values[kRun];
   unsigned is_start[kRun];
 };
 
@@ -131,33 +135,33 @@ struct Window {
 #pragma unroll
     for (int i = 0; i < kFeatures; ++i) load_values(weight[i], x.weight_FK + (int64_t(f) + i) * kTaps);
     load_values(bias, x.bias_F + f);
-    const Run run = load(first - kTail, first);
+    const Run<T> run = load(first - kTail, first);
 #pragma unroll
     for (int i = 0; i < kTail; ++i) step(run, i);
   }
 
   // Tokens t .. t + kRun - 1, the last one again where `end` comes before; those below 0 are rows of the initial state.
-  __device__ Run load(int t, int end) const {
-    Run run;
+  __device__ Run<T> load(int t, int end) const {
+    Run<T> run;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       const int p = min(t + i, end - 1);
       const T* rows = static_cast<const T*>(p >= 0 ? x.x_BSF : x.initial_BJF);
-      load_values(run.values[i], rows + (p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * kTail + kTail + p) * x.F + f);
+      run.values[i] = {};
+      if (rows) run.values[i].load(rows + (p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * kTail + kTail + p) * x.F + f);
       run.is_start[i] = p >= 0 && x.is_start_BS ? __ldg(x.is_start_BS + int64_t(b) * x.S + p) : 0;
     }
     return run;
   }
 
   // To the next token.
-  __device__ void step(const Run& run, int i) {
+  __device__ void step(const Run<T>& run, int i) {
 #pragma unroll
     for (int age = kTail; age > 0; --age) {
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) inputs[age][j] = inputs[age - 1][j];
     }
-#pragma unroll
-    for (int j = 0; j < kFeatures; ++j) inputs[0][j] = run.values[i][j];
+    run.values[i].unpack_into(inputs[0]);
     reach = run.is_start[i] != 0 ? 0 : min(reach + 1, kTail);
   }
 
@@ -179,8 +183,10 @@ __global__ void __launch_bounds__(kThreads) window_forward_kernel(const __grid_c
   if (f >= x.F) return;
   const int first = int(blockIdx.y) * kForwardTokens, last = min(first + kForwardTokens, x.S);
   Window<T> window(x, b, f, first);
+  Run<T> next = window.load(first, last);
   for (int t = first; t < last; t += kRun) {
-    const Run run = window.load(t, last);
+    const Run<T> run = next;
+    if (t + kRun < last) next = window.load(t + kRun, last);  // under way while these are worked on
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {  // tokens behind the last one do no harm
       window.step(run, i);
@@ -188,19 +194,19 @@ __global__ void __launch_bounds__(kThreads) window_forward_kernel(const __grid_c
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
         const float pre = window.pre_activation(j);
-        y[j] = pre * fast_sigmoid(pre);
+        y[j] = pre * fast_sigmoid<T>(pre);
       }
       if (t + i < last) store_values(static_cast<T*>(x.y_BSF) + (int64_t(b) * x.S + t + i) * x.F + f, y);
     }
   }
   if (last < x.S) return;
-  Run tail = window.load(x.S - kTail, x.S);
+  const Run<T> tail = window.load(x.S - kTail, x.S);
   bool is_cut = false;
 #pragma unroll
   for (int i = kTail - 1; i >= 0; --i) {
-#pragma unroll
-    for (int j = 0; j < kFeatures; ++j) tail.values[i][j] = is_cut ? 0.0f : tail.values[i][j];
-    store_values(static_cast<T*>(x.state_BJF) + (int64_t(b) * kTail + i) * x.F + f, tail.values[i]);
+    float values[kFeatures] = {};
+    if (!is_cut) tail.values[i].unpack_into(values);
+    store_values(static_cast<T*>(x.state_BJF) + (int64_t(b) * kTail + i) * x.F + f, values);
     is_cut = is_cut || tail.is_start[i] != 0;
   }
 }
@@ -208,7 +214,7 @@ __global__ void __launch_bounds__(kThreads) window_forward_kernel(const __grid_c
 // grid: (features, chunks of tokens, batch). A chunk owns the gradients of its inputs, the first one also those of the initial state: an
 // input is done kTail tokens later, so a chunk runs that far into the next one.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) window_backward_kernel(const __grid_constant__ CausalConvBackward g) {
+__global__ void __launch_bounds__(kThreads, 5) window_backward_kernel(const __grid_constant__ CausalConvBackward g) {
   const CausalConv& x = g.forward;
   const int f = int(blockIdx.x * kThreads + threadIdx.x) * kFeatures, b = int(blockIdx.z);
   if (f >= x.F) return;
@@ -216,28 +222,56 @@ __global__ void __launch_bounds__(kThreads) window_backward_kernel(const __grid_
   Window<T> window(x, b, f, first);
   // Of the input `age` tokens back; of the weights and the bias.
   float grad_inputs[kTaps][kFeatures] = {}, grad_weight[kTaps][kFeatures] = {}, grad_bias[kFeatures] = {};
-  const auto store_input = [&](int p, const float (&grad)[kFeatures]) {
-    if (p >= last || (p < first && first > 0)) return;
-    T* rows = static_cast<T*>(p >= 0 ? g.grad_x_BSF : g.grad_initial_BJF);
-    store_values(rows + (p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * kTail + kTail + p) * x.F + f, grad);
+  const auto owns = [&](int p) { return p < last && (p >= first || first == 0); };
+  const auto residual_of = [&](int p) {
+    Packed<T, kFeatures> residual{};
+    if (g.grad_residual_BSF && p >= 0 && owns(p))
+      residual.load(static_cast<const T*>(g.grad_residual_BSF) + (int64_t(b) * x.S + p) * x.F + f);
+    return residual;
   };
-  for (int t0 = first; t0 < end; t0 += kRun) {
-    const Run run = window.load(t0, end);
-    float grads[kRun][kFeatures];
+  const auto store_input = [&](int p, float (&grad)[kFeatures], const Packed<T, kFeatures>& residual) {
+    if (!owns(p)) return;
+    float others[kFeatures];
+    residual.unpack_into(others);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i)
-      load_values(grads[i], static_cast<const T*>(g.grad_y_BSF) + (int64_t(b) * x.S + min(t0 + i, end - 1)) * x.F + f);
+    for (int j = 0; j < kFeatures; ++j) grad[j] += others[j];
+    T* rows = static_cast<T*>(p >= 0 ? g.grad_x_BSF : g.grad_initial_BJF);
+    if (rows) store_values(rows + (p >= 0 ? int64_t(b) * x.S + p : int64_t(b) * kTail + kTail + p) * x.F + f, grad);
+  };
+  // Of kRun tokens: the gradients of their outputs, and what is added to those of the inputs that are done with them.
+  struct Given {
+    Packed<T, kFeatures> grads[kRun], residuals[kRun];
+  };
+  const auto load_given = [&](int t0) {
+    Given given;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      given.grads[i].load(static_cast<const T*>(g.grad_y_BSF) + (int64_t(b) * x.S + min(t0 + i, end - 1)) * x.F + f);
+      given.residuals[i] = residual_of(t0 + i - kTail);
+    }
+    return given;
+  };
+  Run<T> next = window.load(first, end);
+  Given next_given = load_given(first);
+  for (int t0 = first; t0 < end; t0 += kRun) {
+    const Run<T> run = next;
+    const Given given = next_given;
+    if (t0 + kRun < end) {  // under way while these are worked on
+      next = window.load(t0 + kRun, end);
+      next_given = load_given(t0 + kRun);
+    }
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       const int t = t0 + i;
       if (t >= end) break;
       window.step(run, i);
-      float owned[kFeatures];  // the next chunk adds up the weights' gradients of its own tokens
+      float grad[kFeatures], owned[kFeatures];  // the next chunk adds up the weights' gradients of its own tokens
+      given.grads[i].unpack_into(grad);
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
-        const float pre = window.pre_activation(j), s = fast_sigmoid(pre);
-        grads[i][j] *= s * (1.0f + pre * (1.0f - s));
-        owned[j] = t < last ? grads[i][j] : 0.0f;
+        const float pre = window.pre_activation(j), s = fast_sigmoid<T>(pre);
+        grad[j] *= s * (1.0f + pre * (1.0f - s));
+        owned[j] = t < last ? grad[j] : 0.0f;
         grad_bias[j] += owned[j];
       }
 #pragma unroll
@@ -245,11 +279,11 @@ __global__ void __launch_bounds__(kThreads) window_backward_kernel(const __grid_
         if (age > window.reach) break;
 #pragma unroll
         for (int j = 0; j < kFeatures; ++j) {
-          grad_inputs[age][j] += window.tap(j, age) * grads[i][j];
+          grad_inputs[age][j] += window.tap(j, age) * grad[j];
           grad_weight[age][j] += window.inputs[age][j] * owned[j];
         }
       }
-      store_input(t - kTail, grad_inputs[kTail]);
+      store_input(t - kTail, grad_inputs[kTail], given.residuals[i]);
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
 #pragma unroll
@@ -261,11 +295,11 @@ __global__ void __launch_bounds__(kThreads) window_backward_kernel(const __grid_
   if (end == x.S) {  // the last inputs go on to the state
 #pragma unroll
     for (int age = kTail - 1; age >= 0; --age) {
-      float grad[kFeatures];
-      load_values(grad, static_cast<const T*>(g.grad_state_BJF) + (int64_t(b) * kTail + kTail - 1 - age) * x.F + f);
+      float grad[kFeatures] = {};
+      if (g.grad_state_BJF) load_values(grad, static_cast<const T*>(g.grad_state_BJF) + (int64_t(b) * kTail + kTail - 1 - age) * x.F + f);
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) grad[j] = grad_inputs[age + 1][j] + (age <= window.reach ? grad[j] : 0.0f);
-      store_input(x.S - 1 - age, grad);
+      store_input(x.S - 1 - age, grad, residual_of(x.S - 1 - age));
     }
   }
   const int64_t p = int64_t(b) * gridDim.y + blockIdx.y;
@@ -306,7 +340,8 @@ cudaError_t causal_conv_backward(const CausalConvBackward& g, cudaStream_t strea
   // Each chunk of tokens is a block of its own in one dimension of the grid.
   if (x.K > kConvMaxTaps || (x.S + kConvChunk - 1) / kConvChunk > 65535) return cudaErrorInvalidValue;
   const bool holds_window = causal_conv_holds_window(x);
-  if (holds_window && !are_aligned({g.grad_y_BSF, g.grad_state_BJF, g.grad_x_BSF, g.grad_initial_BJF, g.grad_weight_PKF, g.grad_bias_PF}))
+  if (holds_window && !are_aligned({g.grad_y_BSF, g.grad_state_BJF, g.grad_residual_BSF, g.grad_x_BSF, g.grad_initial_BJF,
+                                    g.grad_weight_PKF, g.grad_bias_PF}))
     return cudaErrorInvalidValue;
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);

@@ -13,20 +13,21 @@ struct CausalConv {
   int B, S, F, K;
   const void* x_BSF;
   const float *weight_FK, *bias_F;
-  const void* initial_BJF;
+  const void* initial_BJF;     // or null: zeros
   const uint8_t* is_start_BS;  // or null
   void *y_BSF, *state_BJF;
 };
-// Whether threads walk over tokens with 4 features each and the last taps in registers, so that every tensor moves once: 4 taps, F a
-// multiple of 4, everything at multiples of 16 bytes (in backward the gradients too).
+// Whether threads walk over tokens with 2 features each and the last taps in registers, so that every tensor moves once: 4 taps, F a
+// multiple of 2, everything at multiples of 16 bytes (in backward the gradients too).
 bool causal_conv_holds_window(const CausalConv& x);
 cudaError_t causal_conv_forward(const CausalConv& x, cudaStream_t stream);
 
 struct CausalConvBackward {
-  CausalConv forward;  // y, state unused
-  const void *grad_y_BSF, *grad_state_BJF;
-  float* grad_pre_BSF;  // workspace, the gradient before SiLU: null if causal_conv_holds_window(forward)
-  void *grad_x_BSF, *grad_initial_BJF;
+  CausalConv forward;                       // y, state unused
+  const void *grad_y_BSF, *grad_state_BJF;  // of the state: or null
+  const void* grad_residual_BSF;            // added to the gradient of x; or null
+  float* grad_pre_BSF;                      // workspace, the gradient before SiLU: null if causal_conv_holds_window(forward)
+  void *grad_x_BSF, *grad_initial_BJF;      // of the initial state: or null
   float *grad_weight_PKF, *grad_bias_PF;
 };
 cudaError_t causal_conv_backward(const CausalConvBackward& x, cudaStream_t stream);

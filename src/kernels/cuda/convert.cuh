@@ -50,5 +50,10 @@ cudaError_t with_type(Type type, const F& f) {
 __device__ inline float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
 }
+// For values that lie in memory as T: half precision needs no exact division, whose branches cost more than the memory's time.
+template <typename T>
+__device__ inline float sigmoid_for(float x) {
+  return sizeof(T) == 4 ? sigmoid(x) : __fdividef(1.0f, 1.0f + __expf(-x));
+}
 
 }  // namespace distil_xlstm::kernels::cuda

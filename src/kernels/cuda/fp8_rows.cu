@@ -36,24 +36,31 @@ __device__ inline unsigned pack_e4m3(float a, float b, float c, float d) {
   return low | high << 16;
 }
 
-// One block a row, kHeld vectors of 16 bytes of x a thread, held in registers until the row's scale is known.
-template <typename T, int kHeld, Fp8Source kSource>
-__global__ void __launch_bounds__(kMaxThreads) rows_kernel(const __grid_constant__ Fp8Rows x) {
+// One block of at most kThreads a row, kHeld vectors of 16 bytes of x a thread, held in registers until the row's scale is known.
+template <typename T, int kThreads, int kHeld, Fp8Source kSource>
+__global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ Fp8Rows x) {
   constexpr int W = kVectorSize<T>;
   __shared__ float partial_sums[kMaxThreads / 32], partial_maxima[kMaxThreads / 32];
   const int64_t row = blockIdx.x;
   const T* in = static_cast<const T*>(x.x) + row * x.K * (kSource == Fp8Source::swiglu ? 2 : 1);
   float values[kHeld][W], squares = 0.0f;
+  Packed<T, W> packed[kHeld], up[kHeld];  // all under way before the first is used
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int at = (int(threadIdx.x) + i * int(blockDim.x)) * W;
     if (at >= x.K) break;
-    load_values(values[i], in + at);
-    if constexpr (kSource == Fp8Source::swiglu) {
-      float up[W];
-      load_values(up, in + x.K + at);
+    packed[i].load(in + at);
+    if constexpr (kSource == Fp8Source::swiglu) up[i].load(in + x.K + at);
+  }
 #pragma unroll
-      for (int j = 0; j < W; ++j) values[i][j] *= sigmoid(values[i][j]) * up[j];
+  for (int i = 0; i < kHeld; ++i) {
+    if ((int(threadIdx.x) + i * int(blockDim.x)) * W >= x.K) break;
+    packed[i].unpack_into(values[i]);
+    if constexpr (kSource == Fp8Source::swiglu) {
+      float factor[W];
+      up[i].unpack_into(factor);
+#pragma unroll
+      for (int j = 0; j < W; ++j) values[i][j] *= sigmoid_for<T>(values[i][j]) * factor[j];
     }
     if constexpr (kSource == Fp8Source::rms_norm) {
 #pragma unroll
@@ -98,17 +105,17 @@ __global__ void __launch_bounds__(kMaxThreads) rows_kernel(const __grid_constant
   }
 }
 
-template <typename T, int kHeld>
+template <typename T, int kThreads, int kHeld>
 cudaError_t launch(const Fp8Rows& x, int threads, cudaStream_t stream) {
   switch (x.source) {
     case Fp8Source::values:
-      rows_kernel<T, kHeld, Fp8Source::values><<<unsigned(x.N), threads, 0, stream>>>(x);
+      rows_kernel<T, kThreads, kHeld, Fp8Source::values><<<unsigned(x.N), threads, 0, stream>>>(x);
       break;
     case Fp8Source::swiglu:
-      rows_kernel<T, kHeld, Fp8Source::swiglu><<<unsigned(x.N), threads, 0, stream>>>(x);
+      rows_kernel<T, kThreads, kHeld, Fp8Source::swiglu><<<unsigned(x.N), threads, 0, stream>>>(x);
       break;
     case Fp8Source::rms_norm:
-      rows_kernel<T, kHeld, Fp8Source::rms_norm><<<unsigned(x.N), threads, 0, stream>>>(x);
+      rows_kernel<T, kThreads, kHeld, Fp8Source::rms_norm><<<unsigned(x.N), threads, 0, stream>>>(x);
       break;
   }
   return cudaGetLastError();
@@ -124,10 +131,11 @@ cudaError_t fp8_rows(const Fp8Rows& x, cudaStream_t stream) {
     const int vectors = x.K / kVectorSize<T>;
     if (x.K % kVectorSize<T> != 0 || vectors > kFp8MaxVectors) return cudaErrorInvalidValue;
     const auto threads = [&](int held) { return ((vectors + held - 1) / held + 31) / 32 * 32; };
-    if (threads(1) <= kAimedThreads) return launch<T, 1>(x, threads(1), stream);
-    if (threads(2) <= kAimedThreads) return launch<T, 2>(x, threads(2), stream);
-    if (threads(4) <= kAimedThreads) return launch<T, 4>(x, threads(4), stream);
-    return launch<T, 8>(x, threads(8), stream);
+    if (threads(1) <= kAimedThreads) return launch<T, kAimedThreads, 1>(x, threads(1), stream);
+    if (threads(2) <= kAimedThreads) return launch<T, kAimedThreads, 2>(x, threads(2), stream);
+    if (threads(4) <= kAimedThreads) return launch<T, kAimedThreads, 4>(x, threads(4), stream);
+    if (threads(8) <= kMaxThreads / 2) return launch<T, kMaxThreads / 2, 8>(x, threads(8), stream);
+    return launch<T, kMaxThreads, 8>(x, threads(8), stream);
   });
 }
 

@@ -39,11 +39,11 @@ __device__ inline ValueAndSlope activate(Activation act, float x) {
       return {positive * positive, 2.0f * positive};
     }
     case Activation::sigmoid: {
-      const float s = sigmoid(x);
+      const float s = sigmoid_for<T>(x);
       return {s, s * (1.0f - s)};
     }
     case Activation::swish: {
-      const float s = sigmoid(x);
+      const float s = sigmoid_for<T>(x);
       return {x * s, s * (1.0f + x * (1.0f - s))};
     }
     case Activation::selu: {
@@ -63,7 +63,7 @@ template <int W>
 __device__ inline Place place(int64_t N, int width) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const unsigned per_row = unsigned(width) / W;
-  const int64_t row = at / per_row;
+  const int64_t row = at >> 32 == 0 ? int64_t(unsigned(at) / per_row) : at / per_row;  // in 32 bits where it fits: the shorter division
   return row < N ? Place{row, int(at - row * per_row) * W} : Place{-1, 0};
 }
 
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) skip_forward_kernel(const __grid_con
   load_values(z, static_cast<const T*>(x.z_NF) + i0);
   load_values(skip, x.skip_F + at.column);
 #pragma unroll
-  for (int i = 0; i < W; ++i) h[i] = (h[i] + skip[i] * c[i]) * z[i] * sigmoid(z[i]);
+  for (int i = 0; i < W; ++i) h[i] = (h[i] + skip[i] * c[i]) * z[i] * sigmoid_for<T>(z[i]);
   store_values(static_cast<T*>(x.out_NF) + i0, h);
 }
 
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kColumnThreads) skip_backward_kernel(const __g
     load_values(z, static_cast<const T*>(x.z_NF) + at);
 #pragma unroll
     for (int i = 0; i < W; ++i) {
-      const float s = sigmoid(z[i]), sum = h[i] + skip[i] * c[i];
+      const float s = sigmoid_for<T>(z[i]), sum = h[i] + skip[i] * c[i];
       grad_z[i] = grad[i] * sum * s * (1.0f + z[i] * (1.0f - s));
       h[i] = grad[i] * z[i] * s;  // of the sum, and so of h
       grad_c[i] = h[i] * skip[i];

@@ -6,7 +6,8 @@
 
 namespace distil_xlstm::kernels::cuda {
 
-inline constexpr int kNormBlockRows = 32;  // rows per partial sum of the weight's gradient: P = ceil(N / kNormBlockRows) partial sums
+// Rows per partial sum of the weight's gradient: P = ceil(N / norm_block_rows(N)) partial sums.
+int norm_block_rows(int64_t N);
 
 struct LayerNorm {
   Type type;    // of x and its gradient
@@ -18,8 +19,12 @@ struct LayerNorm {
   const float* weight_GK;
   void* y_NGK;
   float *mean_NG, *rstd_NG;
-  // Backward only.
+  // Forward: the norm is of sum = x + added, which it writes; of x where both are null. added has y's type, the sum x's.
+  const void* added_NGK;
+  void* sum_NGK;
+  // Backward only: of what is normalized, plus `grad_residual`, of the same type, where that is not null.
   const void* grad_y_NGK;
+  const void* grad_residual_NGK;
   void* grad_x_NGK;
   float* grad_weight_PGK;
 };

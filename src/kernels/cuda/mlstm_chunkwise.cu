@@ -248,13 +248,15 @@ cudaError_t forward(const MlstmForward& x, Arena& arena, cudaStream_t stream) {
   const Padding keys(arena, in, in.K, {in.q_BSHK, in.k_BSHK}, stream), values(arena, in, in.V, {in.v_BSHV, x.h_BSHV}, stream);
   cudaError_t error = first_error({keys.read(in.q_BSHK, w.q_BSHK), keys.read(in.k_BSHK, w.k_BSHK), values.read(in.v_BSHV, w.v_BSHV)});
   values.write(x.h_BSHV, w.h_BSHV);
+  Border last{x.cell_BHKV, x.normalizer_BHK, x.stabilizer_BH};  // where each segment leaves its state for the next
+  if (!last.cell && plan.num_segments > 1) take_border(arena, in, last);
   if (!arena.base || error != cudaSuccess) return error;
-  w.cell_BHKV = x.cell_BHKV;
-  w.normalizer_BHK = x.normalizer_BHK;
-  w.stabilizer_BH = x.stabilizer_BH;
+  w.cell_BHKV = last.cell;
+  w.normalizer_BHK = last.normalizer;
+  w.stabilizer_BH = last.stabilizer;
   w.stores_cells = true;
   for (int segment = 0; segment < plan.num_segments; ++segment) {
-    set_segment(in, plan, segment, {x.cell_BHKV, x.normalizer_BHK, x.stabilizer_BH}, w);
+    set_segment(in, plan, segment, last, w);
     error = launch_states(in, w, stream);
     if (error == cudaSuccess) error = launch(scores_kernel<T, false>, w, units(w), kTileThreads, scores_bytes(w, false), stream);
     if (error == cudaSuccess) error = launch_output(w, stream);

@@ -34,7 +34,7 @@ struct MlstmInputs {
 struct MlstmForward {
   MlstmInputs inputs;
   void* h_BSHV;
-  float *cell_BHKV, *normalizer_BHK, *stabilizer_BH;  // the final state
+  float *cell_BHKV, *normalizer_BHK, *stabilizer_BH;  // the final state: all, or all null
   void* workspace;                                    // 256-byte aligned
 };
 // Bytes that the call needs, given everything but the workspace.

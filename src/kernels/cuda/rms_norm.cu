@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(const __grid_const
     const int at = (int(threadIdx.x) + i * int(blockDim.x)) * W;
     if (at >= x.D) break;
     load_values(values[i], in + at);
+    if (x.copy_ND) store_values(static_cast<T*>(x.copy_ND) + row + at, values[i]);
 #pragma unroll
     for (int j = 0; j < W; ++j) squares += values[i][j] * values[i][j];
   }
@@ -59,7 +60,7 @@ cudaError_t launch(const RmsNorm& x, cudaStream_t stream) {
 cudaError_t rms_norm_forward(const RmsNorm& x, cudaStream_t stream) {
   if (x.N == 0) return cudaSuccess;
   if (x.N < 0 || x.D < 1) return cudaErrorInvalidValue;
-  const bool is_aligned = are_aligned({x.x_ND, x.weight_D, x.y_ND});
+  const bool is_aligned = are_aligned({x.x_ND, x.weight_D, x.y_ND, x.copy_ND});
   return with_type(x.type, [&](auto zero) {
     using T = decltype(zero);
     return is_aligned && x.D % kVectorSize<T> == 0 ? launch<T, kVectorSize<T>>(x, stream) : launch<T, 1>(x, stream);

@@ -15,7 +15,8 @@ struct RmsNorm {
   float eps;
   const void* x_ND;
   const void* weight_D;
-  void* y_ND;  // not x
+  void* y_ND;     // not x
+  void* copy_ND;  // a copy of x, or null
 };
 cudaError_t rms_norm_forward(const RmsNorm& x, cudaStream_t stream);
 
