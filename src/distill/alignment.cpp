@@ -1,6 +1,7 @@
 #include "distill/alignment.h"
 
 #include <fmt/ranges.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
 #include "distill/settings_check.h"
@@ -8,11 +9,41 @@
 namespace distil_xlstm::distill {
 namespace {
 
-// Square root whose gradient at 0 is 0: states that already agree must not give NaN.
-Tensor safe_sqrt(const Tensor& x) {
-  const Tensor positive = x > 0;
-  return x.where(positive, at::ones({}, x.options())).sqrt().where(positive, at::zeros({}, x.options()));
-}
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Sum over rows (by_row) or of the whole batch, times its rows: the norm of student - teacher over the tokens that count, over the square
+// root of their elements. One difference is made and kept, and the gradient is that times a factor a row: 0 for states that already agree.
+// Masked states are replaced before anything is computed from them, so that they take no gradient even when they are not finite.
+struct FrobeniusFunction : torch::autograd::Function<FrobeniusFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& is_masked_BS,
+                        bool by_row) {
+    const auto dtype = student_BSD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const Tensor difference_BSD = (student_BSD.to(dtype) - teacher_BSD).masked_fill_(is_masked_BS.unsqueeze(2), 0.0);
+    const Tensor norm_B = at::linalg_vector_norm(difference_BSD, 2, at::IntArrayRef{1, 2});
+    const Tensor elements_B = is_masked_BS.logical_not().sum(1).to(dtype) * static_cast<double>(student_BSD.size(2));
+    Tensor loss, factor_B;
+    if (by_row) {
+      const Tensor root_B = elements_B.clamp_min(1.0).sqrt();
+      loss = (norm_B / root_B).sum();
+      factor_B = (norm_B * root_B).reciprocal().masked_fill_(norm_B == 0, 0.0);
+    } else {
+      const Tensor norm = norm_B.norm(), root = elements_B.sum().clamp_min(1.0).sqrt();
+      const auto rows = static_cast<double>(student_BSD.size(0));
+      loss = norm / root * rows;
+      factor_B = ((norm * root).reciprocal() * rows).masked_fill_(norm == 0, 0.0);
+    }
+    ctx->save_for_backward({difference_BSD, factor_B});
+    ctx->saved_data["dtype"] = static_cast<int64_t>(student_BSD.scalar_type());
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor factor = saved[1].view({-1, 1, 1}) * grads[0];
+    return {(saved[0] * factor).to(static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt())), {}, {}, {}};
+  }
+};
 
 // Sum over rows (or the whole batch's value times the rows) of one pair of states, in float32 or float64.
 Tensor pair_loss(const config::AlignmentSettings& settings, const Tensor& student_BSD, const Tensor& teacher_BSD,
@@ -22,22 +53,15 @@ Tensor pair_loss(const config::AlignmentSettings& settings, const Tensor& studen
     throw ShapeError("alignment: student states [{}], teacher states [{}], mask [{}]: they must be [B, S, D] twice and [B, S]",
                      fmt::join(student_BSD.sizes(), ", "), fmt::join(teacher_BSD.sizes(), ", "), fmt::join(is_masked_BS.sizes(), ", "));
   }
-  const auto dtype = student_BSD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor student = student_BSD.to(dtype), teacher = teacher_BSD.detach().to(dtype);
-  const Tensor count_B = is_masked_BS.logical_not().sum(1).to(dtype);  // tokens that count
   const bool by_row = settings.scope == "sequence";
-  const auto rows = static_cast<double>(student.size(0));
-  // Masked states are replaced before anything is computed from them, so that they take no gradient even when they are not finite.
-  if (settings.distance == "cosine") {
-    const Tensor masked_BS1 = is_masked_BS.unsqueeze(2);
-    const Tensor distance_BS = 1.0 - at::cosine_similarity(student.masked_fill(masked_BS1, 1.0), teacher.masked_fill(masked_BS1, 1.0), 2);
-    const Tensor sum_B = distance_BS.masked_fill(is_masked_BS, 0.0).sum(1);
-    return by_row ? (sum_B / count_B.clamp_min(1.0)).sum() : sum_B.sum() / count_B.sum().clamp_min(1.0) * rows;
-  }
-  const Tensor square_B = (student - teacher).masked_fill(is_masked_BS.unsqueeze(2), 0.0).square().flatten(1).sum(1);
-  const auto width = static_cast<double>(student.size(2));
-  if (by_row) return safe_sqrt(square_B / (count_B * width).clamp_min(1.0)).sum();
-  return safe_sqrt(square_B.sum() / (count_B.sum() * width).clamp_min(1.0)) * rows;
+  if (settings.distance != "cosine") return FrobeniusFunction::apply(student_BSD, teacher_BSD.detach(), is_masked_BS, by_row);
+  const auto dtype = student_BSD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor student = student_BSD.to(dtype), teacher = teacher_BSD.detach().to(dtype), masked_BS1 = is_masked_BS.unsqueeze(2);
+  const Tensor count_B = is_masked_BS.logical_not().sum(1).to(dtype);  // tokens that count
+  const Tensor distance_BS = 1.0 - at::cosine_similarity(student.masked_fill(masked_BS1, 1.0), teacher.masked_fill(masked_BS1, 1.0), 2);
+  const Tensor sum_B = distance_BS.masked_fill(is_masked_BS, 0.0).sum(1);
+  return by_row ? (sum_B / count_B.clamp_min(1.0)).sum()
+                : sum_B.sum() / count_B.sum().clamp_min(1.0) * static_cast<double>(student.size(0));
 }
 
 }  // namespace
