@@ -101,7 +101,7 @@ Operation convolution_operation(int64_t B, int64_t S, int64_t F, int64_t num_tap
 Operation projection_operation(int64_t N, int64_t F, int64_t block) {
   const auto weight = [&] { return OperationInput{draw({F / block, block, block}), true}; };
   return {{{draw({N, F})}, {draw({N, F})}, weight(), weight(), weight()}, [](const auto& x, at::ScalarType type) {
-            const auto qkv = ops::qkv_projection(x[0], x[1], {x[2], {}}, {x[3], {}}, {x[4], {}}, type);
+            const auto qkv = ops::qkv_projection(x[0], x[1], {x[2], {}}, {x[3], {}}, {x[4], {}}, type).qkv_NF;
             return std::vector(qkv.begin(), qkv.end());
           }};
 }

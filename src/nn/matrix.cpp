@@ -23,6 +23,16 @@ MatrixInput rms_norm_input(const Tensor& x, const Tensor& weight, double eps, Pr
   return matrix_input(ops::rms_norm(x, weight, eps), type);
 }
 
+MatrixInput rms_norm_input_of_copy(Tensor& x, const Tensor& weight, double eps, ProductType type) {
+  if (type == ProductType::fp8) {
+    x = x.clone();
+    return rms_norm_input(x, weight, eps, type);
+  }
+  auto [y, copy] = ops::rms_norm_and_copy(x, weight, eps);
+  x = std::move(copy);
+  return matrix_input(y, type);
+}
+
 MatrixInput swiglu_input(const Tensor& gate_up, ProductType type) {
   if (type == ProductType::fp8) return {with_width(gate_up.sizes().vec(), gate_up.size(-1) / 2), {}, ops::fp8_swiglu(gate_up)};
   return matrix_input(ops::swiglu(gate_up), type);
@@ -55,6 +65,11 @@ Tensor Matrix::product(const MatrixInput& x, const Tensor& bias_E) const {
   if (weight_EK_.defined()) return bias_E.defined() ? at::linear(x.values, weight_EK_, bias_E) : at::linear(x.values, weight_EK_);
   const Tensor out_NE = ops::fp8_linear(x.fp8, fp8_EK_, bias_E, dtype_);
   return out_NE.view(with_width(x.sizes, out_NE.size(1)));
+}
+
+MatrixInput Matrix::swiglu_product_input(const MatrixInput& x, const Tensor& bias_E, ProductType type) const {
+  if (weight_EK_.defined() && !bias_E.defined()) return matrix_input(ops::swiglu_product(x.values, weight_EK_), type);
+  return swiglu_input(product(x, bias_E), type);
 }
 
 void Matrix::add_product_(Tensor& sum, const MatrixInput& x, const Tensor& bias_E) const {

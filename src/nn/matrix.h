@@ -17,7 +17,9 @@ struct MatrixInput {
 };
 MatrixInput matrix_input(const Tensor& x, ProductType type);
 MatrixInput rms_norm_input(const Tensor& x, const Tensor& weight, double eps, ProductType type);  // of ops::rms_norm
-MatrixInput swiglu_input(const Tensor& gate_up, ProductType type);                                // of ops::swiglu
+// The same of x, which becomes a copy of itself: what it was stays as it is whatever is added to x from now on.
+MatrixInput rms_norm_input_of_copy(Tensor& x, const Tensor& weight, double eps, ProductType type);
+MatrixInput swiglu_input(const Tensor& gate_up, ProductType type);  // of ops::swiglu
 
 class Matrix {
  public:
@@ -36,6 +38,8 @@ class Matrix {
   [[nodiscard]] Tensor product(const MatrixInput& x, const Tensor& bias_E) const;
   // sum += the same, in place; without fp8 inside the product.
   void add_product_(Tensor& sum, const MatrixInput& x, const Tensor& bias_E) const;
+  // swiglu_input of the product, for a matrix that holds gate and up; `type` is the next matrix's.
+  [[nodiscard]] MatrixInput swiglu_product_input(const MatrixInput& x, const Tensor& bias_E, ProductType type) const;
 
  private:
   // One of the three is defined.

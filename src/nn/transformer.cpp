@@ -152,10 +152,12 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   const Sight sight = make_sight(tokens_BS, is_start_BS, cache);
 
   Tensor x_BSD = at::embedding(weights_.embedding_VD, tokens_BS.to(device));
+  bool is_kept = false;  // by the visitor, as the last layer left it
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
-    const auto normed = [&](const Tensor& weight_D) { return rms_norm_input(x_BSD, weight_D, config_.rms_norm_eps, product_type_); };
-    const auto attended_BSE = matrix_input(attention(index, normed(layer.input_norm_D), sight), product_type_);
+    const auto input_BSD = is_kept ? rms_norm_input_of_copy(x_BSD, layer.input_norm_D, config_.rms_norm_eps, product_type_)
+                                   : rms_norm_input(x_BSD, layer.input_norm_D, config_.rms_norm_eps, product_type_);
+    const auto attended_BSE = matrix_input(attention(index, input_BSD, sight), product_type_);
     if (visitor && state == LayerState::attention_output) {
       const Tensor output_BSD = layer.o_DHK.product(attended_BSE, layer.o_bias_D);
       visitor(index, output_BSD);
@@ -164,9 +166,10 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
       layer.o_DHK.add_product_(x_BSD, attended_BSE, layer.o_bias_D);
     }
 
-    const Tensor gate_up_BS2I = layer.gate_up_2ID.product(normed(layer.mlp_norm_D), layer.gate_up_bias_2I);
-    layer.down_DI.add_product_(x_BSD, swiglu_input(gate_up_BS2I, product_type_), layer.down_bias_D);
-    if (visitor && state == LayerState::block_output) visitor(index, x_BSD);
+    const auto mlp_input_BSD = rms_norm_input(x_BSD, layer.mlp_norm_D, config_.rms_norm_eps, product_type_);
+    const auto gated_BSI = layer.gate_up_2ID.swiglu_product_input(mlp_input_BSD, layer.gate_up_bias_2I, product_type_);
+    layer.down_DI.add_product_(x_BSD, gated_BSI, layer.down_bias_D);
+    is_kept = visitor && state == LayerState::block_output && visitor(index, x_BSD);
   }
   if (cache) cache->advance(tokens_BS.size(1));
   return final_norm(x_BSD);

@@ -62,8 +62,8 @@ class KvCache : public DecodeState {
 
 enum class LayerState { block_output, attention_output };
 
-// Sees layer `index`'s state [B, S, D]. The tensor is overwritten by the next layer: clone what must stay.
-using LayerVisitor = std::function<void(int64_t index, const Tensor& state_BSD)>;
+// Sees layer `index`'s state [B, S, D] and says whether it keeps the tensor. One that it does not keep is overwritten by the next layer.
+using LayerVisitor = std::function<bool(int64_t index, const Tensor& state_BSD)>;
 
 class Transformer {
  public:

@@ -101,20 +101,34 @@ struct QkvFunction : torch::autograd::Function<QkvFunction> {
         {c, x, maps.weight_GOI[0], maps.weight_GOI[1], maps.weight_GOI[2], maps.bias_F[0], maps.bias_F[1], maps.bias_F[2]});
     ctx->saved_data["weight_dtype"] = static_cast<int64_t>(wq.scalar_type());
     ctx->saved_data["has_kernel"] = has_kernel;
-    return {out[0], out[1], out[2]};
+    ctx->saved_data["out_dtype"] = out_index;
+    ctx->set_materialize_grads(false);
+    return {out[0], out[1], out[2], c_in.detach()};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto weight_dtype = static_cast<at::ScalarType>(ctx->saved_data["weight_dtype"].toInt());
     const QkvMaps maps{{saved[2], saved[3], saved[4]}, {saved[5], saved[6], saved[7]}};
-    const auto run = ctx->saved_data["has_kernel"].toBool() ? cuda_backend().qkv_backward : qkv_backward_aten;
-    const QkvBackward out = run({grads[0], grads[1], grads[2]}, saved[0], saved[1], maps);
+    const Tensor& c = saved[0];
+    const auto out_options = c.options().dtype(static_cast<at::ScalarType>(ctx->saved_data["out_dtype"].toInt()));
+    std::array<Tensor, 3> grad_NF;
+    for (size_t i = 0; i < 3; ++i) grad_NF[i] = grads[i].defined() ? grads[i] : at::zeros(c.sizes(), out_options);
+    const Tensor residual = grads[3].defined() ? grads[3].contiguous() : Tensor();
+    const QkvBackward out = run_backward(ctx->saved_data["has_kernel"].toBool(), grad_NF, residual, c, saved[1], maps);
     variable_list result{out.c_NF, out.x_NF};
     for (const Tensor& grad : out.maps.weight_GOI) result.push_back(grad.to(weight_dtype));
     for (const Tensor& grad : out.maps.bias_F) result.push_back(grad.defined() ? grad.to(weight_dtype) : Tensor());
     result.emplace_back();
     return result;
+  }
+
+  static QkvBackward run_backward(bool has_kernel, const std::array<Tensor, 3>& grad_NF, const Tensor& residual, const Tensor& c,
+                                  const Tensor& x, const QkvMaps& maps) {
+    if (has_kernel) return cuda_backend().qkv_backward(grad_NF, residual, c, x, maps);
+    QkvBackward out = qkv_backward_aten(grad_NF, c, x, maps);
+    if (residual.defined()) out.c_NF.add_(residual);
+    return out;
   }
 };
 
@@ -140,13 +154,14 @@ std::pair<Tensor, Tensor> project_backward(const Tensor& grad_NHC, int64_t offse
 // Per head: [N, 2K] = input_NK [W_first; W_second]^T, written where it belongs in wx [N, H, 4, K].
 struct GateFunction : torch::autograd::Function<GateFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& c_in, const Tensor& x_in, const Tensor& wi, const Tensor& wf, const Tensor& wz,
-                        const Tensor& wo, int64_t dtype_index) {
+                        const Tensor& wo, int64_t dtype_index, const std::vector<Tensor>& converted) {
     const auto dtype = static_cast<at::ScalarType>(dtype_index);
     const int64_t N = c_in.size(0), H = wi.size(0), K = wi.size(1);
     const Tensor c = c_in.to(dtype).contiguous();
     const Tensor x = x_in.to(dtype).contiguous();
-    const Tensor from_c_HJK = at::cat({wi, wf}, 1).to(dtype);  // J = 2K outputs
-    const Tensor from_x_HJK = at::cat({wz, wo}, 1).to(dtype);
+    const std::vector<Tensor> w = converted.empty() ? std::vector<Tensor>{wi, wf, wz, wo} : converted;
+    const Tensor from_c_HJK = at::cat({w[0], w[1]}, 1).to(dtype);  // J = 2K outputs
+    const Tensor from_x_HJK = at::cat({w[2], w[3]}, 1).to(dtype);
     const Tensor wx = at::empty({N, H, 4 * K}, c.options());
     project(c, from_c_HJK, wx, 0);
     project(x, from_x_HJK, wx, 2 * K);
@@ -162,7 +177,7 @@ struct GateFunction : torch::autograd::Function<GateFunction> {
     const auto weight_dtype = static_cast<at::ScalarType>(ctx->saved_data["weight_dtype"].toInt());
     const int64_t H = saved[2].size(0), K = saved[2].size(2);
     const Tensor grad_NHC = grads[0].to(saved[0].scalar_type()).contiguous().view({-1, H, 4 * K});
-    variable_list out{{}, {}, {}, {}, {}, {}, {}};
+    variable_list out(8);
     for (size_t side = 0; side < 2; ++side) {  // 0: from c, gates i and f; 1: from x, gates z and o
       const auto [grad_input, grad_weight_HJK] =
           project_backward(grad_NHC, static_cast<int64_t>(side) * 2 * K, saved[side], saved[2 + side]);
@@ -180,8 +195,8 @@ bool qkv_takes_float32_weights(const Tensor& activation, int64_t block) {
   return has_cuda_kernels(activation) && block == kKernelBlock;
 }
 
-std::array<Tensor, 3> qkv_projection(const Tensor& c_NF, const Tensor& x_NF, const BlockDiagonal& q, const BlockDiagonal& k,
-                                     const BlockDiagonal& v, at::ScalarType out_dtype) {
+QkvProjection qkv_projection(const Tensor& c_NF, const Tensor& x_NF, const BlockDiagonal& q, const BlockDiagonal& k, const BlockDiagonal& v,
+                             at::ScalarType out_dtype) {
   check_rank("qkv_projection: c_NF", c_NF, 2);
   const int64_t N = c_NF.size(0), F = c_NF.size(1);
   check_shape("qkv_projection: x_NF", x_NF, {N, F});
@@ -198,11 +213,12 @@ std::array<Tensor, 3> qkv_projection(const Tensor& c_NF, const Tensor& x_NF, con
     check_device("qkv_projection: c_NF", c_NF, {x_NF, projection->weight_GOI, projection->bias_F});
   const variable_list out = QkvFunction::apply(c_NF, x_NF, q.weight_GOI, k.weight_GOI, v.weight_GOI, as_optional(q.bias_F),
                                                as_optional(k.bias_F), as_optional(v.bias_F), static_cast<int64_t>(out_dtype));
-  return {out[0], out[1], out[2]};
+  return {{out[0], out[1], out[2]}, out[3]};
 }
 
 Tensor slstm_gate_projection(const Tensor& c_NF, const Tensor& x_NF, const Tensor& input_HKK, const Tensor& forget_HKK,
-                             const Tensor& cell_HKK, const Tensor& output_HKK, at::ScalarType dtype) {
+                             const Tensor& cell_HKK, const Tensor& output_HKK, at::ScalarType dtype,
+                             const std::array<Tensor, 4>& converted) {
   check_rank("slstm_gate_projection: c_NF", c_NF, 2);
   check_rank("slstm_gate_projection: weight", input_HKK, 3);
   const int64_t N = c_NF.size(0), H = input_HKK.size(0), K = input_HKK.size(1);
@@ -211,7 +227,10 @@ Tensor slstm_gate_projection(const Tensor& c_NF, const Tensor& x_NF, const Tenso
   for (const Tensor* weight : {&input_HKK, &forget_HKK, &cell_HKK, &output_HKK})
     check_shape("slstm_gate_projection: weight", *weight, {H, K, K});
   check_device("slstm_gate_projection: c_NF", c_NF, {x_NF, input_HKK, forget_HKK, cell_HKK, output_HKK});
-  return GateFunction::apply(c_NF, x_NF, input_HKK, forget_HKK, cell_HKK, output_HKK, static_cast<int64_t>(dtype));
+  std::vector<Tensor> ready;
+  if (converted[0].defined() && converted[0].scalar_type() == dtype) ready.assign(converted.begin(), converted.end());
+  for (const Tensor& weight : ready) check_shape("slstm_gate_projection: converted", weight, {H, K, K});
+  return GateFunction::apply(c_NF, x_NF, input_HKK, forget_HKK, cell_HKK, output_HKK, static_cast<int64_t>(dtype), ready);
 }
 
 }  // namespace distil_xlstm::ops

@@ -22,8 +22,9 @@ bool uses_kernels(const Tensor& x, int64_t taps) {
 
 Arguments prepared(const Tensor& x, const Tensor& weight_F1K, const Tensor& bias, const Tensor& initial, const Tensor& is_start) {
   const at::ScalarType type = compute_type(x), io_type = uses_kernels(x, weight_F1K.size(2)) ? activation_type(x) : type;
+  const bool needs_initial = initial.defined() || !uses_kernels(x, weight_F1K.size(2));
   return {x.to(io_type).contiguous(), weight_F1K.squeeze(1).to(type).contiguous(), bias.to(type).contiguous(),
-          or_zeros(initial, {x.size(0), weight_F1K.size(2) - 1, x.size(2)}, x.options().dtype(io_type)),
+          needs_initial ? or_zeros(initial, {x.size(0), weight_F1K.size(2) - 1, x.size(2)}, x.options().dtype(io_type)) : Tensor(),
           is_start.defined() ? is_start.to(x.device(), at::kByte).contiguous() : Tensor()};
 }
 
@@ -35,27 +36,42 @@ CausalConvOutput run_forward(const Arguments& a) {
 }
 
 struct CausalConvFunction : torch::autograd::Function<CausalConvFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& initial,
-                               const std::optional<Tensor>& is_start) {
-    const Arguments a = prepared(x, weight, bias, initial, is_start.value_or(Tensor()));
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                               const std::optional<Tensor>& initial, const std::optional<Tensor>& is_start) {
+    const Arguments a = prepared(x, weight, bias, initial.value_or(Tensor()), is_start.value_or(Tensor()));
     const CausalConvOutput out = run_forward(a);
     ctx->save_for_backward({a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF, a.is_start_BS});
+    ctx->saved_data["has_initial"] = initial.has_value();
+    ctx->set_materialize_grads(false);
     ctx->saved_data["types"] = std::vector<int64_t>{int64_t(x.scalar_type()), int64_t(weight.scalar_type()), int64_t(bias.scalar_type()),
-                                                    int64_t(initial.scalar_type())};
-    return {out.y_BSF.to(x.scalar_type()), out.state_BJF.to(x.scalar_type())};
+                                                    int64_t(initial ? initial->scalar_type() : x.scalar_type())};
+    return {out.y_BSF.to(x.scalar_type()), out.state_BJF.to(x.scalar_type()), x.detach()};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
     const Tensor &x = s[0], &initial = s[3];
-    const auto run = x.is_cpu()                      ? causal_conv_backward_cpu
-                     : uses_kernels(x, s[1].size(1)) ? cuda_backend().causal_conv_backward
-                                                     : causal_conv_backward_aten;
-    const CausalConvBackward g =
-        run(or_zeros(grads[0], x.sizes(), x.options()), or_zeros(grads[1], initial.sizes(), x.options()), x, s[1], s[2], initial, s[4]);
+    // A kernel without an initial state needs no gradient of the final one either, where nobody gave any.
+    const bool needs_state = initial.defined() || grads[1].defined();
+    const std::vector<int64_t> state_shape{x.size(0), s[1].size(1) - 1, x.size(2)};
+    const Tensor grad_y = or_zeros(grads[0], x.sizes(), x.options()),
+                 grad_state = needs_state ? or_zeros(grads[1], state_shape, x.options()) : Tensor(),
+                 residual = grads[2].defined() ? grads[2].to(x.scalar_type()).contiguous() : Tensor();
+    const CausalConvBackward g = run_backward(grad_y, grad_state, residual, {x, s[1], s[2], initial, s[4]});
     const auto types = ctx->saved_data["types"].toIntVector();
     const auto as = [&](const Tensor& grad, int index) { return grad.to(static_cast<at::ScalarType>(types[index])); };
-    return {as(g.grad_x_BSF, 0), as(g.grad_weight_FK.unsqueeze(1), 1), as(g.grad_bias_F, 2), as(g.grad_initial_BJF, 3), Tensor()};
+    return {as(g.grad_x_BSF, 0), as(g.grad_weight_FK.unsqueeze(1), 1), as(g.grad_bias_F, 2),
+            ctx->saved_data["has_initial"].toBool() ? as(g.grad_initial_BJF, 3) : Tensor(), Tensor()};
+  }
+
+  static CausalConvBackward run_backward(const Tensor& grad_y, const Tensor& grad_state, const Tensor& residual, const Arguments& a) {
+    if (!a.x_BSF.is_cpu() && uses_kernels(a.x_BSF, a.weight_FK.size(1)))
+      return cuda_backend().causal_conv_backward(grad_y, grad_state, residual, a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF,
+                                                 a.is_start_BS);
+    const auto run = a.x_BSF.is_cpu() ? causal_conv_backward_cpu : causal_conv_backward_aten;
+    CausalConvBackward g = run(grad_y, grad_state, a.x_BSF, a.weight_FK, a.bias_F, a.initial_BJF, a.is_start_BS);
+    if (residual.defined()) g.grad_x_BSF.add_(residual);
+    return g;
   }
 };
 
@@ -75,13 +91,13 @@ CausalConvOutput causal_conv_silu(const Tensor& x_BSF, const Tensor& weight_F1K,
   if (initial_state_BJF.defined()) check_shape("causal_conv_silu: initial_state_BJF", initial_state_BJF, {B, K - 1, F});
   if (is_start_BS.defined()) check_shape("causal_conv_silu: is_start_BS", is_start_BS, {B, S});
   if (any_requires_grad({x_BSF, weight_F1K, bias_F, initial_state_BJF})) {
-    const Tensor initial = or_zeros(initial_state_BJF, {B, K - 1, F}, x_BSF.options().dtype(compute_type(x_BSF)));
-    const variable_list out = CausalConvFunction::apply(x_BSF, weight_F1K, bias_F, initial, as_optional(is_start_BS));
-    return {out[0], out[1]};
+    const variable_list out =
+        CausalConvFunction::apply(x_BSF, weight_F1K, bias_F, as_optional(initial_state_BJF), as_optional(is_start_BS));
+    return {out[0], out[1], out[2]};
   }
   at::NoGradGuard no_grad;
   const CausalConvOutput out = run_forward(prepared(x_BSF, weight_F1K, bias_F, initial_state_BJF, is_start_BS));
-  return {out.y_BSF.to(x_BSF.scalar_type()), out.state_BJF.to(x_BSF.scalar_type())};
+  return {out.y_BSF.to(x_BSF.scalar_type()), out.state_BJF.to(x_BSF.scalar_type()), x_BSF};
 }
 
 }  // namespace distil_xlstm::ops

@@ -8,6 +8,7 @@ namespace distil_xlstm::ops {
 struct CausalConvOutput {
   Tensor y_BSF;
   Tensor state_BJF;  // the last K - 1 inputs (J = K - 1), oldest first: what the next segment needs
+  Tensor x_BSF;      // x as given, for others to read: their gradients are then added in the convolution's own backward
 };
 
 // y[t,f] = act(bias[f] + sum_j weight[f,0,j] x[t-K+1+j, f]); taps before a document's start (is_start_BS) or before the initial state are

@@ -9,7 +9,9 @@ struct CausalConvBackward {
   Tensor grad_x_BSF, grad_weight_FK, grad_bias_F, grad_initial_BJF;
 };
 
-// Everything contiguous and in the type to compute in; initial_BJF defined; is_start_BS uint8 or undefined.
+// Everything contiguous and in the type to compute in; is_start_BS uint8 or undefined; initial_BJF and, in backward, grad_state_BJF
+// defined, but for the kernels that cuda_backend() may hold: those take an undefined one as zeros, and give no gradient of such an initial
+// state.
 CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
                                          const Tensor& is_start_BS);
 CausalConvOutput causal_conv_forward_aten(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,

@@ -23,27 +23,44 @@ struct CudaBackend {
   decltype(&slstm_forward_aten) slstm_forward = nullptr;
   decltype(&slstm_backward_aten) slstm_backward = nullptr;
   decltype(&causal_conv_forward_aten) causal_conv_forward = nullptr;
-  decltype(&causal_conv_backward_aten) causal_conv_backward = nullptr;
-  decltype(&layer_norm_forward_aten) layer_norm_forward = nullptr;
-  decltype(&layer_norm_backward_aten) layer_norm_backward = nullptr;
+  // grad_residual, as x, or undefined: is added to the gradient of x.
+  CausalConvBackward (*causal_conv_backward)(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& grad_residual_BSF,
+                                             const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
+                                             const Tensor& is_start_BS) = nullptr;
+  // x and its gradient in y's type or in float32, y and its gradient in any of theirs, everything contiguous. `added`, in y's type, or
+  // undefined: the norm is of x + added. grad_residual, in x's type, or undefined: is added to the gradient of x.
+  LayerNormForward (*layer_norm_forward)(const Tensor& x_NGK, const Tensor& added_NGK, const Tensor& weight_GK, double eps,
+                                         at::ScalarType y_type) = nullptr;
+  LayerNormBackward (*layer_norm_backward)(const Tensor& grad_y_NGK, const Tensor& grad_residual_NGK, const Tensor& x_NGK,
+                                           const Tensor& weight_GK, const Tensor& mean_NG, const Tensor& rstd_NG) = nullptr;
   // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
-  decltype(&rms_norm_cpu) rms_norm = nullptr;
+  // The norm and, where asked for, a copy of x.
+  std::pair<Tensor, Tensor> (*rms_norm)(const Tensor& x, const Tensor& weight, double eps, bool copies) = nullptr;
+  // sum += the states, all of one type and contiguous, or = them where it is undefined; at most max_summed_states.
+  void (*add_states)(Tensor& sum, const std::vector<Tensor>& states) = nullptr;
   Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
+  // Contiguous and of one type. Undefined where device, type or sizes are not the kernel's.
+  Tensor (*swiglu_product)(const Tensor& x, const Tensor& weight_2IK) = nullptr;
   // x and weight contiguous and of one type; rows of whole 16-byte vectors, at most max_fp8_vectors.
   Fp8Rows (*fp8_rows)(Fp8Source source, const Tensor& x, const Tensor& weight, double eps) = nullptr;
   decltype(&rotate_) rotate = nullptr;  // channels of a head contiguous
   decltype(&qkv_forward_aten) qkv_forward = nullptr;
-  decltype(&qkv_backward_aten) qkv_backward = nullptr;
+  // grad_residual, as c, or undefined: is added to the gradient of c.
+  QkvBackward (*qkv_backward)(const std::array<Tensor, 3>& grad_NF, const Tensor& grad_residual_NF, const Tensor& c_NF, const Tensor& x_NF,
+                              const QkvMaps& maps) = nullptr;
   decltype(&gated_activation_aten) gated_activation = nullptr;
   decltype(&gated_activation_backward_aten) gated_activation_backward = nullptr;
   decltype(&skip_gate_aten) skip_gate = nullptr;
   decltype(&skip_gate_backward_aten) skip_gate_backward = nullptr;
   // Logits in float32, bfloat16 or float16; rows 16-byte aligned.
   decltype(&head_loss_tile_aten) head_loss_tile = nullptr;
+  // parts_NPGR, bfloat16 and contiguous, from float32 [N, R] of both gates; sums_NPGH and biases float32 (kernels/cuda/gate_parts.h).
+  void (*split_gates)(const Tensor& input_NR, const Tensor& forget_NR, const Tensor& parts_NPGR) = nullptr;
+  std::pair<Tensor, Tensor> (*sum_gate_parts)(const Tensor& sums_NPGH, const Tensor& input_bias_H, const Tensor& forget_bias_H) = nullptr;
   // q, k and v all in bfloat16 or all in float16.
-  decltype(&mlstm_chunkwise_aten) mlstm_chunkwise = nullptr;
+  MlstmOutput (*mlstm_chunkwise)(const MlstmInputs& inputs, const MlstmState& initial, bool returns_state) = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
-  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0;
+  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0, max_summed_states = 0;
 };
 
 // The one table of the process.

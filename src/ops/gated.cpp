@@ -26,12 +26,16 @@ void weight_gradient_out(Tensor out_PD, const Tensor& grad_NP, const Tensor& x_N
   }
 }
 
+Tensor in_type(const Tensor& weight, const std::optional<Tensor>& converted, at::ScalarType dtype) {
+  return converted && converted->scalar_type() == dtype ? *converted : weight.to(dtype);
+}
+
 struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& bias,
-                               int64_t dtype_index) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& converted,
+                               const std::optional<Tensor>& bias, int64_t dtype_index) {
     const auto dtype = static_cast<at::ScalarType>(dtype_index);
     const Tensor x = x_in.to(dtype);
-    const Tensor weight = weight_in.to(dtype);
+    const Tensor weight = in_type(weight_in, converted, dtype);
     const int64_t half = weight.size(0) / 2;
     variable_list out(2);
     for (int64_t i = 0; i < 2; ++i) {
@@ -57,15 +61,15 @@ struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
     Tensor grad_bias;
     if (ctx->saved_data["has_bias"].toBool())
       grad_bias = at::cat({grads[0].sum(0, false, weight_type), grads[1].sum(0, false, weight_type)});
-    return {grad_x.to(static_cast<at::ScalarType>(types[0])), grad_weight, grad_bias, {}};
+    return {grad_x.to(static_cast<at::ScalarType>(types[0])), grad_weight, {}, grad_bias, {}};
   }
 };
 
 struct ResidualLinearFunction : torch::autograd::Function<ResidualLinearFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& residual, const Tensor& x_in, const Tensor& weight_in,
-                        const std::optional<Tensor>& bias, int64_t dtype_index) {
+                        const std::optional<Tensor>& converted, const std::optional<Tensor>& bias, int64_t dtype_index) {
     const auto dtype = static_cast<at::ScalarType>(dtype_index);
-    const Tensor x = x_in.to(dtype), weight = weight_in.to(dtype);
+    const Tensor x = x_in.to(dtype), weight = in_type(weight_in, converted, dtype);
     ctx->save_for_backward({x, weight});
     ctx->saved_data["types"] =
         std::vector<int64_t>{static_cast<int64_t>(x_in.scalar_type()), static_cast<int64_t>(weight_in.scalar_type())};
@@ -86,7 +90,7 @@ struct ResidualLinearFunction : torch::autograd::Function<ResidualLinearFunction
     weight_gradient_out(grad_weight, grad, x);
     Tensor grad_bias;
     if (ctx->saved_data["has_bias"].toBool()) grad_bias = grads[0].sum(0, false, weight_type);
-    return {grads[0], at::mm(grad, weight).to(static_cast<at::ScalarType>(types[0])), grad_weight, grad_bias, {}};
+    return {grads[0], at::mm(grad, weight).to(static_cast<at::ScalarType>(types[0])), grad_weight, {}, grad_bias, {}};
   }
 };
 
@@ -231,23 +235,34 @@ struct SkipGateFunction : torch::autograd::Function<SkipGateFunction> {
   }
 };
 
+void check_converted(std::string_view what, const LinearWeight& w) {
+  if (w.converted.defined()) check_shape(what, w.converted, {w.weight.size(0), w.weight.size(1)});
+  check_device(what, w.weight, {w.converted});
+}
+
 }  // namespace
 
-std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_QD, const Tensor& bias_Q, at::ScalarType dtype) {
+std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const LinearWeight& w_QD, const Tensor& bias_Q, at::ScalarType dtype) {
+  const Tensor& weight_QD = w_QD.weight;
   check_rank("split_linear: x_ND", x_ND, 2);
   check_rank("split_linear: weight_QD", weight_QD, 2);
   check_shape("split_linear: weight_QD", weight_QD, {weight_QD.size(0) / 2 * 2, x_ND.size(1)});
   if (bias_Q.defined()) check_shape("split_linear: bias_Q", bias_Q, {weight_QD.size(0)});
-  auto out = SplitLinearFunction::apply(x_ND, weight_QD, as_optional(bias_Q), static_cast<int64_t>(dtype));
+  check_converted("split_linear: converted", w_QD);
+  auto out = SplitLinearFunction::apply(x_ND, weight_QD, as_optional(w_QD.converted), as_optional(bias_Q), static_cast<int64_t>(dtype));
   return {std::move(out[0]), std::move(out[1])};
 }
 
-Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype) {
+Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const LinearWeight& w_DP, const Tensor& bias_D,
+                       at::ScalarType dtype) {
+  const Tensor& weight_DP = w_DP.weight;
   check_rank("residual_linear: x_NP", x_NP, 2);
   check_shape("residual_linear: weight_DP", weight_DP, {residual_ND.size(-1), x_NP.size(1)});
   check_shape("residual_linear: residual_ND", residual_ND, {x_NP.size(0), weight_DP.size(0)});
   if (bias_D.defined()) check_shape("residual_linear: bias_D", bias_D, {weight_DP.size(0)});
-  return ResidualLinearFunction::apply(residual_ND, x_NP, weight_DP, as_optional(bias_D), static_cast<int64_t>(dtype));
+  check_converted("residual_linear: converted", w_DP);
+  return ResidualLinearFunction::apply(residual_ND, x_NP, weight_DP, as_optional(w_DP.converted), as_optional(bias_D),
+                                       static_cast<int64_t>(dtype));
 }
 
 Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act) {
@@ -267,6 +282,21 @@ Tensor swiglu(const Tensor& gate_up) {
   if (!has_gradient && gate_up.numel() > 0 && has_swiglu_cpu(gate_up)) return swiglu_cpu(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return has_gradient ? at::silu(halves[0]) * halves[1] : at::silu(halves[0]).mul_(halves[1]);
+}
+
+Tensor swiglu_product(const Tensor& x, const Tensor& weight_2IK) {
+  check_rank("swiglu_product: weight_2IK", weight_2IK, 2);
+  if (!x.defined() || x.dim() == 0) throw ShapeError("swiglu_product: x needs at least one dimension");
+  check_shape("swiglu_product: weight_2IK", weight_2IK, {weight_2IK.size(0) / 2 * 2, x.size(-1)});
+  check_device("swiglu_product: x", x, {weight_2IK});
+  constexpr int64_t kMinRows = 512;  // fewer, as in decoding, leave most of the kernel's tiles empty: the library has shapes for them
+  const bool may_have_kernel = has_cuda_kernels(x) && !any_requires_grad({x, weight_2IK}) && weight_2IK.scalar_type() == x.scalar_type() &&
+                               x.numel() >= kMinRows * x.size(-1) && weight_2IK.numel() > 0;
+  if (may_have_kernel) {
+    const Tensor out = cuda_backend().swiglu_product(x.contiguous(), weight_2IK.contiguous());
+    if (out.defined()) return out;
+  }
+  return swiglu(at::linear(x, weight_2IK));
 }
 
 Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, const Tensor& z_NP) {

@@ -8,12 +8,20 @@
 
 namespace distil_xlstm::ops {
 
+// A weight, and the same in the products' type where the caller keeps that from step to step (undefined: converted at each call).
+// Gradients go to the weight.
+struct LinearWeight {
+  Tensor weight, converted;
+  LinearWeight(Tensor weight, Tensor converted = {})  // NOLINT(google-explicit-constructor): most callers have a weight alone
+      : weight(std::move(weight)), converted(std::move(converted)) {}
+};
+
 // x W^T + b for a weight whose rows are two maps of equal size: returns both outputs [N, P], each contiguous. Products run in `dtype`
 // (x and the weight are converted), gradients come back in the types of x, weight and bias. bias_Q may be undefined. Throws ShapeError.
-std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const Tensor& weight_QD, const Tensor& bias_Q, at::ScalarType dtype);
+std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const LinearWeight& w_QD, const Tensor& bias_Q, at::ScalarType dtype);
 
 // residual + x W^T + b: x in `dtype` for the product, the sum in the residual's type. bias_D may be undefined. Throws ShapeError.
-Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Tensor& weight_DP, const Tensor& bias_D, at::ScalarType dtype);
+Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const LinearWeight& w_DP, const Tensor& bias_D, at::ScalarType dtype);
 
 // act(gate) * value; act is "gelu" (exact, erf), "relu", "relu^2", "sigmoid", "swish" or "selu". Throws ValueError for another.
 Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act);
@@ -21,6 +29,10 @@ Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::stri
 // SiLU(gate) * up of a joint product whose last dimension holds the gate's half, then the up half: [..., 2 I] -> [..., I]. For teachers;
 // plain operations where a gradient is recorded. Throws ShapeError.
 Tensor swiglu(const Tensor& gate_up);
+
+// swiglu(x W^T) for x [..., K] and W [2 I, K]. On GPUs that have a kernel for it (compute capability 9.0, half precision) and for as many
+// rows as fill one, gate and up are never written, nor rounded. Throws ShapeError.
+Tensor swiglu_product(const Tensor& x, const Tensor& weight_2IK);
 
 // (h + skip c) * SiLU(z), in the type of z: the end of an mLSTM layer. skip_P is one factor a feature.
 Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, const Tensor& z_NP);

@@ -35,7 +35,13 @@ at::ScalarType chunkwise_type(const MlstmInputs& in) {
   return uses_kernels(in) ? in.q_BSHK.scalar_type() : compute_type(in.q_BSHK);
 }
 
+bool is_given(const MlstmState& state) {
+  return state.cell_BHKV.defined() || state.normalizer_BHK.defined() || state.stabilizer_BH.defined();
+}
+
+// Undefined where none is given and the kernels, which take that as zeros, read it: C has K V values a head.
 MlstmState prepared(const MlstmState& state, const MlstmInputs& in) {
+  if (!is_given(state) && uses_kernels(in)) return {};
   const int64_t B = in.q_BSHK.size(0), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
   const auto options = in.q_BSHK.options().dtype(compute_type(in.q_BSHK));
   return {or_zeros(state.cell_BHKV, {B, H, K, V}, options), or_zeros(state.normalizer_BHK, {B, H, K}, options),
@@ -60,24 +66,30 @@ void check_inputs(const char* name, const MlstmInputs& in, const MlstmState& sta
                {in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, state.cell_BHKV, state.normalizer_BHK, state.stabilizer_BH});
 }
 
-MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial) {
-  const auto run = in.q_BSHK.is_cpu() ? mlstm_chunkwise_cpu : uses_kernels(in) ? cuda_backend().mlstm_chunkwise : mlstm_chunkwise_aten;
-  return run(in, chunk_size, initial);
+MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial, bool returns_state) {
+  if (uses_kernels(in)) return cuda_backend().mlstm_chunkwise(in, initial, returns_state);
+  MlstmOutput out = (in.q_BSHK.is_cpu() ? mlstm_chunkwise_cpu : mlstm_chunkwise_aten)(in, chunk_size, initial);
+  if (!returns_state) out.state = {};
+  return out;
 }
 
 struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& igate,
-                               const Tensor& fgate, const Tensor& cell, const Tensor& normalizer, const Tensor& stabilizer,
-                               const std::optional<Tensor>& is_start, int64_t chunk_size) {
+                               const Tensor& fgate, const std::optional<Tensor>& cell, const std::optional<Tensor>& normalizer,
+                               const std::optional<Tensor>& stabilizer, const std::optional<Tensor>& is_start, int64_t chunk_size,
+                               bool returns_state) {
     const MlstmInputs given{q, k, v, igate, fgate, is_start.value_or(Tensor())}, in = prepared(given, chunkwise_type(given));
-    const MlstmState initial = prepared(MlstmState{cell, normalizer, stabilizer}, in);
-    const MlstmOutput out = run_chunkwise(in, chunk_size, initial);
+    const MlstmState initial =
+        prepared(MlstmState{cell.value_or(Tensor()), normalizer.value_or(Tensor()), stabilizer.value_or(Tensor())}, in);
+    const MlstmOutput out = run_chunkwise(in, chunk_size, initial, returns_state);
     ctx->save_for_backward({in.q_BSHK, in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, in.is_start_BS, initial.cell_BHKV,
                             initial.normalizer_BHK, initial.stabilizer_BH, out.h_BSHV});
     ctx->saved_data["chunk_size"] = chunk_size;
     std::vector<int64_t> types;
     for (const Tensor* x : {&q, &k, &v, &igate, &fgate}) types.push_back(int64_t(x->scalar_type()));
     ctx->saved_data["types"] = types;
+    ctx->set_materialize_grads(false);
+    if (!returns_state) return {out.h_BSHV.to(v.scalar_type())};
     ctx->mark_non_differentiable({out.state.stabilizer_BH});
     return {out.h_BSHV.to(v.scalar_type()), out.state.cell_BHKV, out.state.normalizer_BHK, out.state.stabilizer_BH};
   }
@@ -90,9 +102,8 @@ struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
     const int64_t chunk_size = ctx->saved_data["chunk_size"].toInt();
     const auto types = ctx->saved_data["types"].toIntVector();
     const Tensor grad_h = or_zeros(grads[0], h.sizes(), h.options());
-    const auto wide = initial.cell_BHKV.options();
-    const MlstmState grad_state{
-        or_zeros(grads[1], initial.cell_BHKV.sizes(), wide), or_zeros(grads[2], initial.normalizer_BHK.sizes(), wide), {}};
+    const MlstmState given{grads.size() > 1 ? grads[1] : Tensor(), grads.size() > 1 ? grads[2] : Tensor(), {}};
+    const MlstmState grad_state = prepared(given, in);
     const auto run = in.q_BSHK.is_cpu() ? mlstm_backward_cpu : uses_kernels(in) ? cuda_backend().mlstm_backward : mlstm_backward_aten;
     const MlstmBackward out = run(in, chunk_size, initial, h, grad_h, grad_state);
     const MlstmInputs& g = out.grad_inputs;
@@ -100,27 +111,27 @@ struct MlstmFunction : torch::autograd::Function<MlstmFunction> {
     for (const Tensor* x : {&g.q_BSHK, &g.k_BSHK, &g.v_BSHV, &g.igate_BSH, &g.fgate_BSH}) {
       result.push_back(x->to(static_cast<at::ScalarType>(types[result.size()])));
     }
-    result.insert(result.end(),
-                  {out.grad_initial.cell_BHKV, out.grad_initial.normalizer_BHK, out.grad_initial.stabilizer_BH, Tensor(), Tensor()});
+    result.insert(result.end(), {out.grad_initial.cell_BHKV, out.grad_initial.normalizer_BHK, out.grad_initial.stabilizer_BH, Tensor(),
+                                 Tensor(), Tensor()});
     return result;
   }
 };
 
 }  // namespace
 
-MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial) {
+MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial, bool returns_state) {
   check_inputs("mlstm_chunkwise", inputs, initial);
   if (chunk_size < 1) throw ValueError("mlstm_chunkwise: chunk_size = {}: at least 1 is needed", chunk_size);
   const auto& [q, k, v, igate, fgate, is_start] = inputs;
   if (any_requires_grad({q, k, v, igate, fgate, initial.cell_BHKV, initial.normalizer_BHK, initial.stabilizer_BH})) {
     const MlstmState start = prepared(initial, inputs);
-    const variable_list out = MlstmFunction::apply(q, k, v, igate, fgate, start.cell_BHKV, start.normalizer_BHK, start.stabilizer_BH,
-                                                   as_optional(is_start), chunk_size);
-    return {out[0], {out[1], out[2], out[3]}};
+    const variable_list out = MlstmFunction::apply(q, k, v, igate, fgate, as_optional(start.cell_BHKV), as_optional(start.normalizer_BHK),
+                                                   as_optional(start.stabilizer_BH), as_optional(is_start), chunk_size, returns_state);
+    return {out[0], returns_state ? MlstmState{out[1], out[2], out[3]} : MlstmState{}};
   }
   at::NoGradGuard no_grad;
   const MlstmInputs in = prepared(inputs, chunkwise_type(inputs));
-  MlstmOutput out = run_chunkwise(in, chunk_size, prepared(initial, in));
+  MlstmOutput out = run_chunkwise(in, chunk_size, prepared(initial, in), returns_state);
   out.h_BSHV = out.h_BSHV.to(v.scalar_type());
   return out;
 }

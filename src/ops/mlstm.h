@@ -27,8 +27,9 @@ struct MlstmInputs {
 };
 
 // Chunkwise form (docs/mathematics.md 4, exact backward with the denominator's gradient and the state's Gamma term), any S, any chunk_size
-// >= 1. Differentiable in all float inputs and the initial state, also through the final state.
-MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial = {});
+// >= 1. Differentiable in all float inputs and the initial state, also through the final state, which is left undefined, and on a GPU not
+// written, where returns_state is false.
+MlstmOutput mlstm_chunkwise(const MlstmInputs& inputs, int64_t chunk_size, const MlstmState& initial = {}, bool returns_state = true);
 
 // Token by token (docs/mathematics.md 3, m_0 = 0 as in the package's step). No gradient: for decoding and as a reference.
 MlstmOutput mlstm_recurrent(const MlstmInputs& inputs, const MlstmState& initial = {});

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <utility>
+
 #include "ops/cuda_backend.h"
 #include "ops/internal.h"
 #include "ops/norm_forms.h"
@@ -45,38 +47,69 @@ Tensor grouped_weight(const Tensor& x, const Tensor& weight, int64_t num_groups)
   return weight.to(compute_type(x)).contiguous().view({num_groups, -1});
 }
 
-LayerNormForward run_forward(const Tensor& x, const Tensor& weight, int64_t num_groups, at::ScalarType y_type) {
-  const Tensor x_NGK = grouped(x, input_type(x, y_type), weight, num_groups), weight_GK = grouped_weight(x, weight, num_groups);
-  if (!x.is_cpu()) {
-    const auto run = uses_kernels(x, y_type) ? cuda_backend().layer_norm_forward : layer_norm_forward_aten;
-    return run(x_NGK, weight_GK, kEps, y_type);
+// `added` or undefined: what is normalized is then the sum of both, which the kernel makes where `added` has y's type.
+LayerNormForward run_forward(const Tensor& x, const Tensor& added, const Tensor& weight, int64_t num_groups, at::ScalarType y_type) {
+  const Tensor weight_GK = grouped_weight(x, weight, num_groups);
+  if (uses_kernels(x, y_type)) {
+    const bool adds = added.defined() && added.scalar_type() == y_type && input_type(x, y_type) == x.scalar_type();
+    const Tensor sum = added.defined() && !adds ? (x + added).to(x.scalar_type()) : x;
+    const Tensor x_NGK = grouped(sum, input_type(x, y_type), weight, num_groups);
+    LayerNormForward out =
+        cuda_backend().layer_norm_forward(x_NGK, adds ? grouped(added, y_type, weight, num_groups) : Tensor(), weight_GK, kEps, y_type);
+    if (!adds) out.sum_NGK = added.defined() ? sum : Tensor();
+    return out;
   }
-  LayerNormForward out = layer_norm_forward_cpu(x_NGK, weight_GK, kEps);
+  const Tensor sum = added.defined() ? (x + added).to(x.scalar_type()) : x;
+  const Tensor x_NGK = grouped(sum, input_type(x, y_type), weight, num_groups);
+  LayerNormForward out =
+      x.is_cpu() ? layer_norm_forward_cpu(x_NGK, weight_GK, kEps) : layer_norm_forward_aten(x_NGK, weight_GK, kEps, y_type);
   out.y_NGK = out.y_NGK.to(y_type);
+  if (added.defined()) out.sum_NGK = sum;
   return out;
 }
 
-struct ResidualLayerNormFunction : torch::autograd::Function<ResidualLayerNormFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, int64_t num_groups, int64_t dtype_index) {
-    const LayerNormForward out = run_forward(x, weight, num_groups, static_cast<at::ScalarType>(dtype_index));
+// x (+ added) and its norm. Backward adds both gradients: where the others read the sum from here, nothing else adds what comes back to x.
+struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& added, const Tensor& weight,
+                               int64_t num_groups, int64_t dtype_index) {
+    const LayerNormForward out = run_forward(x, added.value_or(Tensor()), weight, num_groups, static_cast<at::ScalarType>(dtype_index));
+    const Tensor sum = added ? out.sum_NGK.view(x.sizes()) : x.detach();
     // The input keeps its own type while it waits: half the memory for half-precision activations.
-    ctx->save_for_backward({x, weight, out.mean_NG, out.rstd_NG});
+    ctx->save_for_backward({added ? sum : x, weight, out.mean_NG, out.rstd_NG});
     ctx->saved_data["num_groups"] = num_groups;
-    return out.y_NGK.view(x.sizes());
+    if (added) ctx->saved_data["added_type"] = static_cast<int64_t>(added->scalar_type());
+    ctx->set_materialize_grads(false);
+    return {sum, out.y_NGK.view(x.sizes())};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
-    const Tensor &x = s[0], &weight = s[1];
-    const int64_t num_groups = ctx->saved_data["num_groups"].toInt();
-    const at::ScalarType y_type = grads[0].scalar_type();
+    const Tensor &x = s[0], &weight = s[1], &grad_sum = grads[0], &grad_y = grads[1];
+    Tensor grad_x = grad_sum, grad_weight;
+    if (grad_y.defined()) {
+      LayerNormBackward out = run_backward(grad_sum, grad_y, x, weight, s[2], s[3], ctx->saved_data["num_groups"].toInt());
+      grad_x = out.grad_x_NGK.view(x.sizes()).to(x.scalar_type());
+      grad_weight = out.grad_weight_GK.view(weight.sizes()).to(weight.scalar_type());
+    }
+    const auto added_type = ctx->saved_data.find("added_type");
+    const Tensor grad_added = added_type != ctx->saved_data.end() && grad_x.defined()
+                                  ? grad_x.to(static_cast<at::ScalarType>(added_type->second.toInt()))
+                                  : Tensor();
+    return {grad_x, grad_added, grad_weight, Tensor(), Tensor()};
+  }
+
+  static LayerNormBackward run_backward(const Tensor& grad_sum, const Tensor& grad_y, const Tensor& x, const Tensor& weight,
+                                        const Tensor& mean, const Tensor& rstd, int64_t num_groups) {
+    const at::ScalarType y_type = grad_y.scalar_type();
     const bool has_kernel = uses_kernels(x, y_type);
     const Tensor x_NGK = grouped(x, input_type(x, y_type), weight, num_groups), weight_GK = grouped_weight(x, weight, num_groups);
-    const Tensor grad_NGK = grouped(grads[0], has_kernel ? y_type : x_NGK.scalar_type(), weight, num_groups);
-    const auto run = x.is_cpu() ? layer_norm_backward_cpu : has_kernel ? cuda_backend().layer_norm_backward : layer_norm_backward_aten;
-    const LayerNormBackward out = run(grad_NGK, x_NGK, weight_GK, s[2], s[3]);
-    return {out.grad_x_NGK.view(x.sizes()).to(x.scalar_type()), out.grad_weight_GK.view(weight.sizes()).to(weight.scalar_type()), Tensor(),
-            Tensor()};
+    const Tensor grad_NGK = grouped(grad_y, has_kernel ? y_type : x_NGK.scalar_type(), weight, num_groups);
+    const Tensor residual_NGK = grad_sum.defined() ? grouped(grad_sum, x_NGK.scalar_type(), weight, num_groups) : Tensor();
+    if (has_kernel) return cuda_backend().layer_norm_backward(grad_NGK, residual_NGK, x_NGK, weight_GK, mean, rstd);
+    const auto run = x.is_cpu() ? layer_norm_backward_cpu : layer_norm_backward_aten;
+    LayerNormBackward out = run(grad_NGK, x_NGK, weight_GK, mean, rstd);
+    if (residual_NGK.defined()) out.grad_x_NGK.add_(residual_NGK);
+    return out;
   }
 };
 
@@ -102,9 +135,27 @@ Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_gr
   }
   const at::ScalarType y_type = dtype.value_or(x.scalar_type());
   if (x.numel() == 0) return x.to(y_type, /*non_blocking=*/false, /*copy=*/true);
-  if (any_requires_grad({x, weight})) return ResidualLayerNormFunction::apply(x, weight, num_groups, static_cast<int64_t>(y_type));
+  if (any_requires_grad({x, weight})) {
+    return LayerNormFunction::apply(x, std::optional<Tensor>(), weight, num_groups, static_cast<int64_t>(y_type))[1];
+  }
   at::NoGradGuard no_grad;
-  return run_forward(x, weight, num_groups, y_type).y_NGK.view(x.sizes());
+  return run_forward(x, Tensor(), weight, num_groups, y_type).y_NGK.view(x.sizes());
+}
+
+AddNorm add_norm(const Tensor& x, const Tensor& added, const Tensor& weight, std::optional<at::ScalarType> dtype) {
+  check_weight("add_norm", x, weight);
+  if (added.defined() && added.sizes() != x.sizes())
+    throw ShapeError("add_norm: added {} does not fit x {}: they must be equal", shape_text(added.sizes()), shape_text(x.sizes()));
+  check_device("add_norm: x", x, {added});
+  const at::ScalarType y_type = dtype.value_or(x.scalar_type());
+  if (x.numel() == 0) return {x, x.to(y_type, /*non_blocking=*/false, /*copy=*/true)};
+  if (any_requires_grad({x, added, weight})) {
+    const variable_list out = LayerNormFunction::apply(x, as_optional(added), weight, 1, static_cast<int64_t>(y_type));
+    return {out[0], out[1]};
+  }
+  at::NoGradGuard no_grad;
+  const LayerNormForward out = run_forward(x, added, weight, 1, y_type);
+  return {added.defined() ? out.sum_NGK.view(x.sizes()) : x, out.y_NGK.view(x.sizes())};
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -113,9 +164,40 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const at::ScalarType type = compute_type(x);
   if (!any_requires_grad({x, weight})) {
     if (x.is_cpu()) return rms_norm_cpu(x.to(type).contiguous(), weight.to(type).contiguous(), eps).to(x.scalar_type());
-    if (has_rms_norm_kernel(x, weight)) return cuda_backend().rms_norm(x.contiguous(), weight.contiguous(), eps);
+    if (has_rms_norm_kernel(x, weight)) return cuda_backend().rms_norm(x.contiguous(), weight.contiguous(), eps, /*copies=*/false).first;
   }
   return at::rms_norm(x.to(type), {x.size(-1)}, weight.to(type), eps).to(x.scalar_type());
+}
+
+std::pair<Tensor, Tensor> rms_norm_and_copy(const Tensor& x, const Tensor& weight, double eps) {
+  check_weight("rms_norm", x, weight);
+  if (x.numel() > 0 && !any_requires_grad({x, weight}) && has_rms_norm_kernel(x, weight))
+    return cuda_backend().rms_norm(x.contiguous(), weight.contiguous(), eps, /*copies=*/true);
+  return {rms_norm(x, weight, eps), x.clone()};
+}
+
+bool StateSum::add(const Tensor& state, bool is_last) {
+  if (!has_cuda_kernels(state) || !state.is_contiguous() || state.numel() == 0) {
+    if (sum_.defined()) {
+      sum_.add_(state);
+    } else {
+      sum_ = state.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+    }
+    return false;
+  }
+  waiting_.push_back(state);
+  if (is_last || static_cast<int64_t>(waiting_.size()) == cuda_backend().max_summed_states) add_waiting();
+  return !waiting_.empty();
+}
+
+Tensor StateSum::take() {
+  add_waiting();
+  return std::exchange(sum_, Tensor());
+}
+
+void StateSum::add_waiting() {
+  if (!waiting_.empty()) cuda_backend().add_states(sum_, waiting_);
+  waiting_.clear();
 }
 
 }  // namespace distil_xlstm::ops

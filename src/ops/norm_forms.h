@@ -7,13 +7,13 @@ namespace distil_xlstm::ops {
 
 struct LayerNormForward {
   Tensor y_NGK, mean_NG, rstd_NG;
+  Tensor sum_NGK;  // where something was added to x
 };
 struct LayerNormBackward {
   Tensor grad_x_NGK, grad_weight_GK;
 };
 
-// Everything contiguous and in the type to compute in; weight is the residual weight: the factor is (1 + weight). The kernels that
-// cuda_backend() may hold take x and its gradient in y's type or in float32, y and its gradient in any of theirs.
+// Everything contiguous and in the type to compute in; weight is the residual weight: the factor is (1 + weight).
 LayerNormForward layer_norm_forward_cpu(const Tensor& x_NGK, const Tensor& weight_GK, double eps);
 LayerNormForward layer_norm_forward_aten(const Tensor& x_NGK, const Tensor& weight_GK, double eps, at::ScalarType y_type);
 LayerNormBackward layer_norm_backward_cpu(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,

@@ -21,6 +21,19 @@ at::ScalarType io_type(const Tensor& x) {
   return uses_kernels(x) ? activation_type(x) : compute_type(x);
 }
 
+// In the type to compute in. All zeros come from one tensor: each would be a launch of its own on a GPU.
+SlstmState ready(const SlstmState& state, at::IntArrayRef shape, const at::TensorOptions& options) {
+  const auto& [hidden, cell, normalizer, stabilizer] = state;
+  if (hidden.defined() || cell.defined() || normalizer.defined() || stabilizer.defined()) {
+    return {or_zeros(hidden, shape, options), or_zeros(cell, shape, options), or_zeros(normalizer, shape, options),
+            or_zeros(stabilizer, shape, options)};
+  }
+  std::vector<int64_t> all = shape.vec();
+  all.insert(all.begin(), 4);
+  const Tensor zeros = at::zeros(all, options);
+  return {zeros[0], zeros[1], zeros[2], zeros[3]};
+}
+
 SlstmForward run_forward(const Tensor& wx, const Tensor& r, const Tensor& bias, const SlstmState& initial, const Tensor& is_start,
                          bool save) {
   const auto run = wx.is_cpu() ? slstm_forward_cpu : uses_kernels(wx) ? cuda_backend().slstm_forward : slstm_forward_aten;
@@ -46,14 +59,14 @@ struct SlstmFunction : torch::autograd::Function<SlstmFunction> {
     const at::ScalarType type = compute_type(wx);
     const auto options = wx.options().dtype(type);
     const std::vector<int64_t> state_shape{wx.size(0), wx.size(2), wx.size(4)};
-    const SlstmState initial{or_zeros(hidden, state_shape, options), or_zeros(cell, state_shape, options),
-                             or_zeros(normalizer, state_shape, options), or_zeros(stabilizer, state_shape, options)};
+    const SlstmState initial = ready({hidden, cell, normalizer, stabilizer}, state_shape, options);
     const SlstmForward out = run_forward(wx, r, bias, initial, is_start, /*save=*/true);
     const Tensor y_out = out.y_BSHK.to(wx.scalar_type());
     ctx->save_for_backward(
         {out.y_BSHK, out.saved_BSHXK, r.to(type).contiguous(), initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK, is_start});
     ctx->saved_data["types"] = std::vector<int64_t>{int64_t(wx.scalar_type()), int64_t(r.scalar_type()), int64_t(bias.scalar_type())};
     ctx->mark_non_differentiable({out.state.stabilizer_BHK});
+    ctx->set_materialize_grads(false);
     return {y_out, out.state.hidden_BHK, out.state.cell_BHK, out.state.normalizer_BHK, out.state.stabilizer_BHK};
   }
 
@@ -67,8 +80,7 @@ struct SlstmFunction : torch::autograd::Function<SlstmFunction> {
     const Tensor grad_y = or_zeros(grads[0], y.sizes(), y.options());
     const auto wide = initial.hidden_BHK.options();
     const at::IntArrayRef state_shape = initial.hidden_BHK.sizes();
-    const SlstmState grad_state{
-        or_zeros(grads[1], state_shape, wide), or_zeros(grads[2], state_shape, wide), or_zeros(grads[3], state_shape, wide), {}};
+    const SlstmState grad_state = ready({grads[1], grads[2], grads[3], {}}, state_shape, wide);
     const auto run = y.is_cpu() ? slstm_backward_cpu : uses_kernels(y) ? cuda_backend().slstm_backward : slstm_backward_aten;
     const SlstmBackward out = run(grad_y, grad_state, y, saved[1], r, initial, is_start);
     Tensor grad_r, grad_bias;
@@ -108,8 +120,7 @@ SlstmOutput slstm_scan(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const Tenso
   const Tensor is_start = is_start_BS.defined() ? is_start_BS.to(wx_BSHGK.device(), at::kByte).contiguous() : Tensor();
   const auto options = wx_BSHGK.options().dtype(compute_type(wx_BSHGK));
   const std::vector<int64_t> shape{wx_BSHGK.size(0), wx_BSHGK.size(2), wx_BSHGK.size(4)};
-  const SlstmState start{or_zeros(initial.hidden_BHK, shape, options), or_zeros(initial.cell_BHK, shape, options),
-                         or_zeros(initial.normalizer_BHK, shape, options), or_zeros(initial.stabilizer_BHK, shape, options)};
+  const SlstmState start = ready(initial, shape, options);
   if (any_requires_grad({wx_BSHGK, r_HKGK, bias_HGK, initial.hidden_BHK, initial.cell_BHK, initial.normalizer_BHK})) {
     const variable_list out = SlstmFunction::apply(wx_BSHGK, r_HKGK, bias_HGK, start.hidden_BHK, start.cell_BHK, start.normalizer_BHK,
                                                    start.stabilizer_BHK, as_optional(is_start));

@@ -101,6 +101,7 @@ struct BlockCall {
   Tensor is_start_BS;                         // uint8 or undefined
   at::ScalarType compute_dtype = at::kFloat;  // of the matrix products
   ops::MlstmForm mlstm_form = ops::MlstmForm::chunkwise;
+  const BlockWeights* products = nullptr;  // the weights as products take them, kept from step to step; null: converted where they are used
 };
 
 // The type of what enters the cells (the sLSTM's gate pre-activations; the mLSTM's q, k, v) and leaves them: bfloat16 beside float16

@@ -2,6 +2,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 #include "student/blocks.h"
 
 namespace distil_xlstm::student {
@@ -13,6 +15,7 @@ using torch::autograd::variable_list;
 // What the recomputation needs besides tensors that autograd tracks.
 struct Segment : torch::CustomClassHolder {
   BlockWeights weights;
+  std::optional<BlockWeights> products;  // what call.products points to
   BlockCall call;
   BlockState initial;
   bool has_state = false;
@@ -54,6 +57,7 @@ Tensor forward_block_checkpointed(const BlockWeights& weights, const Tensor& x_B
   auto segment = c10::make_intrusive<Segment>();
   segment->weights = weights.transformed([](const Tensor& tensor) { return tensor.detach(); });
   segment->call = call;
+  if (call.products != nullptr) segment->call.products = &segment->products.emplace(*call.products);
   segment->has_state = state != nullptr;
   if (state) segment->initial = *state;
   const std::vector<Tensor> parameters = weights.tensors();

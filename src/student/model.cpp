@@ -78,19 +78,27 @@ class XlstmStudent final : public Student {
     if (is_start_BS.defined()) call.is_start_BS = is_start_BS.to(device(), at::kByte);
 
     const bool records = at::GradMode::is_enabled();
-    const std::vector<BlockWeights>& blocks = records ? blocks_ : inference_blocks(call.compute_dtype);
+    const std::vector<BlockWeights>& converted = converted_blocks(call.compute_dtype);
+    const std::vector<BlockWeights>& blocks = records ? blocks_ : converted;
     const auto run = records && options.activation_checkpointing ? forward_block_checkpointed : forward_block;
     StudentOutput output;
     Tensor x_BSD = at::embedding(embedding_VD_, tokens_BS.to(device())).to(dtype_);
     for (size_t i = 0; i < blocks.size(); ++i) {
       BlockState* block_state = state ? &state->blocks()[i] : nullptr;
+      if (records && &converted != &blocks_) call.products = &converted[i];
       x_BSD = run(blocks[i], x_BSD, call, block_state);
       if (block_state) StudentState::settle(*block_state);
       if (options.collect_blocks) output.block_outputs_BSD.push_back(x_BSD);
     }
     if (state) state->advance(tokens_BS.size(1));
-    output.final_hidden_BSD = x_BSD;
-    output.last_hidden_BSD = post_norm_.defined() ? ops::residual_layer_norm(x_BSD, post_norm_) : x_BSD;
+    if (post_norm_.defined()) {
+      auto [final_hidden_BSD, last_hidden_BSD] = ops::add_norm(x_BSD, {}, post_norm_);
+      output.final_hidden_BSD = std::move(final_hidden_BSD);
+      output.last_hidden_BSD = std::move(last_hidden_BSD);
+    } else {
+      output.final_hidden_BSD = output.last_hidden_BSD = x_BSD;
+    }
+    if (options.collect_blocks) output.block_outputs_BSD.back() = output.final_hidden_BSD;
     return output;
   }
 
@@ -184,8 +192,8 @@ class XlstmStudent final : public Student {
     return own;
   }
 
-  // Without a graph, matrices are converted once and kept until a parameter changes.
-  const std::vector<BlockWeights>& inference_blocks(at::ScalarType compute_dtype) {
+  // The matrices in the types of their products: converted once, and kept until a parameter changes.
+  const std::vector<BlockWeights>& converted_blocks(at::ScalarType compute_dtype) {
     if (compute_dtype == dtype_) return blocks_;
     int64_t version = 0;
     for (const auto& [name, tensor] : parameters_) version += tensor._version();

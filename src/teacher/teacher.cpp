@@ -5,13 +5,14 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "ops/device.h"
+#include "ops/norm.h"
 #include "teacher/families.h"
 #include "teacher/weights.h"
 
 namespace distil_xlstm::teacher {
 namespace {
 
-// Means over layers that never hold a stack of layers: sums in float32.
+// Means over layers that never hold a stack of layers: sums in float32, of a few states at a time on a GPU.
 class StateCollector {
  public:
   StateCollector(const TeacherForwardOptions& options, int64_t num_layers) : options_(options), num_layers_(num_layers) {
@@ -29,34 +30,34 @@ class StateCollector {
 
   [[nodiscard]] bool is_needed() const { return options_.collect_mean || options_.collect_all || !group_sums_.empty(); }
 
-  void add(int64_t layer, const Tensor& state_BSD) {
-    if (options_.collect_mean) accumulate(mean_sum_, state_BSD);
-    if (!group_sums_.empty()) accumulate(group_sums_[group_of_layer_[static_cast<size_t>(layer)]], state_BSD);
+  // Whether the state must stay as it is now.
+  bool add(int64_t layer, const Tensor& state_BSD) {
+    bool waits = false;
+    if (options_.collect_mean) waits = mean_sum_.add(state_BSD, layer + 1 == num_layers_);
+    if (!group_sums_.empty()) {
+      const size_t group = group_of_layer_[static_cast<size_t>(layer)];
+      const bool is_last = layer + 1 == num_layers_ || group_of_layer_[static_cast<size_t>(layer) + 1] != group;
+      waits = group_sums_[group].add(state_BSD, is_last) || waits;
+    }
     if (options_.collect_all) states_.push_back(state_BSD.clone());
+    return waits;
   }
 
   void move_to(TeacherOutput& output) {
-    if (options_.collect_mean) output.hidden_mean_BSD = mean_sum_.div_(static_cast<double>(num_layers_));
+    if (options_.collect_mean) output.hidden_mean_BSD = mean_sum_.take().div_(static_cast<double>(num_layers_));
     for (size_t group = 0; group < group_sums_.size(); ++group) {
-      output.group_means_BSD.push_back(group_sums_[group].div_(static_cast<double>(options_.group_sizes[group])));
+      output.group_means_BSD.push_back(group_sums_[group].take().div_(static_cast<double>(options_.group_sizes[group])));
     }
     output.hidden_BSD = std::move(states_);
   }
 
  private:
-  static void accumulate(Tensor& sum, const Tensor& state) {
-    if (sum.defined()) {
-      sum.add_(state);
-    } else {
-      sum = state.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
-    }
-  }
-
   const TeacherForwardOptions& options_;
   int64_t num_layers_;
   std::vector<size_t> group_of_layer_;
-  Tensor mean_sum_;
-  std::vector<Tensor> group_sums_, states_;
+  ops::StateSum mean_sum_;
+  std::vector<ops::StateSum> group_sums_;
+  std::vector<Tensor> states_;
 };
 
 class TransformerTeacher final : public Teacher {
@@ -72,7 +73,7 @@ class TransformerTeacher final : public Teacher {
     nn::LayerVisitor visitor;
     if (collector.is_needed()) {
       visitor = [&](int64_t layer, const Tensor& state_BSD) {
-        if (!replaces_last || layer + 1 < num_layers()) collector.add(layer, state_BSD);
+        return (!replaces_last || layer + 1 < num_layers()) && collector.add(layer, state_BSD);
       };
     }
     TeacherOutput output;

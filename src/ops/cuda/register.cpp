@@ -9,6 +9,7 @@
 #include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/fp8_rows.h"
+#include "kernels/cuda/gate_parts.h"
 #include "kernels/cuda/gated.h"
 #include "kernels/cuda/head_loss.h"
 #include "kernels/cuda/layer_norm.h"
@@ -16,6 +17,8 @@
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rotary.h"
 #include "kernels/cuda/slstm_scan.h"
+#include "kernels/cuda/state_sum.h"
+#include "kernels/cuda/swiglu_product.h"
 #include "ops/cuda/slstm_steps.h"
 #include "ops/cuda_backend.h"
 
@@ -65,10 +68,14 @@ SlstmForward slstm_forward(const Tensor& wx_BSHGK, const Tensor& r_HKGK, const T
   const int64_t B = wx_BSHGK.size(0), S = wx_BSHGK.size(1), H = wx_BSHGK.size(2), K = wx_BSHGK.size(4);
   const c10::cuda::CUDAGuard guard(wx_BSHGK.device());
   const auto options = wx_BSHGK.options();
-  SlstmForward out{
-      at::empty({B, S, H, K}, options),
-      {at::empty_like(initial.hidden_BHK), initial.cell_BHK.clone(), initial.normalizer_BHK.clone(), initial.stabilizer_BHK.clone()},
-      {}};
+  // Copies, which the kernels change: one launch for all in training, tensors of their own where they may be carried on.
+  std::vector<Tensor> states{initial.cell_BHK, initial.normalizer_BHK, initial.stabilizer_BHK};
+  if (save) {
+    states = at::stack(states).unbind(0);
+  } else {
+    for (Tensor& state : states) state = state.clone();
+  }
+  SlstmForward out{at::empty({B, S, H, K}, options), {at::empty_like(initial.hidden_BHK), states[0], states[1], states[2]}, {}};
   if (save) {
     const size_t size_bytes = gpu::slstm_saved_bytes(type_of(wx_BSHGK), int(B), int(S), int(H), int(K));
     out.saved_BSHXK = at::empty({int64_t(size_bytes)}, options.dtype(at::kByte));
@@ -116,8 +123,8 @@ SlstmBackward slstm_backward(const Tensor& grad_y_BSHK, const SlstmState& grad_s
   const c10::cuda::CUDAGuard guard(y_BSHK.device());
   const gpu::Type type = type_of(y_BSHK);
   const bool uses_tensor_cores = gpu::slstm_uses_tensor_cores(type, int(K)), takes_steps = gpu::slstm_takes_steps(type, int(K));
-  SlstmBackward out{at::empty({B, S, H, 4, K}, y_BSHK.options()),
-                    {grad_state.hidden_BHK.clone(), grad_state.cell_BHK.clone(), grad_state.normalizer_BHK.clone(), {}}};
+  const Tensor grads = at::stack({grad_state.hidden_BHK, grad_state.cell_BHK, grad_state.normalizer_BHK});  // the kernels change them
+  SlstmBackward out{at::empty({B, S, H, 4, K}, y_BSHK.options()), {grads[0], grads[1], grads[2], {}}};
   const Tensor grad_y = aligned(grad_y_BSHK), r = aligned(r_HKGK.to(y_BSHK.scalar_type()));
   const Tensor transposed = uses_tensor_cores || takes_steps ? Tensor() : r.permute({0, 2, 3, 1}).contiguous();
   const Tensor grad_bias_PHGK =
@@ -167,7 +174,7 @@ gpu::CausalConv conv_arguments(const Tensor& x, const Tensor& weight_FK, const T
 CausalConvOutput causal_conv_forward(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
                                      const Tensor& is_start_BS) {
   const c10::cuda::CUDAGuard guard(x_BSF.device());
-  CausalConvOutput out{at::empty_like(x_BSF), at::empty_like(initial_BJF)};
+  CausalConvOutput out{at::empty_like(x_BSF), at::empty({x_BSF.size(0), weight_FK.size(1) - 1, x_BSF.size(2)}, x_BSF.options())};
   gpu::CausalConv args = conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS);
   args.y_BSF = pointer(out.y_BSF);
   args.state_BJF = pointer(out.state_BJF);
@@ -175,22 +182,41 @@ CausalConvOutput causal_conv_forward(const Tensor& x_BSF, const Tensor& weight_F
   return out;
 }
 
-CausalConvBackward causal_conv_backward(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& x_BSF,
-                                        const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
+CausalConvBackward causal_conv_backward(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& grad_residual_BSF,
+                                        const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
                                         const Tensor& is_start_BS) {
   const c10::cuda::CUDAGuard guard(x_BSF.device());
   const int64_t B = x_BSF.size(0), S = x_BSF.size(1), F = x_BSF.size(2), K = weight_FK.size(1);
   const int64_t partial_sums = B * ((S + gpu::kConvChunk - 1) / gpu::kConvChunk);
   const auto wide = x_BSF.options().dtype(at::kFloat);
-  const Tensor grad_y = aligned(grad_y_BSF), grad_state = aligned(grad_state_BJF);
-  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = at::empty_like(initial_BJF);
+  const auto ready = [](const Tensor& x) { return x.defined() ? aligned(x) : x; };
+  const Tensor grad_y = aligned(grad_y_BSF), grad_state = ready(grad_state_BJF), grad_residual = ready(grad_residual_BSF);
+  const Tensor grad_x = at::empty_like(x_BSF), grad_initial = initial_BJF.defined() ? at::empty_like(initial_BJF) : Tensor();
   const gpu::CausalConv forward = conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS);
   const Tensor grad_pre = gpu::causal_conv_holds_window(forward) ? Tensor() : at::empty({B, S, F}, wide);
   const Tensor grad_weight_PKF = at::empty({partial_sums, K, F}, wide), grad_bias_PF = at::empty({partial_sums, F}, wide);
-  const gpu::CausalConvBackward args{forward,         pointer(grad_y),       pointer(grad_state),     floats(grad_pre),
-                                     pointer(grad_x), pointer(grad_initial), floats(grad_weight_PKF), floats(grad_bias_PF)};
+  const gpu::CausalConvBackward args{
+      forward,         pointer(grad_y),       pointer(grad_state),     pointer(grad_residual), floats(grad_pre),
+      pointer(grad_x), pointer(grad_initial), floats(grad_weight_PKF), floats(grad_bias_PF)};
   check(gpu::causal_conv_backward(args, c10::cuda::getCurrentCUDAStream()), "causal_conv_silu backward, x_BSF", x_BSF);
   return {grad_x, grad_weight_PKF.sum(0).t(), grad_bias_PF.sum(0), grad_initial};
+}
+
+void split_gates_cuda(const Tensor& input_NR, const Tensor& forget_NR, const Tensor& parts_NPGR) {
+  const c10::cuda::CUDAGuard guard(input_NR.device());
+  const Tensor input = input_NR.contiguous(), forget = forget_NR.contiguous();
+  const gpu::GateSplit args{input.size(0), input.size(1), floats(input), floats(forget), pointer(parts_NPGR)};
+  check(gpu::split_gates(args, c10::cuda::getCurrentCUDAStream()), "mlstm_gate_projection, input_NR", input_NR);
+}
+
+std::pair<Tensor, Tensor> sum_gate_parts_cuda(const Tensor& sums_NPGH, const Tensor& input_bias_H, const Tensor& forget_bias_H) {
+  const c10::cuda::CUDAGuard guard(sums_NPGH.device());
+  const int64_t N = sums_NPGH.size(0), H = input_bias_H.size(0);
+  const Tensor input_bias = input_bias_H.contiguous(), forget_bias = forget_bias_H.contiguous();
+  std::pair out{at::empty({N, H}, sums_NPGH.options()), at::empty({N, H}, sums_NPGH.options())};
+  const gpu::GateSums args{N, int(H), floats(sums_NPGH), floats(input_bias), floats(forget_bias), floats(out.first), floats(out.second)};
+  check(gpu::sum_gate_parts(args, c10::cuda::getCurrentCUDAStream()), "mlstm_gate_projection, sums_NPGH", sums_NPGH);
+  return out;
 }
 
 gpu::MlstmInputs mlstm_arguments(const MlstmInputs& in, const MlstmState& initial) {
@@ -218,11 +244,17 @@ Tensor workspace(size_t bytes, const Tensor& like) {
   return at::empty({int64_t(bytes)}, like.options().dtype(at::kByte));
 }
 
-// The kernels choose their own chunks: the result is the same function.
-MlstmOutput mlstm_chunkwise_cuda(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial) {
+// Uninitialised, of the sizes that the inputs ask for.
+MlstmState empty_state(const MlstmInputs& in) {
+  const int64_t B = in.q_BSHK.size(0), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
+  const auto options = in.q_BSHK.options().dtype(at::kFloat);
+  return {at::empty({B, H, K, V}, options), at::empty({B, H, K}, options), at::empty({B, H}, options)};
+}
+
+// In chunks of the kernels' own.
+MlstmOutput mlstm_chunkwise_cuda(const MlstmInputs& in, const MlstmState& initial, bool returns_state) {
   const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
-  MlstmOutput out{at::empty_like(in.v_BSHV),
-                  {at::empty_like(initial.cell_BHKV), at::empty_like(initial.normalizer_BHK), at::empty_like(initial.stabilizer_BH)}};
+  MlstmOutput out{at::empty_like(in.v_BSHV), returns_state ? empty_state(in) : MlstmState{}};
   gpu::MlstmForward args{mlstm_arguments(in, initial),    pointer(out.h_BSHV),
                          floats(out.state.cell_BHKV),     floats(out.state.normalizer_BHK),
                          floats(out.state.stabilizer_BH), nullptr};
@@ -237,7 +269,7 @@ MlstmBackward mlstm_backward_cuda(const MlstmInputs& in, int64_t /*chunk_size*/,
   const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
   MlstmBackward out{{at::empty_like(in.q_BSHK), at::empty_like(in.k_BSHK), at::empty_like(in.v_BSHV), at::empty_like(in.igate_BSH),
                      at::empty_like(in.fgate_BSH), Tensor()},
-                    {at::empty_like(initial.cell_BHKV), at::empty_like(initial.normalizer_BHK), at::empty_like(initial.stabilizer_BH)}};
+                    initial.cell_BHKV.defined() ? empty_state(in) : MlstmState{}};
   gpu::MlstmBackward args{mlstm_arguments(in, initial),
                           pointer(h_BSHV),
                           pointer(grad_h_BSHV),
@@ -270,12 +302,15 @@ gpu::LayerNorm norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK, at::
   return args;
 }
 
-LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK, double eps, at::ScalarType y_type) {
+LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& added_NGK, const Tensor& weight_GK, double eps,
+                                    at::ScalarType y_type) {
   const c10::cuda::CUDAGuard guard(x_NGK.device());
   const auto wide = x_NGK.options().dtype(at::kFloat);
   LayerNormForward out{at::empty(x_NGK.sizes(), x_NGK.options().dtype(y_type)), at::empty({x_NGK.size(0), x_NGK.size(1)}, wide),
-                       at::empty({x_NGK.size(0), x_NGK.size(1)}, wide)};
+                       at::empty({x_NGK.size(0), x_NGK.size(1)}, wide), added_NGK.defined() ? at::empty_like(x_NGK) : Tensor()};
   gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK, y_type);
+  args.added_NGK = pointer(added_NGK);
+  args.sum_NGK = pointer(out.sum_NGK);
   args.eps = float(eps);
   args.y_NGK = pointer(out.y_NGK);
   args.mean_NG = floats(out.mean_NG);
@@ -284,29 +319,40 @@ LayerNormForward layer_norm_forward(const Tensor& x_NGK, const Tensor& weight_GK
   return out;
 }
 
-LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& mean_NG,
-                                      const Tensor& rstd_NG) {
+LayerNormBackward layer_norm_backward(const Tensor& grad_y_NGK, const Tensor& grad_residual_NGK, const Tensor& x_NGK,
+                                      const Tensor& weight_GK, const Tensor& mean_NG, const Tensor& rstd_NG) {
   const c10::cuda::CUDAGuard guard(x_NGK.device());
-  const int64_t partial_sums = (x_NGK.size(0) + gpu::kNormBlockRows - 1) / gpu::kNormBlockRows;
+  const int64_t N = x_NGK.size(0), rows = gpu::norm_block_rows(N), partial_sums = (N + rows - 1) / rows;
   const Tensor grad_x = at::empty_like(x_NGK),
                grad_weight = at::empty({partial_sums, x_NGK.size(1), x_NGK.size(2)}, x_NGK.options().dtype(at::kFloat));
   gpu::LayerNorm args = norm_arguments(x_NGK, weight_GK, grad_y_NGK.scalar_type());
   args.mean_NG = floats(mean_NG);
   args.rstd_NG = floats(rstd_NG);
   args.grad_y_NGK = pointer(grad_y_NGK);
+  args.grad_residual_NGK = pointer(grad_residual_NGK);
   args.grad_x_NGK = pointer(grad_x);
   args.grad_weight_PGK = floats(grad_weight);
   check(gpu::layer_norm_backward(args, c10::cuda::getCurrentCUDAStream()), "residual_layer_norm backward, x_NGK", x_NGK);
   return {grad_x, grad_weight.sum(0)};
 }
 
-Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps) {
+std::pair<Tensor, Tensor> rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, bool copies) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Tensor in = aligned(x), factor = aligned(weight), y = at::empty_like(in);
+  const Tensor in = aligned(x), factor = aligned(weight), y = at::empty_like(in), copy = copies ? at::empty_like(in) : Tensor();
   const int64_t D = in.size(-1);
-  const gpu::RmsNorm args{type_of(in), in.numel() / D, int(D), float(eps), pointer(in), pointer(factor), pointer(y)};
+  const gpu::RmsNorm args{type_of(in), in.numel() / D, int(D), float(eps), pointer(in), pointer(factor), pointer(y), pointer(copy)};
   check(gpu::rms_norm_forward(args, c10::cuda::getCurrentCUDAStream()), "rms_norm, x", x);
-  return y;
+  return {y, copy};
+}
+
+void add_states_cuda(Tensor& sum, const std::vector<Tensor>& states) {
+  const Tensor& first = states.front();
+  const c10::cuda::CUDAGuard guard(first.device());
+  gpu::StateSum args{.type = type_of(first), .count = first.numel(), .num_states = int(states.size()), .accumulates = sum.defined()};
+  if (!sum.defined()) sum = at::empty(first.sizes(), first.options().dtype(at::kFloat));
+  for (size_t i = 0; i < states.size(); ++i) args.states[i] = pointer(states[i]);
+  args.sum = floats(sum);
+  check(gpu::state_sum(args, c10::cuda::getCurrentCUDAStream()), "add_states, states", first);
 }
 
 Tensor swiglu_cuda(const Tensor& gate_up) {
@@ -325,6 +371,18 @@ Tensor swiglu_cuda(const Tensor& gate_up) {
   args.value_NP = static_cast<const char*>(pointer(in)) + P * in.element_size();
   args.out_NP = pointer(out);
   check(gpu::gated_activation_forward(args, c10::cuda::getCurrentCUDAStream()), "swiglu, gate_up", gate_up);
+  return out;
+}
+
+Tensor swiglu_product_cuda(const Tensor& x, const Tensor& weight_2IK) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const int64_t K = x.size(-1), I = weight_2IK.size(0) / 2;
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = I;
+  const Tensor out = at::empty(sizes, x.options());
+  const gpu::SwigluProduct args{type_of(x), x.numel() / K, int(I), int(K), pointer(x), pointer(weight_2IK), pointer(out)};
+  if (!gpu::swiglu_product_supports(args)) return {};
+  check(gpu::swiglu_product(args, c10::cuda::getCurrentCUDAStream()), "swiglu_product, x", x);
   return out;
 }
 
@@ -396,7 +454,8 @@ std::array<Tensor, 3> qkv_forward_cuda(const Tensor& c_NF, const Tensor& x_NF, c
   return out;
 }
 
-QkvBackward qkv_backward_cuda(const std::array<Tensor, 3>& grad_NF, const Tensor& c_NF, const Tensor& x_NF, const QkvMaps& maps) {
+QkvBackward qkv_backward_cuda(const std::array<Tensor, 3>& grad_NF, const Tensor& grad_residual_NF, const Tensor& c_NF, const Tensor& x_NF,
+                              const QkvMaps& maps) {
   const c10::cuda::CUDAGuard guard(c_NF.device());
   const int64_t partial_sums = (c_NF.size(0) + gpu::kBlockdiagRows - 1) / gpu::kBlockdiagRows, G = maps.weight_GOI[0].size(0);
   const auto wide = c_NF.options().dtype(at::kFloat);
@@ -411,6 +470,8 @@ QkvBackward qkv_backward_cuda(const std::array<Tensor, 3>& grad_NF, const Tensor
   const Tensor grad_weight_R3GOI = at::empty({partial_sums, 3, G, 4, 4}, wide);
   const Tensor grad_bias_R3F = has_bias ? at::empty({partial_sums, 3, 4 * G}, wide) : Tensor();
   QkvBackward out{at::empty(c_NF.sizes(), c_NF.options()), at::empty(x_NF.sizes(), x_NF.options()), {}};
+  const Tensor residual = grad_residual_NF.defined() ? aligned(grad_residual_NF) : Tensor();
+  args.grad_residual_NF = pointer(residual);
   args.grad_c_NF = pointer(out.c_NF);
   args.grad_x_NF = pointer(out.x_NF);
   args.grad_weight_R3GOI = floats(grad_weight_R3GOI);
@@ -555,7 +616,9 @@ extern "C" __attribute__((visibility("default"))) bool distil_xlstm_register_ker
             .layer_norm_forward = layer_norm_forward,
             .layer_norm_backward = layer_norm_backward,
             .rms_norm = rms_norm_cuda,
+            .add_states = add_states_cuda,
             .swiglu = swiglu_cuda,
+            .swiglu_product = swiglu_product_cuda,
             .fp8_rows = fp8_rows_cuda,
             .rotate = rotate_cuda,
             .qkv_forward = qkv_forward_cuda,
@@ -565,11 +628,14 @@ extern "C" __attribute__((visibility("default"))) bool distil_xlstm_register_ker
             .skip_gate = skip_gate_cuda,
             .skip_gate_backward = skip_gate_backward_cuda,
             .head_loss_tile = head_loss_tile,
+            .split_gates = split_gates_cuda,
+            .sum_gate_parts = sum_gate_parts_cuda,
             .mlstm_chunkwise = mlstm_chunkwise_cuda,
             .mlstm_backward = mlstm_backward_cuda,
             .max_head_width = gpu::kSlstmMaxHeadWidth,
             .max_taps = gpu::kConvMaxTaps,
             .max_rms_norm_vectors = gpu::kRmsNormMaxVectors,
-            .max_fp8_vectors = gpu::kFp8MaxVectors};
+            .max_fp8_vectors = gpu::kFp8MaxVectors,
+            .max_summed_states = gpu::kStateSumMax};
   return true;
 }

@@ -114,6 +114,25 @@ TEST(Transformer, RightPaddingChangesNothingToItsLeft) {
   }
 }
 
+// A state that the visitor keeps stays as it was, whatever the layers after it add, and changes nothing for them.
+TEST(Transformer, KeptStatesStayAsTheyWere) {
+  for (const at::Device device : devices()) {
+    for (const bool has_fp8 : {false, true}) {
+      Transformer transformer = random_transformer(device);
+      if (has_fp8) transformer.use_fp8_products();
+      const Tensor tokens = random_tokens(2, 7).to(device), expected = transformer.forward(tokens);
+      std::vector<Tensor> kept, copies;
+      const Tensor out = transformer.forward(tokens, {}, LayerState::block_output, [&](int64_t index, const Tensor& state) {
+        copies.push_back(state.clone());
+        kept.push_back(index % 3 == 1 ? copies.back() : state);
+        return index % 3 != 1;
+      });
+      EXPECT_TRUE(at::equal(out, expected));
+      for (size_t i = 0; i < kept.size(); ++i) EXPECT_TRUE(at::equal(kept[i], copies[i])) << device.str() << " layer " << i;
+    }
+  }
+}
+
 // Widths of which the tensor cores' kernels take some, and such as they do not.
 TEST(Transformer, Fp8ProductsStayNear) {
   TransformerConfig wide = tiny_config();
@@ -140,6 +159,7 @@ TEST(Transformer, Fp8ProductsStayNear) {
         std::ignore = transformer.forward(tokens, {}, LayerState::attention_output, [&](int64_t, const Tensor& state) {
           EXPECT_EQ(state.sizes(), at::IntArrayRef({2, 9, config.hidden_size}));
           ++seen;
+          return false;
         });
         EXPECT_EQ(seen, config.num_layers);
       }

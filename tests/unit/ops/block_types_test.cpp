@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "ops/blockdiag.h"
+#include "ops/causal_conv.h"
 #include "ops/gated.h"
 #include "ops/mlstm_gates.h"
 #include "unit/ops/op_testing.h"
@@ -14,6 +15,7 @@ namespace distil_xlstm::ops {
 namespace {
 
 using testing::devices;
+using testing::gradients;
 using testing::leaf;
 using testing::randn;
 using testing::relative_error;
@@ -136,6 +138,28 @@ TEST_F(BlockTypes, SkipGate) {
   }
 }
 
+// Few rows, and as many as the kernel takes; sizes that it takes and such as it does not.
+TEST_F(BlockTypes, SwigluProduct) {
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      for (const auto& [N, I, K] :
+           {std::tuple<int64_t, int64_t, int64_t>{1, 8, 8}, {3, 24, 40}, {601, 24, 40}, {530, 136, 72}, {515, 5, 7}}) {
+        SCOPED_TRACE(name(device, type, {N, I, K}));
+        const at::NoGradGuard no_grad;
+        const Tensor x = randn({N, K}).to(type), w = (randn({2 * I, K}) / std::sqrt(double(K))).to(type);
+        const auto halves = at::linear(x.to(at::kDouble), w.to(at::kDouble)).chunk(2, 1);
+        const Tensor expected = at::silu(halves[0]) * halves[1];
+        const Tensor out = swiglu_product(x.to(device).view({1, N, K}), w.to(device));
+        EXPECT_EQ(out.scalar_type(), type);
+        EXPECT_LT(relative_error(out, expected.view({1, N, I})), tolerance(type));
+        EXPECT_TRUE(at::equal(out, swiglu_product(x.to(device).view({1, N, K}), w.to(device))));
+      }
+    }
+  }
+  EXPECT_THROW((void)swiglu_product(randn({3, 4}), randn({6, 5})), ShapeError);
+  EXPECT_THROW((void)swiglu_product(randn({3, 4}), randn({5, 4})), ShapeError);
+}
+
 // y[n, g, a] = sum_b w[g, a, b] x[n, g, b]
 Tensor plain_blockdiag(const Tensor& x, const Tensor& w) {
   return (w.unsqueeze(0) * x.reshape({x.size(0), w.size(0), 1, w.size(2)})).sum(-1).flatten(1);
@@ -155,7 +179,8 @@ TEST_F(BlockTypes, QkvProjection) {
             const auto bias = [&](const std::vector<Tensor>& in, size_t i) { return has_bias ? in[5 + i] : Tensor(); };
             expect_close(
                 [&](const std::vector<Tensor>& in) {
-                  const auto out = qkv_projection(in[0], in[1], {in[2], bias(in, 0)}, {in[3], bias(in, 1)}, {in[4], bias(in, 2)}, out_type);
+                  const auto [out, c] =
+                      qkv_projection(in[0], in[1], {in[2], bias(in, 0)}, {in[3], bias(in, 1)}, {in[4], bias(in, 2)}, out_type);
                   return at::cat({out[0], out[1], out[2]}, 1);
                 },
                 [&](const std::vector<Tensor>& in) {
@@ -169,6 +194,36 @@ TEST_F(BlockTypes, QkvProjection) {
                 inputs, device, out_type == type ? type : at::kBFloat16, out_type);
           }
         }
+      }
+    }
+  }
+}
+
+// What else reads the convolution's input and output reads them from the operation before it, whose backward adds those gradients.
+TEST_F(BlockTypes, ConvolutionAndProjectionsAddTheGradientsOfOtherReaders) {
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : kTypes) {
+      for (const auto& [S, num_blocks, taps] : {std::tuple<int64_t, int64_t, int64_t>{1, 2, 4}, {37, 5, 4}, {70, 2, 3}}) {
+        const int64_t B = 2, F = 4 * num_blocks;
+        SCOPED_TRACE(name(device, type, {B, S, F, taps}));
+        std::vector<Input> inputs{{randn({B, S, F}), type}, {randn({F, 1, taps}), at::kFloat}, {randn({F}), at::kFloat}};
+        for (int i = 0; i < 3; ++i) inputs.push_back({randn({num_blocks, 4, 4}), at::kFloat});
+        const auto joined = [&](const std::vector<Tensor>& parts) { return at::cat(parts, 1); };
+        expect_close(
+            [&, taps = taps](const std::vector<Tensor>& in) {
+              const CausalConvOutput conv = causal_conv_silu(in[0], in[1], in[2]);
+              const auto [out, c] = qkv_projection(conv.y_BSF.view({B * S, F}), conv.x_BSF.view({B * S, F}), {in[3], {}}, {in[4], {}},
+                                                   {in[5], {}}, in[0].scalar_type());
+              return joined({out[0], out[1], out[2], c, conv.x_BSF.view({B * S, F})});
+            },
+            [&, S = S, num_blocks = num_blocks, taps = taps](const std::vector<Tensor>& in) {
+              const Tensor padded = at::constant_pad_nd(in[0], {0, 0, taps - 1, 0});
+              Tensor pre = at::zeros_like(in[0]) + in[2];
+              for (int64_t j = 0; j < taps; ++j) pre = pre + padded.narrow(1, j, S) * in[1].select(2, j).squeeze(1);
+              const Tensor c = at::silu(pre).view({B * S, F}), x = in[0].reshape({B * S, F});
+              return joined({plain_blockdiag(c, in[3]), plain_blockdiag(c, in[4]), plain_blockdiag(x, in[5]), c, x});
+            },
+            inputs, device, type, type);
       }
     }
   }
@@ -211,6 +266,46 @@ TEST_F(BlockTypes, MlstmGateProjection) {
   }
 }
 
+// What else reads q, k and v reads them from the projection, whose backward adds those gradients: also such as it must not write to.
+TEST_F(BlockTypes, MlstmGateProjectionAddsTheGradientsOfOtherReaders) {
+  for (const at::Device device : devices()) {
+    enum class Reader { own, sum, sum_with_another };  // a gradient of its own, one of stride 0, one that goes to another tensor too
+    for (const Reader reader : {Reader::own, Reader::sum, Reader::sum_with_another}) {
+      const int64_t N = 17, I = 24, H = 3;
+      std::vector<Tensor> exact, moved;
+      for (int i = 0; i < 3; ++i) moved.push_back(randn({N, I}).to(device, at::kBFloat16));
+      for (const auto& sizes : {std::vector<int64_t>{H, 3 * I}, {H}, {H, 3 * I}, {H}}) moved.push_back(randn(sizes).to(device, at::kFloat));
+      moved.push_back(randn({N, I}).to(device, at::kBFloat16));
+      for (const Tensor& x : moved) exact.push_back(x.to(at::kCPU, at::kDouble));
+      const Tensor w = randn({N, 2 * H}).to(at::kFloat), other = randn({N, I}).to(at::kBFloat16);
+      const auto loss = [&](const Tensor& input, const Tensor& forget, const std::array<Tensor, 3>& qkv, const Tensor& another) {
+        Tensor sum = (at::cat({input, forget}, 1) * w.to(input.device())).sum(at::kDouble) + 0 * another.sum(at::kDouble);
+        for (const Tensor& x : qkv) {
+          const Tensor read = reader == Reader::sum_with_another ? x + another : x;
+          sum = sum + (reader == Reader::sum ? read.sum(at::kDouble) : (read * other.to(x.device())).sum(at::kDouble));
+        }
+        return sum;
+      };
+      const auto got = gradients(
+          [&](const std::vector<Tensor>& in) {
+            const MlstmGates gates = mlstm_gate_projection({in[0], in[1], in[2]}, {in[3], in[4], in[5], in[6]});
+            return loss(gates.input_NH, gates.forget_NH, gates.qkv, in[7]);
+          },
+          moved);
+      const auto expected = gradients(
+          [&](const std::vector<Tensor>& in) {
+            const Tensor joint = at::cat({in[0], in[1], in[2]}, 1);
+            return loss(at::linear(joint, in[3], in[4]), at::linear(joint, in[5], in[6]), {in[0], in[1], in[2]}, in[7]);
+          },
+          exact);
+      for (size_t i = 0; i < got.size(); ++i) {
+        SCOPED_TRACE(fmt::format("{} {} {}", device.str(), static_cast<int>(reader), i));
+        EXPECT_LT(relative_error(got[i], expected[i]), limit(i < 3 || i == 7 ? at::kBFloat16 : at::kFloat, got[i]));
+      }
+    }
+  }
+}
+
 TEST_F(BlockTypes, MlstmGateProjectionInFloat64) {
   const int64_t N = 5, I = 6, H = 2;
   testing::expect_gradients_match(
@@ -226,6 +321,7 @@ TEST_F(BlockTypes, MlstmGateProjectionRefusesOtherShapes) {
   EXPECT_THROW((void)mlstm_gate_projection({x, randn({3, 5}), x}, {w, b, w, b}), ShapeError);
   EXPECT_THROW((void)mlstm_gate_projection({x, x, x}, {w, b, randn({2, 4}), b}), ShapeError);
   EXPECT_THROW((void)mlstm_gate_projection({x, x, x}, {w, b, w, randn({3})}), ShapeError);
+  EXPECT_THROW((void)mlstm_gate_projection({x, x, x}, {w, b, w, b}, {1, 3, 2, 3}), ShapeError);
 }
 
 }  // namespace

@@ -45,8 +45,9 @@ TEST_F(BlockOps, QkvProjectionEqualsSums) {
                 inputs.push_back(w.back());
                 if (has_bias) inputs.push_back(b.back());
               }
-              const auto fused = qkv_projection(c, x, {w[0], b[0]}, {w[1], b[1]}, {w[2], b[2]}, type);
-              Tensor loss = at::zeros({}, wide.options().requires_grad(false)), reference_loss = loss;
+              const auto [fused, read_on] = qkv_projection(c, x, {w[0], b[0]}, {w[1], b[1]}, {w[2], b[2]}, type);
+              const Tensor reader = at::randn_like(c);
+              Tensor loss = (read_on * reader).sum(), reference_loss = (c * reader).sum();
               for (size_t i = 0; i < 3; ++i) {
                 Tensor reference = plain_blockdiag(i == 2 ? x : c, w[i]);
                 if (has_bias) reference = reference + b[i];
@@ -82,9 +83,10 @@ TEST_F(BlockOps, QkvProjectionInHalfPrecision) {
     const Tensor c = randn({9, 24}).to(device), x = randn({9, 24}).to(device);
     std::vector<Tensor> w;
     for (int i = 0; i < 3; ++i) w.push_back(randn({6, 4, 4}).to(device));
-    const auto exact = qkv_projection(c, x, {w[0], {}}, {w[1], {}}, {w[2], {}}, at::kDouble);
+    const auto exact = qkv_projection(c, x, {w[0], {}}, {w[1], {}}, {w[2], {}}, at::kDouble).qkv_NF;
     const auto half = qkv_projection(c.to(at::kHalf), x.to(at::kHalf), {w[0].to(at::kFloat), {}}, {w[1].to(at::kFloat), {}},
-                                     {w[2].to(at::kFloat), {}}, at::kBFloat16);
+                                     {w[2].to(at::kFloat), {}}, at::kBFloat16)
+                          .qkv_NF;
     for (size_t i = 0; i < 3; ++i) {
       EXPECT_EQ(half[i].scalar_type(), at::kBFloat16);
       EXPECT_LT(relative_error(half[i], exact[i]), 1e-2);
@@ -149,6 +151,33 @@ TEST_F(BlockOps, ResidualLinearGradients) {
     const Tensor half_out = residual_linear(half_residual, x.to(at::kBFloat16), w, bias, at::kBFloat16);
     EXPECT_EQ(half_out.scalar_type(), at::kBFloat16);
     EXPECT_LT(relative_error(half_out, residual + at::linear(x, w, bias)), 2e-2);
+  }
+}
+
+// Weights that the caller keeps in the products' type are what products take; gradients go to the weights themselves.
+TEST_F(BlockOps, ProductsTakeTheConvertedWeights) {
+  for (const at::Device device : devices()) {
+    const auto make = [&](at::IntArrayRef sizes) { return leaf(randn(sizes).to(device, at::kFloat)); };
+    const Tensor x = make({5, 8}), up = make({12, 8}), down = make({8, 6}), weight = randn({5, 8}).to(device, at::kFloat);
+    const std::array<Tensor, 4> gates{make({2, 4, 4}), make({2, 4, 4}), make({2, 4, 4}), make({2, 4, 4})};
+    // The same bits as products of weights that hold those values.
+    std::vector<std::vector<Tensor>> all;
+    for (const bool is_kept : {false, true}) {
+      const auto given = [&](const Tensor& w) { return is_kept ? w : leaf(w.detach().to(at::kBFloat16).to(at::kFloat) * -2); };
+      const auto kept = [&](const Tensor& w) { return is_kept ? w.detach().to(at::kBFloat16) * -2 : Tensor(); };
+      const Tensor in = leaf(x.detach()), up_in = given(up), down_in = given(down);
+      std::vector<Tensor> gates_in;
+      for (const Tensor& gate : gates) gates_in.push_back(given(gate));
+      const std::array<Tensor, 4> kept_gates{kept(gates[0]), kept(gates[1]), kept(gates[2]), kept(gates[3])};
+      const auto [first, second] = split_linear(in, {up_in, kept(up)}, {}, at::kBFloat16);
+      const Tensor out = residual_linear(in, first * second, {down_in, kept(down)}, {}, at::kBFloat16);
+      const Tensor wx = slstm_gate_projection(in, in, gates_in[0], gates_in[1], gates_in[2], gates_in[3], at::kBFloat16, kept_gates);
+      ((out * weight).sum() + wx.to(at::kFloat).square().sum()).backward();
+      std::vector<Tensor> results{out.detach(), wx.detach(), in.grad(), up_in.grad(), down_in.grad()};
+      for (const Tensor& gate : gates_in) results.push_back(gate.grad());
+      all.push_back(std::move(results));
+    }
+    for (size_t i = 0; i < all[0].size(); ++i) EXPECT_TRUE(at::equal(all[0][i], all[1][i])) << device.str() << " " << i;
   }
 }
 
@@ -238,6 +267,8 @@ TEST_F(BlockOps, WrongShapesAndNames) {
   EXPECT_THROW((void)qkv_projection(x, x, {w, randn({8})}, {w, {}}, {w, {}}, at::kDouble), ShapeError);
   EXPECT_THROW((void)qkv_projection(x, x, {randn({3, 4, 4}), {}}, {w, {}}, {w, {}}, at::kDouble), ShapeError);
   EXPECT_THROW((void)slstm_gate_projection(x, x, w, w, w, randn({4, 2, 2}), at::kDouble), ShapeError);
+  EXPECT_THROW((void)split_linear(x, {randn({4, 8}), randn({4, 7})}, {}, at::kDouble), ShapeError);
+  EXPECT_THROW((void)residual_linear(randn({3, 4}), x, {randn({4, 8}), randn({5, 8})}, {}, at::kDouble), ShapeError);
   EXPECT_THROW((void)split_linear(x, randn({4, 7}), {}, at::kDouble), ShapeError);
   EXPECT_THROW((void)split_linear(x, randn({5, 8}), {}, at::kDouble), ShapeError);
   EXPECT_THROW((void)gated_activation(x, x, "mish"), ValueError);

@@ -23,8 +23,10 @@ const std::vector<Case> kCases = {{1, 1, 1, 1},
                                   {2, 9, 130, 2, true, true},
                                   {1, 20, 16, 1, true},
                                   {2, 12, 3, 7, true, true},
-                                  // Around the runs and chunks of tokens that CUDA threads walk over, 4 features each.
+                                  // Around the runs and chunks of tokens that CUDA threads walk over, 2 features each.
                                   {2, 1, 8, 4, true, true},
+                                  {2, 21, 6, 4, true, true},
+                                  {1, 37, 130, 4, true, true},
                                   {2, 2, 4, 4, true, true},
                                   {2, 3, 12, 4, true, true},
                                   {3, 16, 8, 4, true, true},

@@ -388,8 +388,10 @@ TEST(HeadLoss, MaximaMayRiseAlongTheVocabulary) {
   for (const HeadLossOptions& options : all_options()) {
     const Reference wanted = reference(in, options);
     const HeadLosses got = in.run(options);
+    // Rounding of the logits is divided by T as they are.
+    const double tolerance = 1e-5 / std::min(options.temperature, 1.0);
     EXPECT_LT(relative_error(got.sums, wanted.sums), 1e-5) << "T " << options.temperature;
-    EXPECT_LT(gradient_error(got, wanted, in, options, 1.0), 1e-5) << "T " << options.temperature;
+    EXPECT_LT(gradient_error(got, wanted, in, options, 1.0), tolerance) << "T " << options.temperature;
   }
 }
 

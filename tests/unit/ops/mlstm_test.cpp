@@ -164,6 +164,37 @@ TEST_F(MlstmTest, TwoByteInputsMatchTheReferenceOnTheSameInputs) {
   }
 }
 
+// Without the final state the same outputs and gradients; without an initial one those of zeros.
+TEST_F(MlstmTest, StatesMayBeLeftOut) {
+  for (const at::Device& device : devices()) {
+    for (const at::ScalarType type : {at::kBFloat16, at::kFloat, at::kDouble}) {
+      Data d(Case{2, 37, 3, 16, 8});
+      const MlstmInputs in = to(d.in, device, at::kFloat);
+      const auto options = in.igate_BSH.options();
+      const MlstmState zeros{at::zeros({2, 3, 16, 8}, options), at::zeros({2, 3, 16}, options), at::zeros({2, 3}, options)};
+      const Tensor weight = randn({2, 37, 3, 8}).to(device, type);
+      std::vector<std::vector<Tensor>> all;
+      for (const bool has_state : {true, false}) {
+        std::vector<Tensor> x{testing::leaf(in.q_BSHK.to(type)), testing::leaf(in.k_BSHK.to(type)), testing::leaf(in.v_BSHV.to(type)),
+                              testing::leaf(in.igate_BSH), testing::leaf(in.fgate_BSH)};
+        const MlstmOutput out =
+            mlstm_chunkwise({x[0], x[1], x[2], x[3], x[4], in.is_start_BS}, 16, has_state ? zeros : MlstmState{}, has_state);
+        EXPECT_EQ(out.state.cell_BHKV.defined(), has_state);
+        out.h_BSHV.backward(weight);
+        std::vector<Tensor> results{out.h_BSHV.detach()};
+        for (const Tensor& leaf : x) results.push_back(leaf.grad());
+        const at::NoGradGuard no_grad;
+        const MlstmOutput plain = mlstm_chunkwise({x[0], x[1], x[2], x[3], x[4], in.is_start_BS}, 16, {}, has_state);
+        EXPECT_EQ(plain.state.cell_BHKV.defined(), has_state);
+        results.push_back(plain.h_BSHV);
+        all.push_back(std::move(results));
+      }
+      for (size_t i = 0; i < all[0].size(); ++i)
+        EXPECT_TRUE(at::equal(all[0][i], all[1][i])) << device.str() << " " << at::toString(type) << " " << i;
+    }
+  }
+}
+
 TEST_F(MlstmTest, RecurrentMatchesTheReference) {
   for (const Case& c : kCases) {
     const Data d(c);

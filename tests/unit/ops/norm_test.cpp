@@ -119,6 +119,63 @@ TEST_F(NormTest, ResidualLayerNormBetweenTypes) {
   }
 }
 
+// The sum, its norm, and gradients that reach x and what is added through both.
+TEST_F(NormTest, AddNormIsASumAndItsNorm) {
+  for (const Case& c : kCases) {
+    if (c.width == 1) continue;
+    const int64_t width = c.groups * c.width;
+    for (const auto& [x_type, added_type, y_type] : {std::tuple(at::kDouble, at::kDouble, at::kDouble),
+                                                     {at::kFloat, at::kFloat, at::kFloat},
+                                                     {at::kFloat, at::kBFloat16, at::kBFloat16},
+                                                     {at::kFloat, at::kBFloat16, at::kHalf},
+                                                     {at::kFloat, at::kHalf, at::kHalf}}) {
+      for (const bool adds : {true, false}) {
+        const Tensor x = randn({2, c.rows, width}).to(x_type), added = randn(x.sizes()).to(added_type),
+                     weight = randn({width}, 0.3).to(x_type), w_sum = randn(x.sizes()), w_normed = randn(x.sizes()).to(y_type);
+        const auto loss = [&](const std::vector<Tensor>& p) {
+          const Tensor sum = adds ? p[0] + p[1] : p[0], centered = sum - sum.mean(-1, true);
+          const Tensor normed = centered / (centered.square().mean(-1, true) + 1e-5).sqrt() * (1 + p[2]);
+          return (sum * w_sum).sum() + (normed * w_normed.to(at::kDouble)).sum() + 0 * p[1].sum();
+        };
+        const auto expected = gradients(loss, {x.to(at::kDouble), added.to(at::kDouble), weight.to(at::kDouble)});
+        for (const at::Device& device : devices()) {
+          SCOPED_TRACE(fmt::format("rows={} width={} {} {} + {} to {}", c.rows, width, device.str(), at::toString(x_type),
+                                   adds ? at::toString(added_type) : "nothing", at::toString(y_type)));
+          AddNorm out;
+          const auto grads = gradients(
+              [&](const std::vector<Tensor>& p) {
+                out = add_norm(p[0], adds ? p[1] : Tensor(), p[2], y_type);
+                return (out.sum * w_sum.to(device)).sum(at::kDouble) + (out.normed * w_normed.to(device)).sum(at::kDouble) + 0 * p[1].sum();
+              },
+              {x.to(device), added.to(device), weight.to(device)});
+          const Tensor sum = adds ? x + added : x;
+          EXPECT_EQ(out.sum.scalar_type(), x_type);
+          EXPECT_TRUE(at::equal(out.sum.detach().to(at::kCPU), sum));
+          EXPECT_EQ(out.normed.scalar_type(), y_type);
+          EXPECT_TRUE(at::equal(out.normed, residual_layer_norm(sum.to(device), weight.to(device), 1, y_type)));
+          EXPECT_LT(relative_error(grads[0], expected[0]), x_type == at::kDouble ? 1e-10 : 1e-4);
+          if (adds) {
+            EXPECT_LT(relative_error(grads[1], expected[1]), x_type == at::kDouble ? 1e-10 : std::max(1e-4, tolerance(added_type)));
+          }
+          EXPECT_LT(relative_error(grads[2], expected[2]), tolerance(x_type));
+          const at::NoGradGuard no_grad;
+          const AddNorm plain = add_norm(x.to(device), adds ? added.to(device) : Tensor(), weight.to(device), y_type);
+          EXPECT_TRUE(at::equal(plain.sum, out.sum) && at::equal(plain.normed, out.normed));
+        }
+      }
+    }
+  }
+}
+
+// One of the two may have no reader.
+TEST_F(NormTest, AddNormWithOneReader) {
+  const Tensor x = randn({5, 8}), added = randn({5, 8}), weight = randn({8}, 0.3), w = randn({5, 8});
+  testing::expect_gradients_match([&](const std::vector<Tensor>& p) { return (add_norm(p[0], p[1], p[2]).sum * w).sum() + 0 * p[2].sum(); },
+                                  {x, added, weight});
+  testing::expect_gradients_match([&](const std::vector<Tensor>& p) { return (add_norm(p[0], p[1], p[2]).normed * w).sum(); },
+                                  {x, added, weight});
+}
+
 TEST_F(NormTest, RmsNormMatchesTheReference) {
   for (const Case& c : kCases) {
     const Tensor x = randn({c.rows, c.width}), weight = randn({c.width});
@@ -183,10 +240,55 @@ TEST_F(NormTest, RmsNormIsDifferentiable) {
   expect_gradients_match([&](const std::vector<Tensor>& p) { return (rms_norm(p[0], p[1], 1e-6) * w).sum(); }, {randn({3, 7}), randn({7})});
 }
 
+TEST_F(NormTest, RmsNormWithACopyOfItsInput) {
+  for (const at::Device& device : devices()) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kDouble}) {
+      for (const int64_t width : {5, 64}) {
+        const Tensor x = randn({3, 2, width}).to(device, type), weight = randn({width}).to(device, type);
+        const at::NoGradGuard no_grad;
+        const auto [y, copy] = rms_norm_and_copy(x, weight, 1e-6);
+        EXPECT_TRUE(at::equal(y, rms_norm(x, weight, 1e-6)));
+        EXPECT_TRUE(at::equal(copy, x));
+        EXPECT_FALSE(copy.is_alias_of(x));
+      }
+    }
+  }
+}
+
+// The same bits as one addition after the other, whatever the number.
+TEST_F(NormTest, StateSumIsTheSum) {
+  for (const at::Device& device : devices()) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      for (const int64_t count : {0, 1, 4, 7, 9}) {
+        const at::NoGradGuard no_grad;
+        StateSum sum;
+        Tensor expected;
+        for (int64_t i = 0; i < count; ++i) {
+          Tensor state = randn({3, 17}).to(device, type);
+          expected = expected.defined() ? expected + state.to(at::kFloat) : state.to(at::kFloat, false, /*copy=*/true);
+          const bool is_last = i + 1 == count && count % 2 == 1;
+          if (sum.add(state, is_last)) {
+            EXPECT_FALSE(is_last);
+          } else {
+            EXPECT_EQ(state.use_count(), 1U) << "is held, and not read any more";
+            state.fill_(0);
+          }
+        }
+        const Tensor got = sum.take();
+        ASSERT_EQ(got.defined(), count > 0);
+        EXPECT_TRUE(count == 0 || at::equal(got, expected)) << device.str() << " " << at::toString(type) << " " << count;
+        EXPECT_FALSE(sum.take().defined());
+      }
+    }
+  }
+}
+
 TEST_F(NormTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(residual_layer_norm(randn({2, 6}), randn({5})), ShapeError);
   EXPECT_THROW(residual_layer_norm(randn({2, 6}), randn({6}), 4), ShapeError);
   EXPECT_THROW(residual_layer_norm(randn({2, 6}), randn({6}), 0), ShapeError);
+  EXPECT_THROW(add_norm(randn({2, 6}), {}, randn({5})), ShapeError);
+  EXPECT_THROW(add_norm(randn({2, 6}), randn({3, 6}), randn({6})), ShapeError);
   EXPECT_THROW(rms_norm(randn({2, 6}), randn({5}), 1e-6), ShapeError);
 }
 

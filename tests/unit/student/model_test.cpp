@@ -113,6 +113,40 @@ TEST_F(StudentTest, CheckpointingGivesTheSameGradients) {
   }
 }
 
+// With products in half precision, whose weights are converted once and kept.
+TEST_F(StudentTest, CheckpointingInHalfPrecisionGivesTheSameBits) {
+  for (const at::Device device : devices()) {
+    const auto student = small_student(small_config(), device, at::kFloat);
+    const Tensor tokens = random_tokens(student->config(), 2, 11), projection = at::randn({2, 11, student->config().embedding_dim});
+    StudentForwardOptions options{.compute_dtype = at::kBFloat16};
+    const auto plain = parameter_gradients(*student, tokens, {}, options, projection);
+    options.activation_checkpointing = true;
+    const auto recomputed = parameter_gradients(*student, tokens, {}, options, projection);
+    for (size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(recomputed[i], plain[i])) << student->parameters()[i].first;
+  }
+}
+
+TEST_F(StudentTest, ConvertedWeightsFollowTheParameters) {
+  for (const at::Device device : devices()) {
+    const auto student = small_student(small_config(), device, at::kFloat);
+    const Tensor tokens = random_tokens(student->config(), 2, 7), projection = at::randn({2, 7, student->config().embedding_dim});
+    const StudentForwardOptions options{.compute_dtype = at::kBFloat16};
+    const auto before = parameter_gradients(*student, tokens, {}, options, projection);
+    {
+      const at::NoGradGuard no_grad;
+      for (const auto& [name, tensor] : student->parameters()) Tensor(tensor).mul_(1.25);
+    }
+    const auto after = parameter_gradients(*student, tokens, {}, options, projection);
+    const auto fresh = parameter_gradients(*student->replica(), tokens, {}, options, projection);
+    bool has_changed = false;
+    for (size_t i = 0; i < after.size(); ++i) {
+      EXPECT_TRUE(at::equal(after[i], fresh[i])) << student->parameters()[i].first;
+      has_changed = has_changed || !at::equal(after[i], before[i]);
+    }
+    EXPECT_TRUE(has_changed);
+  }
+}
+
 TEST_F(StudentTest, CheckpointingStartsFromTheStateItWasGiven) {
   for (const at::Device device : devices()) {
     const auto student = small_student(small_config(), device);
