@@ -56,10 +56,11 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     settings.student.compute_dtype = subject.compute_dtype;
     settings.student.collect_blocks = settings.measures_alignment && alignment.needs_blocks();
     settings.student.activation_checkpointing = config.train.checkpointing == "blocks";
+    const train::NextBatch next{&batch, settings.measures_alignment};
     const auto step = [&] {
       settings.target_scale = scaler.scale() / static_cast<double>(accumulation * batch.num_targets);
       settings.row_scale = scaler.scale() * settings.plan.alignment_weight / static_cast<double>(accumulation * rows);
-      const train::LossSums sums = micro_batches.run(batches, settings);
+      const train::LossSums sums = micro_batches.run(batches, settings, &next);  // as within a run: another step follows
       const double norm = optim::grad_norm(parameters).item<double>() / scaler.scale();
       sums.head.to(at::kCPU);  // the trainer reads its losses here
       const double divisor = optim::grad_divisor(norm, scaler.scale(), config.optimizer.max_grad_norm);

@@ -90,7 +90,8 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   items.push_back({"teacher weights", frozen * teacher_bytes + (counts.teacher - frozen) * layer_bytes,
                    "the student's embedding and head are among them"});
   items.push_back({"student weights", counts.trainable * 4, "float32"});
-  if (compute_bytes < 4) items.push_back({"student weights, compute type", counts.trainable * compute_bytes, "copies of the step"});
+  if (compute_bytes < 4)
+    items.push_back({"student weights, compute type", shares * counts.trainable * compute_bytes, "copies of the step"});
   items.push_back({"gradients", counts.trainable * 4, "float32"});
   if (shares > 1) {
     items.push_back({"gradients of other threads", (shares - 1) * counts.trainable * 4,
@@ -98,9 +99,13 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   }
   items.push_back({"optimizer", counts.trainable * 8, "two moments of AdamW"});
   items.push_back({"student activations", activation_bytes(config, student, compute_bytes), "estimate, of a micro-batch"});
-  items.push_back({"teacher activations", tokens * teacher_width * teacher_bytes, "estimate, one layer at a time"});
+  constexpr int64_t kWaitingStates = 3;  // of the mean over layers, on a GPU (ops::StateSum)
+  items.push_back({"teacher activations", tokens * (teacher_width + (is_cpu ? 0 : kWaitingStates * teacher.hidden_size)) * teacher_bytes,
+                   "estimate, one layer at a time"});
+  if (!is_cpu && config.train.gradient_accumulation_steps > 1)
+    items.push_back({"gradients of a micro-batch", counts.trainable * 4, "float32, before they are added"});
   const int64_t means = config.distill.alignment.kind == "average" ? 1 : student.num_blocks;
-  const int64_t sets = !is_cpu && config.train.gradient_accumulation_steps > 1 ? 2 : 1;
+  const int64_t sets = is_cpu ? 1 : 2;
   items.push_back({"teacher outputs", sets * tokens * teacher.hidden_size * (teacher_bytes + 4 * means),
                    sets > 1 ? "of this micro-batch and the next" : "of a micro-batch"});
   if (is_cpu && ops::PackedMatrix::is_available())

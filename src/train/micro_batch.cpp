@@ -6,6 +6,9 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <utility>
+
+#include "base/log.h"
 #include "ops/device.h"
 
 namespace distil_xlstm::train {
@@ -33,6 +36,44 @@ void take_gradients(student::Student& student, student::Student& replica) {
   }
 }
 
+// The parameters' gradients while several micro-batches run: set aside after each, and all added at once, in a few launches instead of one
+// a parameter.
+class GradientSums {
+ public:
+  // Begins with the gradients that are there, and gives all back at its end.
+  explicit GradientSums(const NamedTensors& parameters) : parameters_(parameters), sums_(parameters.size()) { take(); }
+  ~GradientSums() {
+    for (size_t i = 0; i < sums_.size(); ++i) Tensor(parameters_[i].second).mutable_grad() = std::move(sums_[i]);
+  }
+  GradientSums(const GradientSums&) = delete;
+  GradientSums& operator=(const GradientSums&) = delete;
+
+  void take() {
+    const at::NoGradGuard no_grad;
+    std::vector<Tensor> to, from;
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      Tensor gradient = std::exchange(Tensor(parameters_[i].second).mutable_grad(), Tensor());
+      if (!gradient.defined()) continue;
+      if (sums_[i].defined()) {
+        to.push_back(sums_[i]);
+        from.push_back(std::move(gradient));
+      } else {
+        sums_[i] = std::move(gradient);
+      }
+    }
+    if (!to.empty()) at::_foreach_add_(to, from);
+  }
+
+ private:
+  const NamedTensors& parameters_;
+  std::vector<Tensor> sums_;
+};
+
+bool holds_same(const data::Batch& a, const data::Batch& b) {
+  return a.num_rows == b.num_rows && a.context_length == b.context_length && a.tokens == b.tokens && a.targets == b.targets &&
+         a.mask == b.mask && a.is_start == b.is_start;
+}
+
 // Where both models are on one GPU.
 std::optional<c10::Stream> make_teacher_stream(at::Device teacher, at::Device student) {
   if (!student.is_cuda() || teacher != student) return std::nullopt;
@@ -56,57 +97,89 @@ MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student,
                         ? student_head_
                         : ops::Head::packed(teacher.head_weight(), /*with_gradient=*/false)) {}
 
+MicroBatches::~MicroBatches() {
+  try {
+    drop_ahead();
+  } catch (const std::exception& error) {  // of a device that has failed: who works on it next will hear of it
+    spdlog::debug("leaving a teacher's forward: {}", error.what());
+  }
+}
+
 int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings) const {
   const int64_t threads = at::get_num_threads();
   const bool may_split = !settings.measures_alignment || alignment_.is_sum_over_rows();
   return student_.device().is_cpu() && teacher_.device().is_cpu() && may_split && rows >= threads ? threads : 1;
 }
 
-LossSums MicroBatches::run(const std::vector<data::Batch>& batches, const GradientSettings& settings) {
-  if (teacher_stream_) return run_ahead(batches, settings);
+LossSums MicroBatches::run(const std::vector<data::Batch>& batches, const GradientSettings& settings, const NextBatch* next) {
+  if (teacher_stream_) return run_ahead(batches, settings, next);
   LossSums sums;
   for (const auto& batch : batches) sums.add(run_in_shares(batch, settings));
   return sums;
 }
 
-// The teacher of micro-batch i + 1 runs beside the student and the losses of micro-batch i, on a stream of its own. It waits for the losses
-// of i - 1: so two sets of its outputs exist at most, and memory that those of i - 1 leave to its stream has been read. The current stream
-// has waited for every teacher before the batches' memory goes back.
-LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings) {
+// What the current stream does from here on comes after it; so its batch's memory may go back.
+void MicroBatches::drop_ahead() {
+  if (!ahead_) return;
+  ahead_->done.block(current_stream());
+  ahead_.reset();
+}
+
+c10::Stream MicroBatches::current_stream() const {
+  return c10::impl::VirtualGuardImpl(student_.device().type()).getStream(student_.device());
+}
+
+// The teacher of the next micro-batch, be it of the next step, runs beside the student and the losses of this one, i, on a stream of its
+// own. It waits for the losses of i - 1: so two sets of its outputs exist at most, and memory that those of i - 1 leave to its stream has
+// been read. The current stream has waited for every teacher before the batches' memory goes back.
+LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings, const NextBatch* next) {
   const at::Device device = student_.device();
-  const c10::Stream current = c10::impl::VirtualGuardImpl(device.type()).getStream(device), ahead = *teacher_stream_;
+  const c10::Stream current = current_stream(), ahead = *teacher_stream_;
   const auto mark = [&](const c10::Stream& stream) {
     c10::Event event(device.type());
     event.record(stream);
     return event;
   };
-  struct Started {
-    teacher::TeacherOutput output;
-    c10::Event done;
-  };
-  const auto start_teacher = [&](const eval::DeviceBatch& batch, const c10::Event& after) {
+  const auto start_teacher = [&](const eval::DeviceBatch& batch, bool measures_alignment, const c10::Event& after) {
     after.block(ahead);
     const c10::StreamGuard guard(ahead);
-    auto output = run_teacher(batch, settings);
-    return Started{std::move(output), mark(ahead)};
+    auto output = run_teacher(batch, measures_alignment);
+    return Ahead{.host = {}, .measures_alignment = measures_alignment, .batch = batch, .output = std::move(output), .done = mark(ahead)};
   };
+  const bool is_first_started =
+      ahead_ && ahead_->measures_alignment == settings.measures_alignment && holds_same(ahead_->host, batches.front());
+  if (!is_first_started) drop_ahead();
+  // All of them first: what is marked on the current stream after that waits for these copies.
   std::vector<eval::DeviceBatch> on_device;
-  for (const auto& batch : batches) on_device.push_back(eval::to_device(batch, device));
+  for (const auto& batch : batches) {
+    const bool is_there = is_first_started && on_device.empty();
+    on_device.push_back(is_there ? ahead_->batch : eval::to_device(batch, device));
+  }
+  if (next != nullptr) on_device.push_back(eval::to_device(*next->batch, device));
   try {
     LossSums sums;
-    Started teacher = start_teacher(on_device.front(), mark(current));
+    GradientSums gradients(student_.parameters());
+    std::optional<Ahead> teacher = std::exchange(ahead_, std::nullopt);
+    if (!teacher) teacher = start_teacher(on_device.front(), settings.measures_alignment, mark(current));
     for (size_t i = 0; i < batches.size(); ++i) {
       const c10::Event losses_before = mark(current);
       const auto output = student_.forward(on_device[i].tokens_BS, on_device[i].is_start_BS, settings.student);
-      std::optional<Started> next;
-      if (i + 1 < batches.size()) next = start_teacher(on_device[i + 1], losses_before);
-      teacher.done.block(current);
-      sums.add(run_losses(output, teacher.output, on_device[i], settings, 1));
-      if (next) teacher = std::move(*next);
+      std::optional<Ahead> following;
+      if (i + 1 < on_device.size()) {
+        const bool is_next_step = i + 1 == batches.size();
+        following = start_teacher(on_device[i + 1], is_next_step ? next->measures_alignment : settings.measures_alignment, losses_before);
+      }
+      teacher->done.block(current);
+      sums.add(run_losses(output, teacher->output, on_device[i], settings, 1));
+      gradients.take();
+      teacher = std::move(following);
     }
+    if (teacher) teacher->host = *next->batch;
+    ahead_ = std::move(teacher);
     return sums;
   } catch (...) {
     ops::synchronize(device);  // the teacher may still read the batches, whose memory goes back now
+    ahead_.reset();
     throw;
   }
 }
@@ -115,7 +188,7 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
   const auto on_device = eval::to_device(batch, student_.device());
   const int64_t rows = on_device.tokens_BS.size(0), shares = num_shares(rows, settings);
   const auto run_rows = [&](student::Student& student, const eval::DeviceBatch& part) {
-    const auto teacher = run_teacher(part, settings);
+    const auto teacher = run_teacher(part, settings.measures_alignment);
     return run_losses(student.forward(part.tokens_BS, part.is_start_BS, settings.student), teacher, part, settings, shares);
   };
   if (shares == 1) return run_rows(student_, on_device);
@@ -136,8 +209,8 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
   return total;
 }
 
-teacher::TeacherOutput MicroBatches::run_teacher(const eval::DeviceBatch& batch, const GradientSettings& settings) const {
-  const auto options = settings.measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
+teacher::TeacherOutput MicroBatches::run_teacher(const eval::DeviceBatch& batch, bool measures_alignment) const {
+  const auto options = measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
   return teacher_.forward(batch.tokens_BS, batch.is_start_BS, options);
 }
 

@@ -1,6 +1,7 @@
 // Forward and backward of one micro-batch: teacher, student, losses, gradients (docs/mathematics.md 7).
 #pragma once
 
+#include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 
 #include <memory>
@@ -33,6 +34,12 @@ struct LossSums {
   void add(const LossSums& other);
 };
 
+// The first micro-batch of the step that comes after this one.
+struct NextBatch {
+  const data::Batch* batch = nullptr;
+  bool measures_alignment = false;
+};
+
 // On a GPU a micro-batch is one graph, and the teacher runs ahead by one micro-batch, beside the student (run_ahead). On a CPU each thread
 // of LibTorch's pool takes a share of the rows through the whole step, with its own graph: threads then meet once a micro-batch instead of
 // at each of some hundred operations, most of them too small to share. Shares are added in their order, so that the same number of threads
@@ -41,17 +48,33 @@ class MicroBatches {
  public:
   // All references must outlive this object.
   MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment);
+  ~MicroBatches();
+  MicroBatches(const MicroBatches&) = delete;
+  MicroBatches& operator=(const MicroBatches&) = delete;
 
   // Adds the gradients of all these micro-batches, one or more, to those of the student's parameters; returns the sums. On a GPU the
   // student is on the current stream (ops::PriorityStream lets it go first), which waits for the teacher's; the host waits for neither.
-  LossSums run(const std::vector<data::Batch>& batches, const GradientSettings& settings);
+  // `next`, unless null: what the next call is thought to begin with, whose teacher then runs beside this call's last student. Where it
+  // begins with something else that was in vain; the results are the same in any case.
+  LossSums run(const std::vector<data::Batch>& batches, const GradientSettings& settings, const NextBatch* next = nullptr);
 
  private:
+  // A micro-batch whose teacher was started, and may be under way.
+  struct Ahead {
+    data::Batch host;  // of the next step
+    bool measures_alignment = false;
+    eval::DeviceBatch batch;
+    teacher::TeacherOutput output;
+    c10::Event done;
+  };
+
   // How many shares of rows there are: as many as threads, or one.
   [[nodiscard]] int64_t num_shares(int64_t rows, const GradientSettings& settings) const;
   LossSums run_in_shares(const data::Batch& batch, const GradientSettings& settings);
-  LossSums run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings);
-  [[nodiscard]] teacher::TeacherOutput run_teacher(const eval::DeviceBatch& batch, const GradientSettings& settings) const;
+  LossSums run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings, const NextBatch* next);
+  void drop_ahead();
+  [[nodiscard]] c10::Stream current_stream() const;
+  [[nodiscard]] teacher::TeacherOutput run_teacher(const eval::DeviceBatch& batch, bool measures_alignment) const;
   LossSums run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const eval::DeviceBatch& batch,
                       const GradientSettings& settings, int64_t num_shares) const;
 
@@ -59,6 +82,7 @@ class MicroBatches {
   student::Student& student_;
   const distill::Alignment& alignment_;
   std::optional<c10::Stream> teacher_stream_;                // where teacher and student run side by side
+  std::optional<Ahead> ahead_;                               // of the next step
   ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it
   std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
 };

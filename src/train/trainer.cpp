@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <cmath>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -133,7 +134,7 @@ void Trainer::train() {
   while (step_ < length_.total_steps) {
     if (stage_ == 1 && method_->plan(context()).stage == 2) start_stage_two();
     const double began = monotonic_seconds();
-    const auto batches = next_batches();
+    const auto batches = take_batches();
     if (batches.empty()) {
       if (length_.ends_with_epochs && epoch_ + 1 >= length_.num_epochs) {
         // The data ended before total_steps, since steps were skipped.
@@ -166,7 +167,17 @@ void Trainer::catch_up() {
   if (best_step_ == step_ && best_) save();
 }
 
-std::vector<data::Batch> Trainer::next_batches() {
+// Of this step. Those of the next are read too, where there is one in this epoch: on a GPU its first teacher runs beside this step's last
+// student.
+std::vector<data::Batch> Trainer::take_batches() {
+  auto batches = next_batches_.empty() ? read_batches() : std::exchange(next_batches_, {});
+  if (batches.empty() || step_ + 1 >= length_.total_steps) return batches;
+  place_before_next_ = in_.train.state();
+  next_batches_ = read_batches();
+  return batches;
+}
+
+std::vector<data::Batch> Trainer::read_batches() {
   std::vector<data::Batch> batches;
   data::Batch batch;
   while (static_cast<int64_t>(batches.size()) < in_.config.train.gradient_accumulation_steps && in_.train.next(batch))
@@ -200,11 +211,17 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   settings.plan = r.plan;
   settings.target_scale = r.loss_scale / static_cast<double>(std::max<int64_t>(r.num_targets, 1));
   settings.row_scale = r.loss_scale * r.plan.alignment_weight / static_cast<double>(std::max<int64_t>(r.num_rows, 1));
-  settings.measures_alignment = r.plan.alignment_weight != 0.0 || is_due(step_, in_.config.distill.alignment.every_steps);
+  settings.measures_alignment = measures_alignment(r.plan, step_);
   settings.student.compute_dtype = in_.compute_dtype;
   settings.student.collect_blocks = settings.measures_alignment && alignment_.needs_blocks();
   settings.student.activation_checkpointing = in_.config.train.checkpointing == "blocks";
-  const LossSums sums = micro_batches_.run(batches, settings);
+  std::optional<NextBatch> next;
+  if (!next_batches_.empty()) {
+    auto after = context();
+    ++after.step;
+    next = NextBatch{&next_batches_.front(), measures_alignment(method_->plan(after), after.step)};
+  }
+  const LossSums sums = micro_batches_.run(batches, settings, next ? &*next : nullptr);
 
   const auto& parameters = in_.student.parameters();
   r.grad_norm = optim::grad_norm(parameters).item<double>() / r.loss_scale;
@@ -224,6 +241,10 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   }
   optimizer_->zero_grad();
   return r;
+}
+
+bool Trainer::measures_alignment(const distill::StepPlan& plan, int64_t step) const {
+  return plan.alignment_weight != 0.0 || is_due(step, in_.config.distill.alignment.every_steps);
 }
 
 void Trainer::on_good_step(const StepResult& result, double seconds) {
@@ -410,7 +431,7 @@ void Trainer::save() {
                      {"seconds", seconds_},
                      {"total_steps", length_.total_steps},
                      {"optimizer_steps", optimizer_->steps()},
-                     {"loader", in_.train.state()},
+                     {"loader", next_batches_.empty() ? in_.train.state() : place_before_next_},
                      {"method", method_->state()},
                      {"loss_scaler", scaler_.state()},
                      {"learning_rate_backoff", backoff_.state()},

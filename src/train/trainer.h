@@ -66,7 +66,9 @@ class Trainer {
   [[nodiscard]] json summary() const;  // for run.json: step, tokens, seconds, initial, last and best validation
 
  private:
-  std::vector<data::Batch> next_batches();
+  std::vector<data::Batch> take_batches();
+  std::vector<data::Batch> read_batches();
+  [[nodiscard]] bool measures_alignment(const distill::StepPlan& plan, int64_t step) const;
   void train();
   void end_epoch();
   void start_stage_two();
@@ -107,6 +109,8 @@ class Trainer {
   int64_t best_step_ = 0;
   int64_t validated_step_ = -1;  // of last_
 
+  std::vector<data::Batch> next_batches_;    // read ahead of their step
+  json place_before_next_;                   // the loader's place before them: what a checkpoint holds
   std::vector<std::string> bad_parameters_;  // of the last skipped step
   bool is_saved_ = false;                    // whether the newest checkpoint holds all of the above
   data::Batch probe_;                        // one row of the last step: what weights are tried on before they are saved

@@ -100,13 +100,27 @@ TEST(Estimate, CountsTheTeachersOutputsOfTwoMicroBatchesOnAGpu) {
     return 0;
   };
   const int64_t states = paper.config.train.micro_batch_size * paper.config.data.context_length * 1536;
-  ASSERT_GT(paper.config.train.gradient_accumulation_steps, 1);
   EXPECT_EQ(outputs(false), 2 * states * (2 + 4));
   EXPECT_EQ(outputs(true), states * (2 + 4));
   paper.config.distill.alignment.kind = "ratio";
   EXPECT_EQ(outputs(false), 2 * states * (2 + 4 * 6)) << "a mean of layers for each block";
   paper.config.train.gradient_accumulation_steps = 1;
-  EXPECT_EQ(outputs(false), states * (2 + 4 * 6));
+  EXPECT_EQ(outputs(false), 2 * states * (2 + 4 * 6)) << "the next step's first";
+}
+
+TEST(Estimate, CountsTheGradientsOfOneMicroBatchBesideTheirSum) {
+  Paper paper;
+  const auto extra = [&](bool is_cpu) -> int64_t {
+    for (const auto& i : estimate_memory(paper.config, paper.teacher, paper.student, 2, 2, is_cpu)) {
+      if (i.name == "gradients of a micro-batch") return i.size_bytes;
+    }
+    return 0;
+  };
+  ASSERT_GT(paper.config.train.gradient_accumulation_steps, 1);
+  EXPECT_EQ(extra(false), 4 * 84'360'264);
+  EXPECT_EQ(extra(true), 0);
+  paper.config.train.gradient_accumulation_steps = 1;
+  EXPECT_EQ(extra(false), 0);
 }
 
 TEST(Estimate, AdvisesNoHalfPrecisionTeacherOnACpu) {
