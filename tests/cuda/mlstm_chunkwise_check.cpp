@@ -488,6 +488,7 @@ static void check(const Case& c) {
   const bool same = got.h == again.h && got.C == again.C && got.dq == again.dq && got.dk == again.dk && got.dv == again.dv &&
                     got.di == again.di && got.df == again.df;
   const double floor = c.type == Type::float16 ? 3e-4 : 1e-30;
+  // dm0 is made of products with dC in the operands' type: float16 holds none of a gradient that decayed below its range.
   const double e[] = {rel(got.h, want.h, floor),
                       rel(got.C, want.C, floor),
                       rel(got.n, want.n, floor),
@@ -499,7 +500,6 @@ static void check(const Case& c) {
                       rel_to_terms(got.df, want.df, want.df_terms),
                       c.state ? rel(got.dC0, want.dC0, floor) : 0,
                       c.state ? rel_to_terms(got.dn0, want.dn0, want.dn0_terms) : 0,
-                      // Made of products with dC in the operands' type: float16 holds none of a gradient that decayed below its range.
                       c.state ? rel_to_terms(got.dm0, want.dm0, want.dm0_terms, floor) : 0};
   double worst = 0;
   for (double x : e) worst = std::max(worst, x);
