@@ -177,7 +177,11 @@ std::pair<Tensor, Tensor> rms_norm_and_copy(const Tensor& x, const Tensor& weigh
 }
 
 bool StateSum::add(const Tensor& state, bool is_last) {
-  if (!has_cuda_kernels(state) || !state.is_contiguous() || state.numel() == 0) {
+  const bool may_wait = has_cuda_kernels(state) && state.is_contiguous() && state.numel() > 0;
+  const bool fits =
+      waiting_.empty() || (waiting_.front().sizes() == state.sizes() && waiting_.front().scalar_type() == state.scalar_type());
+  if (!may_wait || !fits) add_waiting();  // in their order
+  if (!may_wait) {
     if (sum_.defined()) {
       sum_.add_(state);
     } else {

@@ -217,8 +217,15 @@ void time_all() {
 
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "check";
+  int major = 0, minor = 0;
+  CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  CHECK_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
+  if (major != 9 || minor != 0) {
+    std::printf("not run: swiglu_product needs a GPU of compute capability 9.0, this one has %d.%d\n", major, minor);
+    return 0;
+  }
   if (!gpu::swiglu_product_supports({Type::bfloat16, 128, 128, 64, nullptr, nullptr, nullptr})) {
-    std::printf("swiglu_product needs a GPU of compute capability 9.0 and a build for sm_90a\n");
+    std::printf("swiglu_product does not run on this GPU, which it is for: was it built without sm_90a?\n");
     return 1;
   }
   if (what == "check" || what == "small") check_all(what == "small");

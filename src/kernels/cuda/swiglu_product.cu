@@ -47,8 +47,8 @@ __device__ inline Tile tile_at(const Work& work, int index) {
   return {first + within % height, within / height};
 }
 
-// silu(gate) * up. Two share a reciprocal, since special functions are what takes the time here. The exponential stops at 2^60, so that the
-// product stays finite: silu is below 1e-16 there.
+// silu(gate) * up. Two share a reciprocal, since special functions are what takes the time here. The exponential stops at 2^60, so that
+// their product stays finite: from there on, gate below -41, the result is gate 2^-60 up instead of less.
 template <typename T>
 __device__ inline uint32_t silu_times(float gate0, float gate1, float up0, float up1) {
   float grown0, grown1, share;
@@ -222,7 +222,8 @@ cudaError_t launch(const SwigluProduct& x, cudaStream_t stream) {
   const auto M = cuuint64_t(x.M), I = cuuint64_t(x.I), K = cuuint64_t(x.K);
   constexpr auto kInputSwizzle = kBlockK == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   CUtensorMap x_map, weight_map, out_map;
-  // The weight as [I / 8][gate, up][8][K]: one copy brings 8 gate rows and the 8 up rows of the same outputs by turns.
+  // The weight as [I / 8][gate, up][8][K]: one copy brings 8 gate rows and the 8 up rows of the same outputs by turns. The strides do not
+  // grow from dimension to dimension, which drivers do not ask for; one that does would make this NotSupported.
   if (!encode_map<2>(&x_map, x.type, x.x_MK, {K, M}, {K * 2}, {kBlockK, kRows}, kInputSwizzle) ||
       !encode_map<4>(&weight_map, x.type, x.weight_2IK, {K, 8, 2, I / 8}, {K * 2, I * K * 2, K * 16},
                      {kBlockK, 8, 2, kOutputs / 8 / kCluster}, kInputSwizzle) ||
@@ -264,7 +265,11 @@ bool device_runs_it() {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device >= kMaxDevices) return false;
   int answer = known[device].load(std::memory_order_relaxed);
-  if (answer == 0) known[device].store(answer = find_out_whether_device_runs_it(device) ? 2 : 1, std::memory_order_relaxed);
+  if (answer == 0) {
+    answer = find_out_whether_device_runs_it(device) ? 2 : 1;
+    if (answer == 1) (void)cudaGetLastError();  // of a question: the next launch's check shall not find it
+    known[device].store(answer, std::memory_order_relaxed);
+  }
   return answer == 2;
 }
 
@@ -287,7 +292,9 @@ bool swiglu_product_supports(const SwigluProduct& x) {
 cudaError_t swiglu_product(const SwigluProduct& x, cudaStream_t stream) {
   if (!swiglu_product_supports(x)) return cudaErrorNotSupported;
   if (x.M == 0) return cudaSuccess;
-  return x.type == Type::float16 ? launch_for<__half>(x, stream) : launch_for<__nv_bfloat16>(x, stream);
+  const cudaError_t error = x.type == Type::float16 ? launch_for<__half>(x, stream) : launch_for<__nv_bfloat16>(x, stream);
+  if (error != cudaSuccess) (void)cudaGetLastError();  // the caller has it: the next launch's check shall not find it
+  return error;
 }
 
 }  // namespace distil_xlstm::kernels::cuda

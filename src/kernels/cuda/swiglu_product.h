@@ -1,5 +1,6 @@
 // SwiGLU over a matrix product on Hopper: out = silu(x Wg^T) * (x Wu^T), gate and up never in memory (docs/kernels/swiglu_product.md).
-// Letters: M rows, I outputs, K inputs. Sums and activation in float; the order of the sums never changes. Bytes: every tensor once.
+// Letters: M rows, I outputs, K inputs. Sums and activation in float; the order of the sums never changes. Bytes: x and out once, the
+// weight once for 4 096 rows.
 #pragma once
 
 #include "kernels/cuda/types.h"
@@ -16,7 +17,8 @@ struct SwigluProduct {
 
 // On the current device, with these shapes and pointers. It asks the device once only.
 bool swiglu_product_supports(const SwigluProduct& x);
-// cudaErrorNotSupported, and nothing launched, where swiglu_product_supports says no.
+// cudaErrorNotSupported, and nothing launched, where swiglu_product_supports says no, or the driver refuses the tensors' maps or has no
+// room for a cluster.
 cudaError_t swiglu_product(const SwigluProduct& x, cudaStream_t stream);
 
 }  // namespace distil_xlstm::kernels::cuda

@@ -106,6 +106,16 @@ TEST(AdamW, DividesGradients) {
   }
 }
 
+// The student's converted weights go by the parameters' versions, which LibTorch's fused operation leaves alone.
+TEST(AdamW, AStepCountsAsAChange) {
+  const Tensor parameter = at::ones({3}).requires_grad_();
+  AdamW optimizer({{"weight", parameter}}, {}, [](const std::string&) { return true; });
+  const int64_t before = parameter._version();
+  parameter.mutable_grad() = at::ones({3});
+  optimizer.step(0.1);
+  EXPECT_GT(parameter._version(), before);
+}
+
 TEST(AdamW, LeavesParametersWithoutGradientAlone) {
   const NamedTensors parameters = {{"a.weight", leaf(at::ones({3}))}, {"b.weight", leaf(at::ones({3}))}};
   AdamW optimizer(parameters, {}, is_decayed);
