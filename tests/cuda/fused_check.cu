@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda_testing.h"
 #include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/convert.cuh"
@@ -29,32 +30,10 @@
 
 using namespace distil_xlstm::kernels::cuda;
 
-#define CHECK_CUDA(call)                                                                     \
-  do {                                                                                       \
-    const cudaError_t error_ = (call);                                                       \
-    if (error_ != cudaSuccess) {                                                             \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_)); \
-      std::exit(1);                                                                          \
-    }                                                                                        \
-  } while (0)
-
 namespace {
 
 std::mt19937_64 generator(std::random_device{}());
 int failures = 0, cases = 0;
-size_t size_of(Type type) {
-  return type == Type::float32 ? 4 : 2;
-}
-const char* name_of(Type type) {
-  return type == Type::float32 ? "f32" : type == Type::bfloat16 ? "bf16" : "f16";
-}
-
-double rounded(double x, Type type) {
-  const auto f = float(x);
-  return type == Type::float32    ? f
-         : type == Type::bfloat16 ? double(__bfloat162float(__float2bfloat16(f)))
-                                  : double(__half2float(__float2half(f)));
-}
 
 // A device tensor with its values on the host.
 struct Tensor {

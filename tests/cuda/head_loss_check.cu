@@ -15,22 +15,15 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_testing.h"
 #include "kernels/cpu/head_loss.h"
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/head_loss.h"
 
 namespace cpu = distil_xlstm::kernels;
 namespace gpu = distil_xlstm::kernels::cuda;
-using gpu::Type;
+using gpu::Buffer, gpu::Type;
 
-#define CHECK_CUDA(call)                                                                     \
-  do {                                                                                       \
-    const cudaError_t error_ = (call);                                                       \
-    if (error_ != cudaSuccess) {                                                             \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_)); \
-      std::exit(1);                                                                          \
-    }                                                                                        \
-  } while (0)
 #define CHECK_BLAS(call)                                                       \
   do {                                                                         \
     const cublasStatus_t status_ = (call);                                     \
@@ -41,28 +34,6 @@ using gpu::Type;
   } while (0)
 
 namespace {
-
-size_t size_of(Type type) {
-  return type == Type::float32 ? 4 : 2;
-}
-const char* name_of(Type type) {
-  return type == Type::float32 ? "f32" : type == Type::bfloat16 ? "bf16" : "f16";
-}
-
-struct Buffer {
-  explicit Buffer(size_t bytes) : bytes(bytes) { CHECK_CUDA(cudaMalloc(&data, std::max<size_t>(bytes, 16))); }
-  ~Buffer() { cudaFree(data); }
-  Buffer(const Buffer&) = delete;
-  void* data = nullptr;
-  size_t bytes;
-};
-
-double rounded(double x, Type type) {
-  const auto f = float(x);
-  return type == Type::float32    ? f
-         : type == Type::bfloat16 ? double(__bfloat162float(__float2bfloat16(f)))
-                                  : double(__half2float(__float2half(f)));
-}
 
 // Values already representable in the type.
 void upload(void* to, const std::vector<double>& x, Type type) {

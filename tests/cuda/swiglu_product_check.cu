@@ -4,35 +4,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "cuda_testing.h"
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/swiglu_product.h"
 
 namespace gpu = distil_xlstm::kernels::cuda;
-using gpu::Type;
-
-#define CHECK_CUDA(call)                                                                     \
-  do {                                                                                       \
-    const cudaError_t error_ = (call);                                                       \
-    if (error_ != cudaSuccess) {                                                             \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_)); \
-      std::exit(1);                                                                          \
-    }                                                                                        \
-  } while (0)
+using gpu::Buffer, gpu::Type;
 
 namespace {
-
-struct Buffer {
-  explicit Buffer(size_t bytes) : bytes(bytes) { CHECK_CUDA(cudaMalloc(&data, std::max<size_t>(bytes, 16))); }
-  ~Buffer() { cudaFree(data); }
-  Buffer(const Buffer&) = delete;
-  void* data = nullptr;
-  size_t bytes;
-};
 
 template <typename T>
 __global__ void fill_normal(T* x, int64_t count, float scale, uint64_t seed) {
@@ -116,7 +99,7 @@ double run_case(Type type, int64_t M, int I, int K) {
   if (!(error < limit) || host[2] != 0 || host[3] != 0 || touched != 0) {
     ++failures;
     std::printf("FAILED %s M=%lld I=%d K=%d: error %.2e (limit %.0e), %.0f not finite, %.0f words differ, %lld bytes beyond the end\n",
-                type == Type::bfloat16 ? "bf16" : "f16", (long long)M, I, K, error, limit, host[2], host[3], (long long)touched);
+                gpu::name_of(type), (long long)M, I, K, error, limit, host[2], host[3], (long long)touched);
   }
   return error;
 }
@@ -144,7 +127,7 @@ void check_all(bool small) {
         }
       }
     }
-    std::printf("%s: %d cases, worst error %.2e\n", type == Type::bfloat16 ? "bf16" : "f16", cases - before, worst);
+    std::printf("%s: %d cases, worst error %.2e\n", gpu::name_of(type), cases - before, worst);
   }
   Buffer some(1024 * 1024);
   auto* data = static_cast<char*>(some.data);
