@@ -36,6 +36,7 @@ file(GLOB DX_NVIDIA_LIBS "${DX_SITE}/nvidia/*/lib")
 set(DX_RPATH ${DX_TORCH_LIB} ${DX_NVIDIA_LIBS})
 
 if(DISTIL_XLSTM_CUDA)
+  include(cuda_targets)
   set(cu ${DX_SITE}/nvidia/cu13)
   if(NOT CMAKE_CUDA_COMPILER)
     if(EXISTS ${cu}/bin/nvcc)

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "ops/cuda_backend.h"
+#include "ops/cuda_targets.h"
 
 namespace distil_xlstm::ops {
 namespace {
@@ -50,6 +51,41 @@ std::string_view kernels_variable() {
   return value == nullptr || *value == '\0' ? "fast" : value;
 }
 
+// What is wrong where a GPU of this process has no code in a library compiled for `targets`; empty where all have. Else the first launch
+// would fail.
+std::string find_device_without_code(std::string_view targets, int devices) {
+  for (int index = 0; index < devices; ++index) {
+    const int capability = compute_capability({at::kCUDA, static_cast<c10::DeviceIndex>(index)});
+    if (capability == 0 || cuda_targets_cover(targets, capability)) continue;
+    return fmt::format(
+        "compiled for {}, but cuda:{} has compute capability {}.{}: build it on this machine, or with CUDA_ARCHITECTURES={}, or leave that "
+        "GPU out with CUDA_VISIBLE_DEVICES",
+        targets, index, capability / 10, capability % 10, capability == 90 ? "90a" : std::to_string(capability));
+  }
+  return {};
+}
+
+// Opens the CUDA library and takes its kernels into the table of the process; why it could not, empty where it did.
+std::string open_kernels(int devices) {
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
+  for (const fs::path& folder : {program, program / "..", program / ".." / "lib"}) {
+    const fs::path library = folder / "libdistil_xlstm_cuda.so";
+    if (!fs::exists(library)) continue;
+    void* handle = ::dlopen(library.c_str(), RTLD_NOW);
+    const auto register_kernels = handle == nullptr ? nullptr : reinterpret_cast<CudaRegister>(::dlsym(handle, kCudaRegisterSymbol));
+    if (register_kernels == nullptr) return ::dlerror();
+    if (!register_kernels(&cuda_backend(), DX_CUDA_INTERFACE))
+      return fmt::format("{}: built from other sources than the program: run 'make cuda'", library.filename().string());
+    const auto targets = reinterpret_cast<const char*>(::dlsym(handle, kCudaTargetsSymbol));
+    const std::string problem = find_device_without_code(targets == nullptr ? "" : targets, devices);
+    if (problem.empty()) return {};
+    cuda_backend() = {};
+    return fmt::format("{}: {}", library.filename().string(), problem);
+  }
+  return "libdistil_xlstm_cuda.so is not beside the program";
+}
+
 CudaReport open_cuda() {
   CudaReport report;
   if (const char* off = std::getenv("DISTIL_XLSTM_NO_CUDA"); off != nullptr && std::string_view(off) == "1") {
@@ -77,24 +113,8 @@ CudaReport open_cuda() {
     report.detail += ", without our kernels (DISTIL_XLSTM_KERNELS=plain)";
     return report;
   }
-  std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
-  for (const fs::path& folder : {program, program / "..", program / ".." / "lib"}) {
-    const fs::path library = folder / "libdistil_xlstm_cuda.so";
-    if (!fs::exists(library)) continue;
-    void* handle = ::dlopen(library.c_str(), RTLD_NOW);
-    const auto register_kernels = handle == nullptr ? nullptr : reinterpret_cast<CudaRegister>(::dlsym(handle, kCudaRegisterSymbol));
-    if (register_kernels == nullptr) {
-      report.detail += fmt::format(", without our kernels ({})", ::dlerror());
-      return report;
-    }
-    const bool is_registered = register_kernels(&cuda_backend(), DX_CUDA_INTERFACE);
-    report.detail += is_registered ? ", our kernels"
-                                   : fmt::format(", without our kernels ({}: built from other sources than the program: run 'make cuda')",
-                                                 library.filename().string());
-    return report;
-  }
-  report.detail += ", without our kernels (libdistil_xlstm_cuda.so is not beside the program)";
+  report.no_kernels = open_kernels(devices);
+  report.detail += report.no_kernels.empty() ? ", our kernels" : fmt::format(", without our kernels ({})", report.no_kernels);
   return report;
 }
 
@@ -122,6 +142,12 @@ void resolve_vector_functions() {
   }
 }
 
+// Who does not know would train for hours at a fraction of the speed.
+void warn_of_plain_operations(const CudaReport& cuda) {
+  if (!cuda.no_kernels.empty())
+    spdlog::warn("plain tensor operations, several times slower, run in place of our CUDA kernels: {}", cuda.no_kernels);
+}
+
 // What comes next on stream `later` waits for what is on stream `earlier` now; the host waits for neither.
 void order_streams(const c10::Stream& earlier, const c10::Stream& later) {
   c10::Event event(earlier.device_type());
@@ -145,8 +171,8 @@ at::Device parse_device(std::string_view name) {
     throw ConfigError("DISTIL_XLSTM_KERNELS = {}: must be 'fast' or 'plain'", kernels);
   }
   const CudaReport& cuda = load_cuda();
-  if (name == "auto") return cuda.is_available ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  if (name == "cpu") return at::Device(at::kCPU);
+  if (name == "cpu" || (name == "auto" && !cuda.is_available)) return at::Device(at::kCPU);
+  if (name == "auto") name = "cuda:0";
   if (name == "cuda" || name.starts_with("cuda:")) {
     if (!cuda.is_available) throw DeviceError("device = {}: {}", name, cuda.detail);
     int64_t index = 0;
@@ -161,6 +187,7 @@ at::Device parse_device(std::string_view name) {
     }
     const int64_t count = static_cast<int64_t>(at::accelerator::deviceCount());
     if (index < 0 || index >= count) throw ConfigError("device = {}: there are {} CUDA devices, numbered from 0", name, count);
+    warn_of_plain_operations(cuda);
     return {at::kCUDA, static_cast<c10::DeviceIndex>(index)};
   }
   throw ConfigError("device = {}: must be 'auto', 'cpu', 'cuda' or 'cuda:N'", name);

@@ -605,7 +605,9 @@ void head_loss_tile(const HeadLossTile& tile) {
 }  // namespace
 }  // namespace distil_xlstm::ops
 
-// The program finds this by name (kCudaRegisterSymbol).
+// The program finds both by name (kCudaTargetsSymbol, kCudaRegisterSymbol).
+extern "C" __attribute__((visibility("default"))) const char distil_xlstm_cuda_targets[] = DX_CUDA_TARGETS;
+
 extern "C" __attribute__((visibility("default"))) bool distil_xlstm_register_kernels(distil_xlstm::ops::CudaBackend* table,
                                                                                      const char* interface) {
   using namespace distil_xlstm::ops;

@@ -1,0 +1,25 @@
+# Which GPUs the CUDA library is compiled for, where CMAKE_CUDA_ARCHITECTURES does not say: those of this machine; all that releases are for
+# where it has none. Found anew at each configuration, so that a build folder serves the machine it is on.
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                  OUTPUT_VARIABLE capabilities RESULT_VARIABLE no_driver ERROR_QUIET)
+  set(CMAKE_CUDA_ARCHITECTURES "")
+  if(no_driver EQUAL 0)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${capabilities}")
+    foreach(capability ${capabilities})
+      string(REPLACE "." "" number ${capability})
+      if(number EQUAL 90)
+        list(APPEND CMAKE_CUDA_ARCHITECTURES 90a-real)  # wgmma
+      elseif(number GREATER_EQUAL 80)
+        list(APPEND CMAKE_CUDA_ARCHITECTURES ${number}-real)
+      else()
+        message(WARNING "A GPU of compute capability ${capability}: our kernels need 8.0, it will run plain tensor operations")
+      endif()
+    endforeach()
+    list(REMOVE_DUPLICATES CMAKE_CUDA_ARCHITECTURES)
+  endif()
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90a-real 100a-real 120-real 80-virtual)
+  endif()
+endif()
+message(STATUS "CUDA library for ${CMAKE_CUDA_ARCHITECTURES}")
