@@ -5,12 +5,12 @@ JOBS  ?= $(shell nproc)
 .PHONY: demo demo-smollm2 test test-oracles build build-tests cuda format check-format lint layout clean
 
 # With a GPU (or CUDA=1) the CUDA library is built beside the program; the program itself is the same. It is compiled for this machine's
-# GPUs, or for those that CUDA_ARCHITECTURES names ("80-real;90a-real").
-cuda_targets = $(if $(CUDA_ARCHITECTURES),"-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)")
+# GPUs, or for those that CUDA_ARCHITECTURES names ("80-real;90a-real"); empty, it clears what an earlier call left in the build folder.
+cuda_targets = "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 define BUILD_TARGETS
 @env=$$(tools/setup) && case $$env in */full-*) cuda=ON ;; *) cuda=OFF ;; esac \
   && cmake --preset release -DDISTIL_XLSTM_ENV_DIR=$$env -DDISTIL_XLSTM_CUDA=$$cuda $(cuda_targets) > build.log 2>&1 || { cat build.log; exit 1; } \
-  && rm -f build.log && ninja -C $(BUILD) -j $(JOBS)
+  && { sed -n 's/^-- \(CUDA library for .*\)/\1/p' build.log; rm -f build.log; } && ninja -C $(BUILD) -j $(JOBS)
 endef
 
 build:
@@ -35,7 +35,7 @@ test-oracles: build-tests
 
 # The CUDA library and the kernels' checks, for one architecture (90a, or CUDA_ARCHITECTURES): all CUDA code compiles, GPU or not.
 cuda:
-	@env=$$(CUDA=1 tools/setup) && cmake --preset cuda -DDISTIL_XLSTM_ENV_DIR=$$env $(cuda_targets) > /dev/null \
+	@env=$$(CUDA=1 tools/setup) && cmake --preset cuda -DDISTIL_XLSTM_ENV_DIR=$$env $(if $(CUDA_ARCHITECTURES),$(cuda_targets)) > /dev/null \
 	  && ninja -C build/cuda -j $(JOBS) distil_xlstm_cuda kernel_checks
 
 format:

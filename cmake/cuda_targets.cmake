@@ -1,19 +1,28 @@
-# Which GPUs the CUDA library is compiled for, where CMAKE_CUDA_ARCHITECTURES does not say: those of this machine; all that releases are for
-# where it has none. Found anew at each configuration, so that a build folder serves the machine it is on.
+# Which GPUs the CUDA library is compiled for, where neither CMAKE_CUDA_ARCHITECTURES nor the environment's CUDAARCHS says: those of this machine;
+# all that releases are for where it has none. Not kept in the cache: a build folder serves the machine that configures it.
 if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}")
+endif()
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(KNOWN_TO_NVCC 80 86 87 88 89 90 100 103 110 120 121)  # of CUDA 13.0
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
                   OUTPUT_VARIABLE capabilities RESULT_VARIABLE no_driver ERROR_QUIET)
-  set(CMAKE_CUDA_ARCHITECTURES "")
+  set(too_old "")
   if(no_driver EQUAL 0)
-    string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${capabilities}")
+    string(REPLACE "\n" ";" capabilities "${capabilities}")
     foreach(capability ${capabilities})
-      string(REPLACE "." "" number ${capability})
+      if(NOT capability MATCHES "^ *([0-9]+)\\.([0-9]) *$")
+        continue()
+      endif()
+      set(number ${CMAKE_MATCH_1}${CMAKE_MATCH_2})
       if(number EQUAL 90)
         list(APPEND CMAKE_CUDA_ARCHITECTURES 90a-real)  # wgmma
-      elseif(number GREATER_EQUAL 80)
+      elseif(number IN_LIST KNOWN_TO_NVCC)
         list(APPEND CMAKE_CUDA_ARCHITECTURES ${number}-real)
+      elseif(number GREATER 80)
+        list(APPEND CMAKE_CUDA_ARCHITECTURES 80-virtual)  # PTX, for the driver to compile
       else()
-        message(WARNING "A GPU of compute capability ${capability}: our kernels need 8.0, it will run plain tensor operations")
+        list(APPEND too_old ${capability})
       endif()
     endforeach()
     list(REMOVE_DUPLICATES CMAKE_CUDA_ARCHITECTURES)
@@ -22,4 +31,7 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90a-real 100a-real 120-real 80-virtual)
   endif()
 endif()
-message(STATUS "CUDA library for ${CMAKE_CUDA_ARCHITECTURES}")
+if(too_old)
+  set(too_old " (the kernels need compute capability 8.0: a GPU of ${too_old} runs plain tensor operations)")
+endif()
+message(STATUS "CUDA library for ${CMAKE_CUDA_ARCHITECTURES}${too_old}")

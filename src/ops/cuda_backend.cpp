@@ -11,7 +11,8 @@ CudaBackend& cuda_backend() {
 
 bool has_cuda_kernels(const Tensor& x) {
   const at::ScalarType type = x.scalar_type();
-  return x.is_cuda() && cuda_backend().slstm_forward != nullptr && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);
+  return x.is_cuda() && (cuda_backend().devices >> x.get_device() & 1) != 0 &&
+         (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);
 }
 
 at::ScalarType activation_type(const Tensor& x) {

@@ -61,12 +61,15 @@ struct CudaBackend {
   MlstmOutput (*mlstm_chunkwise)(const MlstmInputs& inputs, const MlstmState& initial, bool returns_state) = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
   int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0, max_summed_states = 0;
+  const char* targets = "";  // what the library is compiled for (ops/cuda_targets.h)
+  uint64_t devices = 0;      // bit i: it has code for cuda:i
 };
 
 // The one table of the process.
 CudaBackend& cuda_backend();
 
-// Whether the kernels serve this activation: on CUDA where their library is open, which DISTIL_XLSTM_KERNELS=plain leaves shut.
+// Whether the kernels serve this activation: on CUDA where their library is open, which DISTIL_XLSTM_KERNELS=plain leaves shut, and has
+// code for the device.
 bool has_cuda_kernels(const Tensor& x);
 // The type to hand an activation over in: its own where the kernels convert, else the type to compute in.
 at::ScalarType activation_type(const Tensor& x);

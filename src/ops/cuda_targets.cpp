@@ -1,5 +1,7 @@
 #include "ops/cuda_targets.h"
 
+#include <fmt/format.h>
+
 #include <charconv>
 
 namespace distil_xlstm::ops {
@@ -21,10 +23,19 @@ bool target_covers(std::string_view target, int capability) {
 bool cuda_targets_cover(std::string_view targets, int capability) {
   while (!targets.empty()) {
     const size_t end = targets.find(',');
-    if (target_covers(targets.substr(0, end), capability)) return true;
+    const std::string_view target = targets.substr(0, end);
+    if (!target.empty() && target_covers(target, capability)) return true;
     targets = end == std::string_view::npos ? std::string_view() : targets.substr(end + 1);
   }
   return false;
+}
+
+std::string no_code_message(std::string_view targets, int capability) {
+  constexpr int kFirstCapability = 80;
+  const std::string device = fmt::format("a GPU of compute capability {}.{}", capability / 10, capability % 10);
+  if (capability < kFirstCapability) return fmt::format("{}: our kernels need 8.0", device);
+  return fmt::format("{}, libdistil_xlstm_cuda.so is compiled for {}: build it on this machine, or with CUDA_ARCHITECTURES={}", device,
+                     targets, capability == 90 ? "90a" : std::to_string(capability));
 }
 
 }  // namespace distil_xlstm::ops

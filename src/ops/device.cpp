@@ -6,8 +6,10 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <mutex>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -51,22 +53,8 @@ std::string_view kernels_variable() {
   return value == nullptr || *value == '\0' ? "fast" : value;
 }
 
-// What is wrong where a GPU of this process has no code in a library compiled for `targets`; empty where all have. Else the first launch
-// would fail.
-std::string find_device_without_code(std::string_view targets, int devices) {
-  for (int index = 0; index < devices; ++index) {
-    const int capability = compute_capability({at::kCUDA, static_cast<c10::DeviceIndex>(index)});
-    if (capability == 0 || cuda_targets_cover(targets, capability)) continue;
-    return fmt::format(
-        "compiled for {}, but cuda:{} has compute capability {}.{}: build it on this machine, or with CUDA_ARCHITECTURES={}, or leave that "
-        "GPU out with CUDA_VISIBLE_DEVICES",
-        targets, index, capability / 10, capability % 10, capability == 90 ? "90a" : std::to_string(capability));
-  }
-  return {};
-}
-
 // Opens the CUDA library and takes its kernels into the table of the process; why it could not, empty where it did.
-std::string open_kernels(int devices) {
+std::string open_kernels() {
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error).parent_path();
   for (const fs::path& folder : {program, program / "..", program / ".." / "lib"}) {
@@ -74,16 +62,43 @@ std::string open_kernels(int devices) {
     if (!fs::exists(library)) continue;
     void* handle = ::dlopen(library.c_str(), RTLD_NOW);
     const auto register_kernels = handle == nullptr ? nullptr : reinterpret_cast<CudaRegister>(::dlsym(handle, kCudaRegisterSymbol));
+    const auto targets = handle == nullptr ? nullptr : reinterpret_cast<const char*>(::dlsym(handle, kCudaTargetsSymbol));
     if (register_kernels == nullptr) return ::dlerror();
-    if (!register_kernels(&cuda_backend(), DX_CUDA_INTERFACE))
+    if (targets == nullptr || !register_kernels(&cuda_backend(), DX_CUDA_INTERFACE))
       return fmt::format("{}: built from other sources than the program: run 'make cuda'", library.filename().string());
-    const auto targets = reinterpret_cast<const char*>(::dlsym(handle, kCudaTargetsSymbol));
-    const std::string problem = find_device_without_code(targets == nullptr ? "" : targets, devices);
-    if (problem.empty()) return {};
-    cuda_backend() = {};
-    return fmt::format("{}: {}", library.filename().string(), problem);
+    cuda_backend().targets = targets;
+    return {};
   }
   return "libdistil_xlstm_cuda.so is not beside the program";
+}
+
+// Of each GPU, why our kernels do not serve it; empty where they do.
+std::vector<std::string> find_devices_without_kernels(int devices) {
+  const std::string problem = open_kernels();
+  std::vector<std::string> problems(static_cast<size_t>(devices), problem);
+  if (!problem.empty()) return problems;
+  CudaBackend& backend = cuda_backend();
+  constexpr int kMaxDevices = 64;  // bits of CudaBackend::devices
+  for (int index = 0; index < std::min(devices, kMaxDevices); ++index) {
+    const int capability = compute_capability({at::kCUDA, static_cast<c10::DeviceIndex>(index)});
+    if (capability == 0 || cuda_targets_cover(backend.targets, capability)) {
+      backend.devices |= uint64_t{1} << index;
+    } else {
+      problems[static_cast<size_t>(index)] = no_code_message(backend.targets, capability);
+    }
+  }
+  return problems;
+}
+
+// ", our kernels" and of which GPUs they are not.
+std::string kernels_text(const std::vector<std::string>& no_kernels) {
+  const auto is_served = [](const std::string& problem) { return problem.empty(); };
+  if (std::none_of(no_kernels.begin(), no_kernels.end(), is_served)) return fmt::format(", without our kernels ({})", no_kernels.front());
+  std::string text = ", our kernels";
+  for (size_t index = 0; index < no_kernels.size(); ++index) {
+    if (!is_served(no_kernels[index])) text += fmt::format(" (not on cuda:{}: {})", index, no_kernels[index]);
+  }
+  return text;
 }
 
 CudaReport open_cuda() {
@@ -113,8 +128,8 @@ CudaReport open_cuda() {
     report.detail += ", without our kernels (DISTIL_XLSTM_KERNELS=plain)";
     return report;
   }
-  report.no_kernels = open_kernels(devices);
-  report.detail += report.no_kernels.empty() ? ", our kernels" : fmt::format(", without our kernels ({})", report.no_kernels);
+  report.no_kernels = find_devices_without_kernels(devices);
+  report.detail += kernels_text(report.no_kernels);
   return report;
 }
 
@@ -142,10 +157,13 @@ void resolve_vector_functions() {
   }
 }
 
-// Who does not know would train for hours at a fraction of the speed.
-void warn_of_plain_operations(const CudaReport& cuda) {
-  if (!cuda.no_kernels.empty())
-    spdlog::warn("plain tensor operations, several times slower, run in place of our CUDA kernels: {}", cuda.no_kernels);
+// Who does not know would train for hours at a fraction of the speed. Once a process.
+void warn_of_plain_operations(const CudaReport& cuda, size_t index) {
+  if (index >= cuda.no_kernels.size() || cuda.no_kernels[index].empty()) return;
+  static std::once_flag is_told;
+  std::call_once(is_told, [&] {
+    spdlog::warn("cuda:{}: plain tensor operations, several times slower, run in place of our kernels: {}", index, cuda.no_kernels[index]);
+  });
 }
 
 // What comes next on stream `later` waits for what is on stream `earlier` now; the host waits for neither.
@@ -187,7 +205,7 @@ at::Device parse_device(std::string_view name) {
     }
     const int64_t count = static_cast<int64_t>(at::accelerator::deviceCount());
     if (index < 0 || index >= count) throw ConfigError("device = {}: there are {} CUDA devices, numbered from 0", name, count);
-    warn_of_plain_operations(cuda);
+    warn_of_plain_operations(cuda, static_cast<size_t>(index));
     return {at::kCUDA, static_cast<c10::DeviceIndex>(index)};
   }
   throw ConfigError("device = {}: must be 'auto', 'cpu', 'cuda' or 'cuda:N'", name);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "ops/tensor.h"
 
@@ -13,18 +14,19 @@ namespace distil_xlstm::ops {
 
 struct CudaReport {
   bool is_available = false;
-  std::string detail;      // device names and whether our kernels serve them, or why there is none
-  std::string no_kernels;  // why our kernels could not be used where a GPU can; empty where they are, or are not wanted
+  std::string detail;  // device names and whether our kernels serve them, or why there is none
+  std::vector<std::string>
+      no_kernels;  // by GPU: why our kernels do not serve it; empty text where they do, no texts where they are not wanted
 };
 
 // Opens libtorch_cuda.so (beside libtorch_cpu.so) and libdistil_xlstm_cuda.so (beside the program), once. Must run before any tensor
 // exists: ATen keeps what it finds at first use. Also makes MKL choose its vector functions while one thread runs. Never throws: without
 // a driver, a GPU or CUDA's LibTorch the CPU part goes on. The variable DISTIL_XLSTM_NO_CUDA=1 leaves CUDA out, DISTIL_XLSTM_KERNELS=plain
-// our kernels: tensor operations run in their place, as where the library is missing, from other sources, or has no code for a visible GPU.
+// our kernels: tensor operations run in their place, as where the library is missing, from other sources, or has no code for the GPU.
 const CudaReport& load_cuda();
 
 // "auto" (CUDA where it is), "cpu", "cuda", "cuda:1". Throws ConfigError, also where DISTIL_XLSTM_KERNELS is neither "fast" nor "plain", or
-// DeviceError when CUDA is asked for and missing (with the reason). Warns where a GPU is chosen and our kernels could not be used.
+// DeviceError when CUDA is asked for and missing (with the reason). Warns, once, where a GPU is chosen that our kernels do not serve.
 at::Device parse_device(std::string_view name);
 
 // Of a GPU, 90 for 9.0; 0 for a CPU or where it is not known.

@@ -2,6 +2,8 @@
 // block of four warps per 64 units. Each block holds R's columns of its own units (4 gates x 64), one part as register fragments, the rest
 // as fragments in shared memory. Forward: every block needs all of h and sends its own units' h to all. Backward: a block multiplies its
 // own dp into dy of all units and sends each block the partial sums of its units, which are added in the order of the blocks.
+#include <algorithm>
+
 #include "kernels/cuda/slstm_mma.cuh"
 #include "kernels/cuda/slstm_mma.h"
 
@@ -14,7 +16,7 @@ constexpr int kRegisterRowTiles = 2;        // backward: m-tiles of each warp in
 constexpr int kGradPitch = 4 * kUnits + 8;  // of dp in shared memory
 constexpr int kPartPitch = kUnits + 4;      // of partial sums: pairs of rows 8 banks apart
 
-// Clusters exist from compute capability 9.0 on: slstm_has_clusters.
+// Clusters exist from compute capability 9.0 on: slstm_fits_cluster.
 __device__ inline void cluster_arrive() {
   __syncwarp();
 #if __CUDA_ARCH__ >= 900
@@ -500,11 +502,13 @@ cudaError_t launch(void (*kernel)(Arguments), const Arguments& x, size_t bytes, 
 
 }  // namespace
 
-bool slstm_has_clusters() {
-  int device = 0, has_clusters = 0;
+bool slstm_fits_cluster(int K) {
+  int device = 0, has_clusters = 0, shared_bytes = 0;
   cudaFuncAttributes code{};
   return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device) == cudaSuccess &&
-         has_clusters && cudaFuncGetAttributes(&code, forward_kernel<__half, false>) == cudaSuccess && code.ptxVersion >= 90;
+         has_clusters && cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+         std::max(forward_shared_bytes(K), backward_shared_bytes(K)) <= size_t(shared_bytes) &&
+         cudaFuncGetAttributes(&code, forward_kernel<__half, false>) == cudaSuccess && code.ptxVersion >= 90;
 }
 
 cudaError_t slstm_forward_cluster(const SlstmForward& x, cudaStream_t stream) {

@@ -10,8 +10,8 @@ cudaError_t slstm_forward_mma(const SlstmForward& x, cudaStream_t stream);
 cudaError_t slstm_backward_mma(const SlstmBackward& x, cudaStream_t stream);
 
 // K from there to kSlstmClusterMaxHeadWidth: a cluster per head and tile of rows. Needs a current device with thread-block clusters and
-// code compiled for one.
-bool slstm_has_clusters();
+// shared memory enough for this K (the smaller GPUs of 12.0 have 99 KiB a block, which ends at K = 288), and code compiled for one.
+bool slstm_fits_cluster(int K);
 cudaError_t slstm_forward_cluster(const SlstmForward& x, cudaStream_t stream);
 cudaError_t slstm_backward_cluster(const SlstmBackward& x, cudaStream_t stream);
 

@@ -255,7 +255,7 @@ bool is_supported(int B, int S, int H, int K) {
 
 bool slstm_uses_tensor_cores(Type type, int K) {
   if (type == Type::float32 || K % 2 != 0 || K > kSlstmClusterMaxHeadWidth) return false;
-  return K <= kSlstmMmaMaxHeadWidth || slstm_has_clusters();
+  return K <= kSlstmMmaMaxHeadWidth || slstm_fits_cluster(K);
 }
 
 bool slstm_takes_steps(Type type, int K) {

@@ -40,11 +40,22 @@ TEST(CudaTargets, OneOfTheListIsEnough) {
   EXPECT_FALSE(cuda_targets_cover(released, 75));
   EXPECT_FALSE(cuda_targets_cover("80-real,90a-real", 100));
   EXPECT_FALSE(cuda_targets_cover("", 90));
+  EXPECT_FALSE(cuda_targets_cover("80-real,,", 90));
 }
 
 TEST(CudaTargets, NamesWithoutANumberCountAsEveryGpu) {
   EXPECT_TRUE(cuda_targets_cover("native", 80));
   EXPECT_TRUE(cuda_targets_cover("all-major", 120));
+}
+
+TEST(CudaTargets, TellsHowToGetCodeForAGpu) {
+  EXPECT_EQ(no_code_message("80-real,86-real", 90),
+            "a GPU of compute capability 9.0, libdistil_xlstm_cuda.so is compiled for 80-real,86-real: build it on this machine, or with "
+            "CUDA_ARCHITECTURES=90a");
+  EXPECT_EQ(no_code_message("90a", 120),
+            "a GPU of compute capability 12.0, libdistil_xlstm_cuda.so is compiled for 90a: build it on this machine, or with "
+            "CUDA_ARCHITECTURES=120");
+  EXPECT_EQ(no_code_message("90a", 75), "a GPU of compute capability 7.5: our kernels need 8.0");
 }
 
 }  // namespace
