@@ -162,7 +162,7 @@ void warn_of_plain_operations(const CudaReport& cuda, size_t index) {
   if (index >= cuda.no_kernels.size() || cuda.no_kernels[index].empty()) return;
   static std::once_flag is_told;
   std::call_once(is_told, [&] {
-    spdlog::warn("cuda:{}: plain tensor operations, several times slower, run in place of our kernels: {}", index, cuda.no_kernels[index]);
+    spdlog::warn("cuda:{}: plain tensor operations, many times slower, run in place of our kernels: {}", index, cuda.no_kernels[index]);
   });
 }
 
