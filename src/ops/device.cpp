@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/cpu/Utils.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
@@ -166,6 +167,14 @@ void warn_of_plain_operations(const CudaReport& cuda, size_t index) {
   });
 }
 
+// Once a process.
+void warn_of_emulation(std::string_view precision) {
+  static std::once_flag is_told;
+  std::call_once(is_told, [&] {
+    spdlog::warn("precision = {0}: this CPU has no instructions for products in {0}: they are emulated, slower than in fp32", precision);
+  });
+}
+
 // What comes next on stream `later` waits for what is on stream `earlier` now; the host waits for neither.
 void order_streams(const c10::Stream& earlier, const c10::Stream& later) {
   c10::Event event(earlier.device_type());
@@ -225,10 +234,25 @@ int compute_capability(at::Device device) {
   return 10 * major + minor;
 }
 
+bool has_products(at::ScalarType dtype, at::Device device) {
+  if (!device.is_cpu() || (dtype != at::kBFloat16 && dtype != at::kHalf)) return true;
+  const auto capabilities = at::cpu::get_cpu_capabilities();
+  const auto has = [&](const char* name) {
+    const auto found = capabilities.find(name);
+    return found != capabilities.end() && found->second.isBool() && found->second.toBool();
+  };
+  const auto architecture = capabilities.find("architecture");
+  if (architecture == capabilities.end() || !architecture->second.isString() || architecture->second.toStringRef() != "x86_64") return true;
+  return dtype == at::kBFloat16 ? has("avx512_bf16") || has("amx_bf16") : has("avx512_fp16") || has("amx_fp16");
+}
+
 at::ScalarType parse_precision(std::string_view name, at::Device device) {
   if (name == "fp32") return at::kFloat;
-  if (name == "bf16") return at::kBFloat16;
-  if (name == "fp16") return at::kHalf;
+  if (name == "bf16" || name == "fp16") {
+    const at::ScalarType dtype = name == "bf16" ? at::kBFloat16 : at::kHalf;
+    if (!has_products(dtype, device)) warn_of_emulation(name);
+    return dtype;
+  }
   if (name == "fp64") return at::kDouble;
   if (name == "auto") return device.is_cpu() ? at::kFloat : has_bf16(device) ? at::kBFloat16 : at::kHalf;
   throw ConfigError("precision = {}: must be 'auto', 'fp32', 'bf16' or 'fp16'", name);

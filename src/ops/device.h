@@ -32,7 +32,12 @@ at::Device parse_device(std::string_view name);
 // Of a GPU, 90 for 9.0; 0 for a CPU or where it is not known.
 int compute_capability(at::Device device);
 
-// "auto", "fp32", "bf16", "fp16", and "fp64" for tests. "auto": bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.
+// Whether products of this type have instructions of their own on a CPU (bf16: AVX512-BF16 or AMX; fp16: AVX512-FP16 or AMX-FP16; not told
+// on other architectures than x86); else LibTorch emulates them. True for float32, float64 and GPUs.
+bool has_products(at::ScalarType dtype, at::Device device);
+
+// "auto", "fp32", "bf16", "fp16", and "fp64" for tests. Warns, once, where a CPU emulates the type. "auto": bf16 on GPUs that have it, fp16
+// on older ones, fp32 on CPUs.
 at::ScalarType parse_precision(std::string_view name, at::Device device);
 
 std::string precision_name(at::ScalarType dtype);  // "bf16"

@@ -1,6 +1,9 @@
 #include "ops/device.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -44,6 +47,26 @@ TEST(Device, NamesAWrongChoiceOfKernels) {
   } catch (const ConfigError& error) {
     EXPECT_STREQ(error.what(), "DISTIL_XLSTM_KERNELS = slow: must be 'fast' or 'plain'");
   }
+}
+
+// Whether /proc/cpuinfo names one of these instruction sets.
+bool has_cpu_flag(std::initializer_list<std::string> names) {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string word; file >> word;) {
+    if (std::find(names.begin(), names.end(), word) != names.end()) return true;
+  }
+  return false;
+}
+
+TEST(Device, KnowsWhichTypesTheCpuMultiplies) {
+  const at::Device cpu(at::kCPU);
+  EXPECT_TRUE(has_products(at::kFloat, cpu));
+  EXPECT_TRUE(has_products(at::kDouble, cpu));
+  EXPECT_TRUE(has_products(at::kHalf, at::Device(at::kCUDA, 0)));
+#if defined(__x86_64__)
+  EXPECT_EQ(has_products(at::kBFloat16, cpu), has_cpu_flag({"avx512_bf16", "amx_bf16"}));
+  EXPECT_EQ(has_products(at::kHalf, cpu), has_cpu_flag({"avx512_fp16", "amx_fp16"}));
+#endif
 }
 
 TEST(Device, KernelsServeCudaTensorsUnlessPlainOnesAreAskedFor) {
