@@ -7,6 +7,7 @@ Weights are random: speed and memory do not depend on them. On a GPU the package
 needs NVCC_APPEND_FLAGS="-static-global-template-stub=false" and TORCH_CUDA_ARCH_LIST. --slstm vanilla takes its plain PyTorch cell.
 """
 import argparse
+import importlib.util
 import json
 import math
 import sys
@@ -28,6 +29,7 @@ GEOMETRIES = {
                          num_attention_heads=9, num_key_value_heads=3, rms_norm_eps=1e-5, student_heads=12),
 }
 ALPHA, BETA, TEMPERATURE = 0.7, 0.1, 2.0
+PARTS = ["slstm", "slstm_flashrnn", "mlstm", "head_loss", "teacher_forward"]
 
 
 def parse_arguments():
@@ -42,13 +44,20 @@ def parse_arguments():
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--gradient-accumulation-steps", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--parts", action="store_true", help="time teacher, cells and head too, at the first size")
+    parser.add_argument("--parts", nargs="?", const=",".join(PARTS), default="",
+                        help="time parts too, at the first size: all, or some of " + ",".join(PARTS) + " (slstm_flashrnn: where it is installed)")
+    parser.add_argument("--no-steps", action="store_true", help="parts alone")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     on_gpu = args.device.startswith("cuda")
     args.precision = args.precision or ("autocast-fp16" if on_gpu else "fp32")
     args.slstm = args.slstm or ("cuda" if on_gpu else "vanilla")
     args.micro_batch_sizes = [int(size) for size in args.micro_batch_sizes.split(",")]
+    args.parts = [name for name in args.parts.split(",") if name]
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    if not on_gpu or importlib.util.find_spec("flashrnn") is None:
+        args.parts = [name for name in args.parts if name != "slstm_flashrnn"]
     return args
 
 
@@ -160,6 +169,20 @@ class Reference:
 
         return median_seconds(call, self.device)
 
+    def slstm_flashrnn(self, rows):
+        """The same of the package `flashrnn`: its alternating kernels (a matrix product and a point-wise kernel a token)."""
+        from flashrnn import flashrnn
+        width = self.width // self.heads
+        tensor = lambda *shape: torch.randn(*shape, device=self.device, dtype=self.amp, requires_grad=True)  # noqa: E731
+        inputs, recurrent, bias = tensor(rows, self.args.context_length, 4, self.heads, width), tensor(4, self.heads, width, width), tensor(4, self.heads, width)
+        recurrent.data /= width**0.5
+
+        def call():
+            out, _ = flashrnn(inputs, recurrent, bias, function="slstm", backend="cuda", dtype=str(self.amp).removeprefix("torch."))
+            out[0].float().sum().backward()
+
+        return median_seconds(call, self.device)
+
     def mlstm(self, rows):
         """Forward and backward of the package's cell (parallel form)."""
         cell = self.student(rows).blocks[1].xlstm.mlstm_cell
@@ -198,7 +221,7 @@ def main():
     device = torch.cuda.get_device_name() if reference.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     results = dict(program=f"torch {torch.__version__}, transformers {transformers.__version__}", device=device, geometry=args.geometry,
                    precision=args.precision, slstm=args.slstm, context_length=args.context_length, steps=[], parts={})
-    for rows in args.micro_batch_sizes:
+    for rows in [] if args.no_steps else args.micro_batch_sizes:
         try:
             seconds, peak = reference.step(rows)
         except torch.OutOfMemoryError:
@@ -209,13 +232,11 @@ def main():
         rate = args.gradient_accumulation_steps * rows * args.context_length / seconds
         results["steps"].append(dict(micro_batch_size=rows, step_ms=seconds * 1e3, tokens_per_second=rate, peak_memory_bytes=peak))
         print(f"step {rows} rows: {seconds * 1e3:.1f} ms, {rate:.0f} tokens/s" + (f", peak {peak / 2**30:.1f} GiB" if peak else ""), flush=True)
-    if args.parts:
-        for name in ("slstm", "mlstm", "head_loss"):
-            results["parts"][f"{name}_ms"] = 1e3 * getattr(reference, name)(args.micro_batch_sizes[0])
-            print(f"{name}: {results['parts'][f'{name}_ms']:.2f} ms forward and backward", flush=True)
-        for name, seconds in reference.teacher_forward(args.micro_batch_sizes[0]).items():
-            results["parts"][f"teacher_forward_{name}_ms"] = seconds * 1e3
-            print(f"teacher forward, {name}: {seconds * 1e3:.2f} ms", flush=True)
+    for name in args.parts:
+        seconds = getattr(reference, name)(args.micro_batch_sizes[0])
+        for form, value in seconds.items() if isinstance(seconds, dict) else [("", seconds)]:
+            results["parts"]["_".join(filter(None, (name, form, "ms")))] = 1e3 * value
+            print(f"{name}{form and ', '}{form}: {1e3 * value:.2f} ms", flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -63,8 +63,8 @@ std::string open_kernels() {
     if (!fs::exists(library)) continue;
     void* handle = ::dlopen(library.c_str(), RTLD_NOW);
     const auto register_kernels = handle == nullptr ? nullptr : reinterpret_cast<CudaRegister>(::dlsym(handle, kCudaRegisterSymbol));
-    const auto targets = handle == nullptr ? nullptr : reinterpret_cast<const char*>(::dlsym(handle, kCudaTargetsSymbol));
     if (register_kernels == nullptr) return ::dlerror();
+    const auto targets = reinterpret_cast<const char*>(::dlsym(handle, kCudaTargetsSymbol));
     if (targets == nullptr || !register_kernels(&cuda_backend(), DX_CUDA_INTERFACE))
       return fmt::format("{}: built from other sources than the program: run 'make cuda'", library.filename().string());
     cuda_backend().targets = targets;

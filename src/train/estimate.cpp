@@ -162,7 +162,7 @@ MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::Teach
   };
   try_micro_batches(config, teacher_bytes, "");
   if (config.train.checkpointing == "none") try_micro_batches(checkpointed, teacher_bytes, "train.checkpointing = \"blocks\"");
-  const bool has_smaller_teacher = teacher_bytes > 2 && !is_cpu;  // on a CPU half precision is slow, and its head is converted anyway
+  const bool has_smaller_teacher = teacher_bytes > 2 && !is_cpu;  // most CPUs emulate half precision, and its head is converted anyway
   if (has_smaller_teacher) try_micro_batches(config, 2, "teacher.precision = \"bf16\"");
   if (advice.changes.empty()) {
     checkpointed = with_micro_batch(checkpointed, 1);

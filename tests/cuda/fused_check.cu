@@ -16,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda_testing.h"
+#include "kernel_timing.cuh"
 #include "kernels/cuda/blockdiag.h"
 #include "kernels/cuda/causal_conv.h"
 #include "kernels/cuda/convert.cuh"
@@ -592,37 +592,8 @@ struct Sets {
 };
 
 void report(const char* name, double bytes, const std::function<cudaError_t(int, cudaStream_t)>& run) {
-  // Launches of a graph: what the host needs between them is not the kernel's.
-  cudaStream_t stream;
-  CHECK_CUDA(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  constexpr int kRuns = 4 * kSets;
-  CHECK_CUDA(run(0, stream));
-  CHECK_CUDA(cudaStreamSynchronize(stream));
-  CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int i = 0; i < kRuns; ++i) CHECK_CUDA(run(i, stream));
-  CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-  CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-  cudaEvent_t begin, end;
-  CHECK_CUDA(cudaEventCreate(&begin));
-  CHECK_CUDA(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int i = -2; i < 15; ++i) {
-    CHECK_CUDA(cudaEventRecord(begin, stream));
-    CHECK_CUDA(cudaGraphLaunch(exec, stream));
-    CHECK_CUDA(cudaEventRecord(end, stream));
-    CHECK_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 0) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  const double us = 1e3 * times[times.size() / 2] / kRuns;
+  const double us = graph_microseconds(4 * kSets, 15, run);
   std::printf("%-44s %6.1f MB | floor %6.1f us | %6.1f us | %4.0f GB/s\n", name, bytes / 1e6, bytes / 4.8e6, us, bytes / us / 1e3);
-  CHECK_CUDA(cudaGraphExecDestroy(exec));
-  CHECK_CUDA(cudaGraphDestroy(graph));
-  CHECK_CUDA(cudaStreamDestroy(stream));
 }
 
 void time_all(int64_t N, int D, int I, int P, int M) {

@@ -15,14 +15,14 @@
 #include <thread>
 #include <vector>
 
-#include "cuda_testing.h"
+#include "kernel_timing.cuh"
 #include "kernels/cpu/head_loss.h"
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/head_loss.h"
 
 namespace cpu = distil_xlstm::kernels;
 namespace gpu = distil_xlstm::kernels::cuda;
-using gpu::Buffer, gpu::Type;
+using gpu::Buffer, gpu::fill_normal, gpu::Type;
 
 #define CHECK_BLAS(call)                                                       \
   do {                                                                         \
@@ -252,16 +252,6 @@ double median_ms(int repeats, const std::function<void(int)>& run) {
   return times[times.size() / 2];
 }
 
-template <typename T>
-__global__ void fill_normal(T* x, int64_t count, float scale, uint64_t seed) {
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
-    uint64_t h = (uint64_t(i) + seed * 0x9E3779B97F4A7C15ull) * 0xBF58476D1CE4E5B9ull;
-    h = (h ^ (h >> 31)) * 0x94D049BB133111EBull;
-    h ^= h >> 29;
-    const float u = (float(unsigned(h)) + 1.0f) * 2.3283064e-10f, v = float(unsigned(h >> 32)) * 1.4629181e-9f;
-    x[i] = T(scale * sqrtf(-2.0f * logf(u)) * cosf(v));
-  }
-}
 template <typename From, typename To>
 __global__ void convert(const From* from, To* to, int64_t count) {
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x)
