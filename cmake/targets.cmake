@@ -53,8 +53,6 @@ function(dx_test folder)
   endif()
   add_executable(test_${folder} ${sources})
   target_link_libraries(test_${folder} PRIVATE dx_${folder} dx_test_support ${arg_LIBS})
-  target_compile_definitions(test_${folder} PRIVATE DISTIL_XLSTM_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden"
-                             DISTIL_XLSTM_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   if(arg_TORCH)
     # main() that opens CUDA before any test
     target_sources(test_${folder} PRIVATE ${PROJECT_SOURCE_DIR}/tests/torch_main.cpp)

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "config/presets.h"
 #include "config/toml.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::config {
 namespace {
@@ -269,13 +270,13 @@ TEST(Settings, ReferenceHasEveryKey) {
 }
 
 TEST(Settings, ThePageInDocsIsTheTable) {
-  const fs::path page = fs::path(DISTIL_XLSTM_SOURCE_DIR) / "docs" / "reference" / "settings.md";
+  const fs::path page = source_directory() / "docs" / "reference" / "settings.md";
   if (std::getenv("DISTIL_XLSTM_WRITE_DOCS") != nullptr) write_file_atomic(page, settings_reference());
   EXPECT_EQ(read_file(page), settings_reference()) << "run this test with DISTIL_XLSTM_WRITE_DOCS=1 to write it anew";
 }
 
 TEST(Recipes, AllAreValid) {
-  for (const auto& path : expand_paths({(fs::path(DISTIL_XLSTM_SOURCE_DIR) / "recipes" / "*.toml").string()})) {
+  for (const auto& path : expand_paths({(source_directory() / "recipes" / "*.toml").string()})) {
     EXPECT_NO_THROW(load_config({.file = path, .preset = "", .overrides = {}})) << path;
   }
 }

@@ -13,6 +13,7 @@
 #include "data/byte_stream.h"
 #include "data/text_reader.h"
 #include "unit/data/data_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::data {
 namespace {
@@ -407,7 +408,7 @@ TEST(TextReader, ReadsParquet) {
   if (!fs::exists(fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "libdistil_xlstm_parquet.so")) {
     GTEST_SKIP() << "libdistil_xlstm_parquet.so is not built: no pyarrow in the environment";
   }
-  const fs::path golden = DISTIL_XLSTM_GOLDEN_DIR;
+  const fs::path golden = golden_directory();
   TextReader reader(options_of(golden / "documents.parquet"));
   const auto documents = read_all(reader);
   ASSERT_EQ(documents.size(), 20U);

@@ -13,6 +13,7 @@
 #include "base/half.h"
 #include "io/safetensors.h"
 #include "unit/io/io_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::io {
 namespace {
@@ -78,7 +79,7 @@ TEST(DTypeTest, UnalignedElements) {
 class QuantizedTest : public ::testing::TestWithParam<DType> {};
 
 TEST_P(QuantizedTest, EqualsGoldenValues) {
-  const SafetensorsFile golden(fs::path(DISTIL_XLSTM_GOLDEN_DIR) / "gguf_blocks.safetensors");
+  const SafetensorsFile golden(golden_directory() / "gguf_blocks.safetensors");
   const DTypeTraits type = traits(GetParam());
   const TensorView& blocks = golden.at(std::string(type.name) + ".blocks");
   const TensorView& values = golden.at(std::string(type.name) + ".values");

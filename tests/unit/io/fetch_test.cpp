@@ -8,6 +8,7 @@
 #include "fetch_testing.h"
 #include "io/fetch.h"
 #include "io/hub.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::io {
 namespace {
@@ -355,7 +356,7 @@ TEST_F(FetchTest, SettingsComeFromTheEnvironment) {
 }
 
 TEST_F(HubTest, TheCommandTakesNamesOfEveryKind) {
-  const WithVariable endpoint("HF_ENDPOINT", hub_.endpoint), share("DISTIL_XLSTM_SHARE", DISTIL_XLSTM_SOURCE_DIR "/share");
+  const WithVariable endpoint("HF_ENDPOINT", hub_.endpoint), share("DISTIL_XLSTM_SHARE", (source_directory() / "share").string());
   EXPECT_EQ(fetch({.name = "org/tiny"}), directory());
   EXPECT_EQ(fetch({.name = "org/tiny@main", .globs = {"*.json"}}), directory());
   EXPECT_TRUE(fs::exists(fetch({.name = "stories260K"}) / "model.safetensors"));

@@ -8,6 +8,7 @@
 #include "base/hash.h"
 #include "unit/io/gguf_testing.h"
 #include "unit/io/io_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::io {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 using ::testing::HasSubstr;
 
 fs::path golden(const std::string& name) {
-  return fs::path(DISTIL_XLSTM_GOLDEN_DIR) / name;
+  return golden_directory() / name;
 }
 
 std::vector<float> read_all(const WeightSource& weights, const std::string& name) {

@@ -10,6 +10,7 @@
 #include "ops/cuda_backend.h"
 #include "ops/head_loss_tile.h"
 #include "support/devices.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::ops {
 namespace {
@@ -208,7 +209,7 @@ TEST(HeadLoss, AtenTileLeavesMaskedPositionsOut) {
 }
 
 TEST(HeadLoss, GoldenValuesOfPyTorch) {
-  const json golden = read_json(std::string(DISTIL_XLSTM_GOLDEN_DIR) + "/distill_losses.json");
+  const json golden = read_json(golden_directory() / "distill_losses.json");
   const auto size = [&](const char* key) { return golden["sizes"][key].get<int64_t>(); };
   const auto values = [](const json& list, at::IntArrayRef shape) {
     return at::tensor(list.get<std::vector<double>>(), at::kDouble).view(shape);

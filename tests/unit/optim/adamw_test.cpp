@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "support/devices.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::optim {
 namespace {
@@ -31,7 +32,7 @@ bool is_decayed(const std::string& name) {
 }
 
 TEST(AdamW, TenStepsAsPyTorch) {
-  const json golden = read_json(std::string(DISTIL_XLSTM_GOLDEN_DIR) + "/distill_optim.json");
+  const json golden = read_json(golden_directory() / "distill_optim.json");
   for (const at::Device device : devices()) {
     NamedTensors parameters;
     for (const auto& [name, shape] : golden["shapes"].items()) {
@@ -169,7 +170,7 @@ TEST(GradDivisor, TakesTheLossScaleAndClips) {
 }
 
 TEST(LearningRate, FactorsAsTransformers) {
-  const json golden = read_json(std::string(DISTIL_XLSTM_GOLDEN_DIR) + "/distill_optim.json");
+  const json golden = read_json(golden_directory() / "distill_optim.json");
   for (const json& row : golden["rates"]) {
     const auto total = row["total_steps"].get<int64_t>();
     for (int64_t step = 0; step < total; ++step) {

@@ -3,13 +3,14 @@
 #include "student/state.h"
 #include "student/stored.h"
 #include "unit/student/student_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::student {
 namespace {
 
 class PackageGolden : public ::testing::Test {
  protected:
-  PackageGolden() : file_(std::string(DISTIL_XLSTM_GOLDEN_DIR) + "/student.safetensors") {
+  PackageGolden() : file_(golden_directory() / "student.safetensors") {
     config_ = StudentConfig::from_json(parse_json(file_.metadata().at("config"), "golden"), "golden");
     config_.chunk_size = 6;
   }

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "unit/teacher/teacher_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::teacher {
 namespace {
@@ -13,7 +14,7 @@ using testing::read_tensors;
 using testing::relative_error;
 
 std::unique_ptr<Teacher> stories(at::Device device) {
-  const fs::path directory = fs::path(DISTIL_XLSTM_SOURCE_DIR) / "share/models/stories260K";
+  const fs::path directory = source_directory() / "share/models/stories260K";
   return load_teacher(io::open_model(directory.string()), device, at::kFloat);
 }
 

@@ -12,11 +12,12 @@
 #include "teacher/teacher.h"
 #include "teacher/weights.h"
 #include "unit/nn/nn_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm::testing {
 
 inline fs::path golden_model(const std::string& name) {
-  return fs::path(DISTIL_XLSTM_GOLDEN_DIR) / "teacher" / name;
+  return golden_directory() / "teacher" / name;
 }
 
 // The tensors of a golden file, copied.

@@ -9,6 +9,7 @@
 #include "base/text.h"
 #include "io/model_files_tokenizer.h"
 #include "tokenizer_testing.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm {
 namespace {
@@ -18,7 +19,7 @@ using ::testing::HasSubstr;
 using Ids = std::vector<int32_t>;
 
 io::TokenizerFiles stories_files() {
-  const auto files = io::read_tokenizer_files({fs::path(DISTIL_XLSTM_SOURCE_DIR) / "share" / "models" / "stories260K"});
+  const auto files = io::read_tokenizer_files({source_directory() / "share" / "models" / "stories260K"});
   EXPECT_TRUE(files.has_value());
   return files.value();
 }

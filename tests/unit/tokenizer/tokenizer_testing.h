@@ -3,11 +3,12 @@
 
 #include "base/json.h"
 #include "io/model_files.h"
+#include "support/source_directory.h"
 
 namespace distil_xlstm {
 
 inline fs::path golden_tokenizer_directory() {
-  return fs::path(DISTIL_XLSTM_GOLDEN_DIR) / "tokenizer";
+  return golden_directory() / "tokenizer";
 }
 
 inline const json& golden_cases() {
