@@ -1,7 +1,4 @@
 // distil-xlstm: one program, one subcommand a task.
-#include <ATen/Parallel.h>
-#include <torch/headeronly/version.h>
-
 #include <algorithm>
 #include <iostream>
 
@@ -9,20 +6,16 @@
 #include "base/log.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
-#include "ops/device.h"
+#include "cli/compute_commands.h"
 
 namespace distil_xlstm::cli {
 namespace {
 
-std::string version_text() {
-  const auto& cuda = ops::load_cuda();
-  return fmt::format("distil-xlstm {}\nLibTorch {}, CPU {}, {} threads\nCUDA: {}", DISTIL_XLSTM_VERSION, TORCH_VERSION,
-                     at::get_cpu_capability(), at::get_num_threads(), cuda.detail);
-}
-
 int run(int argc, char** argv) {
   CLI::App app("Distils a transformer language model into a recurrent xLSTM one, then evaluates and runs the result.", "distil-xlstm");
-  app.set_version_flag("--version", version_text, "Print versions, and what was found of CUDA, and exit");
+  app.set_version_flag("--version", "distil-xlstm " DISTIL_XLSTM_VERSION, "Print the version and exit");
+  const auto print_system_info = [](int64_t /*count*/) { throw CLI::CallForVersion(compute_commands().system_info(), 0); };
+  app.add_flag_function("--system-info", print_system_info, "Print versions, threads, and what was found of CUDA, and exit");
   std::string verbosity = "info";
   app.add_option("--log-level", verbosity, "How much to say; may also stand after the command")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))

@@ -7,17 +7,11 @@
 #include <vector>
 
 #include "base/json.h"
+#include "eval/perplexity_options.h"
 #include "nn/language_model.h"
 #include "tokenizer/tokenizer.h"
 
 namespace distil_xlstm::eval {
-
-struct PerplexityOptions {
-  int64_t context_length = 512;  // targets a window
-  int64_t stride = 0;  // 0: context_length. Smaller: windows overlap, each target is scored with at least context - stride tokens before it
-  int64_t batch_size = 8;    // windows at a time
-  bool carry_state = false;  // the state goes on from window to window inside a document (reported apart)
-};
 
 // A document as ids, BOS first where the tokenizer adds it.
 struct EvalDocument {

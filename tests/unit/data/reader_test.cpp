@@ -12,8 +12,8 @@
 #include "base/signals.h"
 #include "data/byte_stream.h"
 #include "data/text_reader.h"
-#include "unit/data/data_testing.h"
 #include "support/source_directory.h"
+#include "unit/data/data_testing.h"
 
 namespace distil_xlstm::data {
 namespace {

@@ -12,8 +12,8 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "io/safetensors.h"
-#include "unit/io/io_testing.h"
 #include "support/source_directory.h"
+#include "unit/io/io_testing.h"
 
 namespace distil_xlstm::io {
 namespace {

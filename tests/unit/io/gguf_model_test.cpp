@@ -6,9 +6,9 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "support/source_directory.h"
 #include "unit/io/gguf_testing.h"
 #include "unit/io/io_testing.h"
-#include "support/source_directory.h"
 
 namespace distil_xlstm::io {
 namespace {

@@ -2,8 +2,8 @@
 #include "io/safetensors.h"
 #include "student/state.h"
 #include "student/stored.h"
-#include "unit/student/student_testing.h"
 #include "support/source_directory.h"
+#include "unit/student/student_testing.h"
 
 namespace distil_xlstm::student {
 namespace {

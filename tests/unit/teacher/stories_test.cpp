@@ -2,8 +2,8 @@
 #include <gmock/gmock.h>
 
 #include "base/error.h"
-#include "unit/teacher/teacher_testing.h"
 #include "support/source_directory.h"
+#include "unit/teacher/teacher_testing.h"
 
 namespace distil_xlstm::teacher {
 namespace {

@@ -8,11 +8,11 @@
 #include "base/half.h"
 #include "io/model_files.h"
 #include "io/safetensors.h"
+#include "support/source_directory.h"
 #include "teacher/families.h"
 #include "teacher/teacher.h"
 #include "teacher/weights.h"
 #include "unit/nn/nn_testing.h"
-#include "support/source_directory.h"
 
 namespace distil_xlstm::testing {
 

@@ -8,8 +8,8 @@
 #include "base/hash.h"
 #include "base/text.h"
 #include "io/model_files_tokenizer.h"
-#include "tokenizer_testing.h"
 #include "support/source_directory.h"
+#include "tokenizer_testing.h"
 
 namespace distil_xlstm {
 namespace {

@@ -1,0 +1,41 @@
+#include "cli/options/eval.h"
+
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/compute_commands.h"
+#include "cli/option_checks.h"
+
+namespace distil_xlstm::cli {
+
+void add_eval_command(CLI::App& app) {
+  auto options = std::make_shared<EvalOptions>();
+  CLI::App* command = app.add_subcommand("eval", "Measure perplexity, also beside a teacher's on the same tokens");
+  command->add_option("--model,-m", options->model, "Run, checkpoint, Hugging Face directory, GGUF file or built-in name")->required();
+  command->add_option("--teacher", options->teacher, "A second model: its perplexity, top-1 agreement and KL beside the first's");
+  command->add_option("--text", options->texts, "Files, directories or globs: a .txt file is one document, a JSONL row is one")->required();
+  command->add_option("--text-key", options->text_key, "Key of the text in JSONL and Parquet rows")->capture_default_str();
+  command->add_option("--format", options->format, "auto (by the name's ending), text, jsonl or parquet")->capture_default_str();
+  command->add_option("--bad-rows", options->bad_rows, "Malformed rows and invalid UTF-8: skip, replace or fail")->capture_default_str();
+  command->add_option("--context-length", options->perplexity.context_length, "Targets a window")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
+      ->check(at_least(0))
+      ->capture_default_str();
+  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time")->check(at_least(1))->capture_default_str();
+  command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
+  command->add_flag("--stream", options->stream, "Join the documents of a file, cut into whole windows, drop the remainder");
+  command->add_option("--max-tokens", options->max_tokens, "With --stream: targets at most (32k, 1M); 0 = all")->capture_default_str();
+  command->add_option("--document-end", options->document_end, "With --stream: none, eos or a token put after each document")
+      ->capture_default_str();
+  command->add_flag("--normalize-newlines", options->normalize_newlines, "Make one of every run of newlines");
+  command->add_flag("--strip", options->strip, "Strip white space around each document");
+  command->add_option("--unigram-from", options->unigram_from, "Training shards: also report the perplexity of their token frequencies");
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
+  command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
+  command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)");
+  command->callback([options] { compute_commands().run_eval(*options); });
+}
+
+}  // namespace distil_xlstm::cli

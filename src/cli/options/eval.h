@@ -1,0 +1,19 @@
+// What `distil-xlstm eval` takes.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "eval/perplexity_options.h"
+
+namespace distil_xlstm::cli {
+
+struct EvalOptions {
+  std::string model, teacher, json_path, text_key = "text", format = "auto", bad_rows = "fail", document_end = "none", device = "auto",
+                                         precision = "auto", max_tokens = "0";
+  std::vector<std::string> texts, unigram_from;
+  eval::PerplexityOptions perplexity;
+  bool stream = false, normalize_newlines = false, strip = false;
+};
+
+}  // namespace distil_xlstm::cli

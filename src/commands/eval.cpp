@@ -1,0 +1,229 @@
+// distil-xlstm eval: perplexity of one model, or of two side by side.
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <limits>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/signals.h"
+#include "base/text.h"
+#include "cli/options/eval.h"
+#include "commands/compute.h"
+#include "commands/loaded_model.h"
+#include "data/text_reader.h"
+#include "eval/perplexity.h"
+#include "eval/unigram.h"
+#include "ops/device.h"
+
+namespace distil_xlstm::commands {
+namespace {
+
+using Options = cli::EvalOptions;
+
+std::optional<int32_t> document_end_id(const std::string& name, const Tokenizer& tokenizer) {
+  if (name == "none") return std::nullopt;
+  const auto id = name == "eos" ? tokenizer.eos_id() : tokenizer.token_id(name);
+  if (!id) throw ConfigError("--document-end {}: the tokenizer of {} has no such token", name, tokenizer.files().origin);
+  return id;
+}
+
+data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const Options& options) {
+  data::ReaderOptions reader_options;
+  reader_options.inputs = inputs;
+  reader_options.format = data::parse_file_format(options.format);
+  reader_options.rows = data::RowKind::text;
+  reader_options.text_key = options.text_key;
+  reader_options.normalize_newlines = options.normalize_newlines;
+  reader_options.strip = options.strip;
+  reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
+  reader_options.max_piece_bytes = std::numeric_limits<uint64_t>::max();
+  return reader_options;
+}
+
+std::vector<eval::EvalDocument> read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer) {
+  const auto end_id = options.stream ? document_end_id(options.document_end, tokenizer) : std::nullopt;
+  std::vector<eval::EvalDocument> documents;
+  data::TextReader reader(reader_options({path.string()}, options));
+  data::Document text;
+  while (reader.next(text)) {
+    eval::EvalDocument document;
+    document.tokens = tokenizer.encode(text.text);
+    if (tokenizer.adds_bos() && tokenizer.bos_id()) document.tokens.insert(document.tokens.begin(), *tokenizer.bos_id());
+    if (end_id) document.tokens.push_back(*end_id);
+    document.size_bytes = static_cast<int64_t>(text.text.size());
+    documents.push_back(std::move(document));
+  }
+  const auto& counts = reader.counts();
+  if (counts.malformed_rows + counts.invalid_utf8 > 0) {
+    spdlog::warn("{}: malformed rows left out: {}, texts with invalid UTF-8 {}: {}", path.string(), counts.malformed_rows,
+                 options.bad_rows == "replace" ? "repaired" : "left out", counts.invalid_utf8);
+  }
+  const bool has_target = std::any_of(documents.begin(), documents.end(), [](const auto& document) { return document.tokens.size() > 1; });
+  if (!has_target) throw DataError("{}: no document has two tokens: there is nothing to predict", path.string());
+  return documents;
+}
+
+// All documents as one, cut to whole windows (and to max_tokens targets): what the PyTorch references measure.
+std::vector<eval::EvalDocument> join_stream(std::vector<eval::EvalDocument> documents, int64_t context_length, int64_t max_tokens,
+                                            const fs::path& path) {
+  eval::EvalDocument stream;
+  for (auto& document : documents) stream.tokens.insert(stream.tokens.end(), document.tokens.begin(), document.tokens.end());
+  auto targets = static_cast<int64_t>(stream.tokens.size()) - 1;
+  if (max_tokens > 0) targets = std::min(targets, max_tokens);
+  targets -= targets % context_length;
+  if (targets <= 0) {
+    throw DataError("{}: --stream: {} tokens do not fill one window of --context-length {}", path.string(), stream.tokens.size(),
+                    context_length);
+  }
+  stream.tokens.resize(static_cast<size_t>(targets) + 1);
+  return {std::move(stream)};
+}
+
+// Columns of the table: heading, width, key of the JSON and digits after the point.
+struct Column {
+  const char* heading;
+  int width;
+  const char* key;
+  int digits;
+};
+
+std::vector<Column> table_columns(bool has_unigram) {
+  std::vector<Column> columns = {{"targets", 10, "target_tokens", 0},
+                                 {"nats/token", 10, "nats_per_token", 4},
+                                 {"ppl", 9, "perplexity", 3},
+                                 {"bits/byte", 9, "bits_per_byte", 4},
+                                 {"teacher", 10, "teacher_perplexity", 3},
+                                 {"ratio", 8, "perplexity_ratio", 4},
+                                 {"top-1", 8, "top1_agreement", 4},
+                                 {"KL", 8, "mean_kl", 4}};
+  if (has_unigram) columns.push_back({"unigram", 10, "unigram_perplexity", 3});
+  return columns;
+}
+
+void print_heading(const std::vector<Column>& columns) {
+  fmt::print("{:<44}", "text");
+  for (const auto& column : columns) fmt::print(" {:>{}}", column.heading, column.width);
+  fmt::print("\n");
+}
+
+void print_row(const std::vector<Column>& columns, const std::string& name, const json& row) {
+  fmt::print("{:<44}", name.size() > 44 ? "…" + name.substr(name.size() - 42) : name);
+  for (const auto& column : columns) {
+    const bool has_value = row.contains(column.key) && row[column.key].is_number();
+    fmt::print(" {:>{}}", has_value ? fmt::format("{:.{}f}", row[column.key].get<double>(), column.digits) : "-", column.width);
+  }
+  fmt::print("\n");
+}
+
+void add_unigram(json& row, double nats, int64_t target_tokens) {
+  row["unigram_nats_per_token"] = nats / static_cast<double>(target_tokens);
+  row["unigram_perplexity"] = std::exp(nats / static_cast<double>(target_tokens));
+}
+
+// What the figures depend on.
+json settings_json(const Options& options, const LoadedModel& student, int64_t max_tokens) {
+  const auto& perplexity = options.perplexity;
+  const at::Device device = student.model->device();
+  json settings = {{"model", options.model}, {"description", student.model->description()}};
+  if (!options.teacher.empty()) settings["teacher"] = options.teacher;
+  settings.update({{"context_length", perplexity.context_length},
+                   {"stride", perplexity.stride == 0 ? perplexity.context_length : perplexity.stride},
+                   {"batch_size", perplexity.batch_size},
+                   {"stream", options.stream},
+                   {"carry_state", perplexity.carry_state},
+                   {"max_tokens", max_tokens},
+                   {"document_end", options.document_end},
+                   {"normalize_newlines", options.normalize_newlines},
+                   {"strip", options.strip},
+                   {"text_key", options.text_key},
+                   {"format", options.format},
+                   {"bad_rows", options.bad_rows},
+                   {"precision", ops::precision_name(ops::parse_precision(options.precision, device))},
+                   {"device", device.str()}});
+  if (!options.unigram_from.empty()) settings["unigram_from"] = options.unigram_from;
+  return settings;
+}
+
+// The sum of two results; `seconds` too.
+void add(eval::PerplexityResult& total, const eval::PerplexityResult& part) {
+  total.target_tokens += part.target_tokens;
+  total.size_bytes += part.size_bytes;
+  total.nats += part.nats;
+  total.teacher_nats += part.teacher_nats;
+  total.kl += part.kl;
+  total.agreements += part.agreements;
+  total.seconds += part.seconds;
+}
+
+}  // namespace
+
+void run_eval(const cli::EvalOptions& options) {
+  const SignalGuard guard;
+  const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
+  if (max_tokens > 0 && !options.stream) throw ConfigError("--max-tokens: only with --stream; documents are always evaluated whole");
+  if (max_tokens > 0 && max_tokens < options.perplexity.context_length) {
+    throw ConfigError("--max-tokens {}: does not fill one window of --context-length {}", options.max_tokens,
+                      options.perplexity.context_length);
+  }
+  if (options.document_end != "none" && !options.stream)
+    throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
+  const auto paths = data::TextReader(reader_options(options.texts, options)).files();
+  std::optional<eval::Unigram> unigram;
+  if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
+  const LoadedModel student = load_model(options.model, options.device, options.precision);
+  const Tokenizer& tokenizer = student.require_tokenizer();
+  std::optional<LoadedModel> teacher;
+  if (!options.teacher.empty()) {
+    teacher = load_model(options.teacher, options.device, options.precision);
+    if (teacher->tokenizer && teacher->tokenizer->fingerprint() != tokenizer.fingerprint()) {
+      spdlog::warn("{} and {} have different tokenizer files ({} and {}): ids are taken from the first", options.model, options.teacher,
+                   tokenizer.fingerprint(), teacher->tokenizer->fingerprint());
+    }
+  }
+  nn::LanguageModel* second = teacher ? teacher->model.get() : nullptr;
+
+  warn_beyond_positions(student, options.perplexity.context_length, "--context-length");
+  if (teacher) warn_beyond_positions(*teacher, options.perplexity.context_length, "--context-length");
+
+  json results = settings_json(options, student, max_tokens);
+  results["files"] = json::object();
+  eval::PerplexityResult total;
+  double total_unigram_nats = 0;
+  const auto columns = table_columns(unigram.has_value());
+  if (options.json_path != "-") print_heading(columns);
+  for (const fs::path& path : paths) {
+    auto documents = read_documents(path, options, tokenizer);
+    if (options.stream) documents = join_stream(std::move(documents), options.perplexity.context_length, max_tokens, path);
+    ProgressLine progress;
+    const auto result = eval::perplexity(*student.model, second, documents, options.perplexity, [&](int64_t done, int64_t all) {
+      if (progress.due())
+        progress.update(fmt::format("{}: {} of {} tokens", path.filename().string(), format_count(static_cast<double>(done)),
+                                    format_count(static_cast<double>(all))));
+    });
+    progress.finish(
+        fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
+    json& row = results["files"][path.string()];
+    row = result.to_json(second != nullptr);
+    if (unigram) {
+      const double nats = unigram->nats(documents);
+      total_unigram_nats += nats;
+      add_unigram(row, nats, result.target_tokens);
+    }
+    if (options.json_path != "-") print_row(columns, path.string(), row);
+    add(total, result);
+  }
+  if (paths.size() > 1) {
+    results["total"] = total.to_json(second != nullptr);
+    if (unigram) add_unigram(results["total"], total_unigram_nats, total.target_tokens);
+    if (options.json_path != "-") print_row(columns, "all", results["total"]);
+  }
+  if (options.json_path == "-") {
+    std::cout << results.dump(2, ' ', false, json::error_handler_t::replace) << "\n";
+  } else if (!options.json_path.empty()) {
+    write_json(options.json_path, results);
+  }
+}
+
+}  // namespace distil_xlstm::commands

@@ -1,0 +1,132 @@
+// distil-xlstm generate: text from any model.
+#include <iostream>
+
+#include "base/error.h"
+#include "base/signals.h"
+#include "base/text.h"
+#include "cli/counted.h"
+#include "cli/options/generate.h"
+#include "commands/compute.h"
+#include "commands/loaded_model.h"
+#include "generate/generator.h"
+
+namespace distil_xlstm::commands {
+namespace {
+
+using Options = cli::GenerateOptions;
+
+// Backslash escapes that a shell user cannot type otherwise: \n, \t, \\.
+std::string unescape(const std::string& text) {
+  std::string plain;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '\\' || i + 1 == text.size()) {
+      plain += text[i];
+      continue;
+    }
+    const char next = text[++i];
+    plain += next == 'n' ? '\n' : next == 't' ? '\t' : next;
+    if (next != 'n' && next != 't' && next != '\\') plain.insert(plain.size() - 1, 1, '\\');
+  }
+  return plain;
+}
+
+void print_statistics(const generate::GenerateResult& result) {
+  const auto decoded = static_cast<double>(result.tokens.size());
+  fmt::print(stderr, "prompt {}, {:.1f} tokens/s; generated {}, {:.1f} tokens/s; state {}; {}\n",
+             cli::counted(result.prompt_tokens, "token"), static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9),
+             cli::counted(static_cast<int64_t>(result.tokens.size()), "token"), decoded / std::max(result.decode_seconds, 1e-9),
+             format_bytes(static_cast<double>(result.state_bytes)), result.finish_reason);
+}
+
+json to_json(const generate::GenerateResult& result) {
+  return {{"text", result.text},
+          {"tokens", result.tokens},
+          {"finish_reason", result.finish_reason},
+          {"prompt_tokens", result.prompt_tokens},
+          {"prompt_seconds", result.prompt_seconds},
+          {"decode_seconds", result.decode_seconds},
+          {"tokens_per_second", static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9)},
+          {"state_bytes", result.state_bytes}};
+}
+
+// What --prompt or --prompt-file holds.
+std::string given_text(const Options& options) {
+  return options.prompt_file.empty() ? unescape(options.prompt) : read_file(options.prompt_file);
+}
+
+// Statistics, and the result as JSON where it was asked for. Throws Interrupted after a signal.
+void finish(const generate::GenerateResult& result, const Options& options) {
+  if (options.json_path == "-") {
+    std::cout << to_json(result).dump(2, ' ', false, json::error_handler_t::replace) << "\n";
+  } else {
+    std::cout << std::endl;
+    if (!options.json_path.empty()) write_json(options.json_path, to_json(result));
+  }
+  if (!options.quiet) print_statistics(result);
+  throw_if_interrupted();
+}
+
+// Answers of one conversation: to the given text alone, or on the terminal, a line a turn, until the input ends.
+void chat(const LoadedModel& loaded, Options options) {
+  const Tokenizer& tokenizer = loaded.require_tokenizer();
+  const ChatTemplate chat_template(tokenizer.files());
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", unescape(options.system)});
+  std::string text = given_text(options);
+  const bool is_single = !text.empty();
+  if (!is_single && !options.json_path.empty()) throw ConfigError("--json with --chat: needs --prompt or --prompt-file: one turn");
+  options.generate.continues_text = false;
+  const auto read_turn = [&] {
+    if (is_single) return messages.empty() || messages.back().role == "system";
+    if (!options.quiet) std::cerr << "> ";
+    if (!std::getline(std::cin, text)) return false;
+    text = unescape(text);
+    return true;
+  };
+  while (read_turn()) {
+    messages.push_back({"user", text});
+    const auto prompt = tokenizer.encode(chat_template.render(messages, true));
+    warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+    const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
+      if (options.json_path != "-") std::cout << piece << std::flush;
+    });
+    messages.push_back({"assistant", result.text});
+    finish(result, options);
+  }
+}
+
+void complete(const LoadedModel& loaded, const Options& options) {
+  const Tokenizer& tokenizer = loaded.require_tokenizer();
+  const std::string text = given_text(options);
+  std::vector<int32_t> prompt = tokenizer.encode(text);
+  // Documents begin as they did in training; a model without BOS starts an empty prompt from its end-of-text token.
+  if (tokenizer.adds_bos() && tokenizer.bos_id()) prompt.insert(prompt.begin(), *tokenizer.bos_id());
+  if (prompt.empty()) {
+    const auto start = tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
+    if (!start) throw ConfigError("--prompt is empty, and the tokenizer has no BOS or EOS to start from: give a text");
+    prompt.push_back(*start);
+  }
+  warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+  if (options.json_path != "-") std::cout << text << std::flush;
+  const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
+    if (options.json_path != "-") std::cout << piece << std::flush;
+  });
+  finish(result, options);
+}
+
+}  // namespace
+
+void run_generate(const cli::GenerateOptions& options) {
+  generate::check(options.generate.sampling);
+  const SignalGuard guard;
+  const LoadedModel loaded = load_model(options.model, options.device, options.precision);
+  Options with_stops = options;
+  if (!options.ignore_eos) with_stops.generate.stop_ids = generate::end_of_text_ids(loaded.files, loaded.require_tokenizer());
+  if (options.chat) {
+    chat(loaded, std::move(with_stops));
+  } else {
+    complete(loaded, with_stops);
+  }
+}
+
+}  // namespace distil_xlstm::commands

@@ -1,0 +1,39 @@
+#include "commands/loaded_model.h"
+
+#include "base/error.h"
+#include "base/log.h"
+#include "ops/device.h"
+#include "student/model.h"
+#include "teacher/teacher.h"
+
+namespace distil_xlstm::commands {
+
+const Tokenizer& LoadedModel::require_tokenizer() const {
+  if (!tokenizer) throw DataError("{}: no tokenizer.json beside the model: copy the one it was trained with there", files.path.string());
+  return *tokenizer;
+}
+
+LoadedModel load_model(const std::string& name_or_path, const std::string& device_name, const std::string& precision) {
+  const at::Device device = ops::parse_device(device_name);
+  const at::ScalarType dtype = ops::parse_precision(precision, device);
+  LoadedModel loaded{.files = io::open_model(name_or_path), .model = nullptr, .tokenizer = std::nullopt};
+  if (loaded.files.kind == io::ModelKind::student) {
+    auto student = student::Student::load(loaded.files, device, dtype == at::kDouble ? at::kDouble : at::kFloat);
+    student->set_compute_dtype(dtype);
+    loaded.model = std::move(student);
+  } else {
+    loaded.model = teacher::load_teacher(loaded.files, device, dtype);
+  }
+  if (loaded.files.tokenizer) loaded.tokenizer.emplace(*loaded.files.tokenizer);
+  return loaded;
+}
+
+void warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what) {
+  if (loaded.files.kind == io::ModelKind::student) return;
+  const auto positions = get_or<int64_t>(loaded.files.config, "max_position_embeddings", 0);
+  if (positions > 0 && num_tokens > positions) {
+    spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, positions, loaded.files.name);
+  }
+}
+
+}  // namespace distil_xlstm::commands

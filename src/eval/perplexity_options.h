@@ -1,0 +1,15 @@
+// How windows are laid over documents and scored.
+#pragma once
+
+#include <cstdint>
+
+namespace distil_xlstm::eval {
+
+struct PerplexityOptions {
+  int64_t context_length = 512;  // targets a window
+  int64_t stride = 0;  // 0: context_length. Smaller: windows overlap, each target is scored with at least context - stride tokens before it
+  int64_t batch_size = 8;    // windows at a time
+  bool carry_state = false;  // the state goes on from window to window inside a document (reported apart)
+};
+
+}  // namespace distil_xlstm::eval
