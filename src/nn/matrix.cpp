@@ -58,7 +58,8 @@ void Matrix::use_fp8() {
 Tensor Matrix::product(const MatrixInput& x, const Tensor& bias_E) const {
   if (packed_KE_.defined()) {
     const std::vector<int64_t> sizes = with_width(x.sizes, packed_KE_.columns());
-    const Tensor out = bias_E.defined() ? bias_E.expand(sizes).contiguous() : at::empty(sizes, x.values.options());
+    const Tensor out = at::empty(sizes, x.values.options());
+    if (bias_E.defined()) out.copy_(bias_E.expand(sizes));
     packed_KE_.multiply(x.values.reshape({-1, packed_KE_.rows()}), out.view({-1, packed_KE_.columns()}), bias_E.defined());
     return out;
   }
