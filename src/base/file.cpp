@@ -36,11 +36,6 @@ struct FileDescriptor {
   }
 };
 
-std::string unique_suffix() {
-  static int counter = 0;
-  return fmt::format(".tmp-{}-{}", ::getpid(), counter++);
-}
-
 bool is_hidden(const fs::path& path) {
   return path.filename().string().starts_with('.');
 }
@@ -140,61 +135,6 @@ std::string read_file(const fs::path& path) {
   std::string content((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   if (stream.bad()) throw IoError("{}: reading failed: {}", path.string(), errno_text());
   return content;
-}
-
-void sync_path(const fs::path& path) {
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.fd < 0) throw IoError("{}: cannot open to sync: {}", path.string(), errno_text());
-  if (::fsync(file.fd) != 0 && errno != EINVAL) throw IoError("{}: sync failed: {}", path.string(), errno_text());
-}
-
-void write_file_atomic(const fs::path& path, std::string_view content) {
-  const fs::path parent = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  fs::create_directories(parent);
-  const fs::path staging = path.string() + unique_suffix();
-  try {
-    {
-      const FileDescriptor file(::open(staging.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-      if (file.fd < 0) throw IoError("{}: cannot create: {}", staging.string(), errno_text());
-      size_t done = 0;
-      while (done < content.size()) {
-        const ssize_t written = ::write(file.fd, content.data() + done, content.size() - done);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) throw IoError("{}: writing failed after {} of {} bytes: {}", path.string(), done, content.size(), errno_text());
-        done += static_cast<size_t>(written);
-      }
-      if (::fsync(file.fd) != 0) throw IoError("{}: sync failed: {}", path.string(), errno_text());
-    }
-    fs::rename(staging, path);
-    sync_path(parent);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove(staging, ignored);
-    throw;
-  }
-}
-
-void write_directory_atomic(const fs::path& target, const std::function<void(const fs::path& staging)>& fill) {
-  const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
-  fs::create_directories(parent);
-  const fs::path staging = target.string() + unique_suffix();
-  const fs::path replaced = target.string() + unique_suffix();
-  try {
-    fs::create_directory(staging);
-    fill(staging);
-    for (const auto& entry : fs::recursive_directory_iterator(staging)) sync_path(entry.path());
-    sync_path(staging);
-    const bool replaces = fs::exists(target);
-    if (replaces) fs::rename(target, replaced);
-    fs::rename(staging, target);
-    sync_path(parent);
-    if (replaces) fs::remove_all(replaced);
-  } catch (...) {
-    std::error_code ignored;
-    if (!fs::exists(target, ignored) && fs::exists(replaced, ignored)) fs::rename(replaced, target, ignored);
-    fs::remove_all(staging, ignored);
-    throw;
-  }
 }
 
 std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments) {

@@ -1,0 +1,40 @@
+// One rule for everything that the commands write: a directory is new, empty, or holds an earlier result of the same kind, and what this
+// program did not write there is never removed.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/file.h"
+
+namespace distil_xlstm {
+
+// What a command makes of a directory.
+struct OutputKind {
+  std::string name;                                           // "export": it holds x and is no export
+  std::function<bool(const fs::path& directory)> is_result;   // by its marker: a result, finished or not, lies there
+  std::function<bool(const fs::path& entry)> is_leftover{};   // what a killed call may leave before the marker, temporary names aside
+};
+
+enum class OutputState { empty, result };
+
+// What lies at `directory` (nothing counts as empty). `shown` names it in messages, as "--output x". Throws ConfigError where the command may
+// not write, and for a place inside one of `inputs`, which are read, or around it. Inputs that are not there are passed over.
+OutputState check_output_directory(const fs::path& directory, const std::string& shown, const OutputKind& kind,
+                                   const std::vector<fs::path>& inputs = {});
+
+// For a directory that is replaced whole: not one that the system holds in its place (a mount point, the current directory, one around it).
+void check_replaceable(const fs::path& directory, const std::string& shown);
+
+// The same for one file, which replaces what is there: no directory, none of the inputs, its folder there or to be made.
+void check_output_file(const fs::path& file, std::string_view option, const std::vector<fs::path>& inputs = {});
+
+// The same file under a second name; a copy where the file system has no such links.
+void link_or_copy(const fs::path& from, const fs::path& to);
+
+// Takes what lies in `from` and is not `is_own` along into `to`: what a user put beside a result that is replaced whole.
+void carry_over(const fs::path& from, const fs::path& to, const std::function<bool(const std::string& name)>& is_own);
+
+}  // namespace distil_xlstm

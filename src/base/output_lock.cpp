@@ -1,0 +1,96 @@
+#include "base/output_lock.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/temporary_path.h"
+
+namespace distil_xlstm {
+namespace {
+
+constexpr std::string_view kInside = ".distil-xlstm.lock", kBeside = ".distil-xlstm-lock";
+
+// "process 123" as the lock's file has it.
+std::string holder_of(int fd) {
+  std::array<char, 32> text{};
+  const ssize_t size = ::pread(fd, text.data(), text.size(), 0);
+  const std::string pid(text.data(), static_cast<size_t>(std::max<ssize_t>(size, 0)));
+  const bool is_known = !pid.empty() && pid.find_first_not_of("0123456789") == std::string::npos;
+  return is_known ? "process " + pid : "another process";
+}
+
+}  // namespace
+
+OutputLock::OutputLock(const fs::path& directory, Place place) {
+  const fs::path target = resolved_output(directory);
+  const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
+  path_ = place == Place::inside ? target / kInside : parent / fmt::format(".{}{}", target.filename().string(), kBeside);
+  try {
+    do {
+      make_directories(place == Place::inside ? target : parent);
+    } while (!take(directory));
+  } catch (...) {
+    remove_made();
+    throw;
+  }
+  const std::string pid = std::to_string(::getpid());
+  // For the message of the next one; the lock holds without it.
+  if (::ftruncate(fd_, 0) != 0 || ::pwrite(fd_, pid.data(), pid.size(), 0) < 0) return;
+}
+
+OutputLock::~OutputLock() {
+  std::error_code ignored;
+  if (fd_ >= 0) {
+    fs::remove(path_, ignored);
+    ::close(fd_);
+  }
+  remove_made();
+}
+
+void OutputLock::remove_made() const {
+  for (auto it = made_.rbegin(); it != made_.rend(); ++it) ::rmdir(it->c_str());
+}
+
+void OutputLock::make_directories(const fs::path& directory) {
+  std::vector<fs::path> missing;
+  for (fs::path path = directory; !path.empty() && !fs::exists(path); path = path.parent_path()) missing.push_back(path);
+  for (auto it = missing.rbegin(); it != missing.rend(); ++it) {
+    std::error_code error;
+    if (fs::create_directory(*it, error)) made_.push_back(*it);
+    if (error) throw IoError("{}: cannot make the directory: {}", it->string(), error.message());
+  }
+}
+
+// False where the one that held it before has taken the file, or the directory, away.
+bool OutputLock::take(const fs::path& directory) {
+  const int fd = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+  if (fd < 0 && errno == ENOENT) return false;
+  if (fd < 0) throw IoError("{}: cannot create: {}", path_.string(), std::strerror(errno));
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    const std::string holder = holder_of(fd);
+    ::close(fd);
+    throw ConfigError("{}: {} is writing there: wait until it has ended, or choose another place", directory.string(), holder);
+  }
+  struct stat held{}, named{};
+  const bool is_mine = ::fstat(fd, &held) == 0 && ::stat(path_.c_str(), &named) == 0 && held.st_ino == named.st_ino;
+  if (is_mine) {
+    fd_ = fd;
+  } else {
+    ::close(fd);
+  }
+  return is_mine;
+}
+
+bool is_lock_name(std::string_view name) {
+  return name == kInside || (name.starts_with('.') && name.ends_with(kBeside));
+}
+
+}  // namespace distil_xlstm
