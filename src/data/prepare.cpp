@@ -1,10 +1,7 @@
 #include "data/prepare.h"
 
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cmath>
@@ -14,10 +11,13 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/output_lock.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "data/bounded_queue.h"
+#include "data/prepare_directory.h"
 #include "data/prepare_journal.h"
+#include "data/shard_directory.h"
 #include "data/tokenizer_files.h"
 
 namespace distil_xlstm::data {
@@ -90,94 +90,10 @@ std::string first_difference(const json& here, const json& there) {
   return "";
 }
 
-json to_json(const ShardSummary& shard) {
-  return {{"file", shard.file},
-          {"num_rows", shard.num_rows},
-          {"num_tokens", shard.num_tokens},
-          {"num_documents", shard.num_documents},
-          {"checksum", shard.checksum}};
-}
-
-PrepareReport report_of(const json& index, const std::string& where) {
-  PrepareReport report;
-  report.counts = reader_counts(require<json>(index, "counts", where), where);
-  report.refused_conversations = require<uint64_t>(index, "refused_conversations", where);
-  report.train_tokens = require<int64_t>(index, "train_tokens", where);
-  report.validation_tokens = require<int64_t>(index, "validation_tokens", where);
-  report.reached_max_tokens = require<bool>(index, "reached_max_tokens", where);
-  for (const auto& shard : require<json>(index, "shards", where)) {
-    report.shards.push_back({require<std::string>(shard, "file", where), require<int64_t>(shard, "num_rows", where),
-                             require<int64_t>(shard, "num_tokens", where), require<int64_t>(shard, "num_documents", where),
-                             require<std::string>(shard, "checksum", where)});
-  }
-  return report;
-}
-
-// What `prepare` may have left in a directory; nothing else is touched.
-void remove_old_output(const fs::path& directory) {
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    const bool is_shard = (name.starts_with("train-") || name.starts_with("validation-")) &&
-                          (name.ends_with(kShardExtension) || name.ends_with(std::string(kShardExtension) + ".partial"));
-    if (is_shard || name == "prepare.json" || name == "prepare.journal") fs::remove(entry.path());
-  }
-}
-
-// What is wrong with a shard that an index lists, or "".
-std::string fault_of(const fs::path& directory, const ShardSummary& listed) {
-  try {
-    const TokenShard shard(directory / listed.file, /*verify_content=*/false);
-    if (fmt::format("{:016x}", shard.header().checksum) != listed.checksum) return listed.file + ": not the shard that prepare.json lists";
-    return "";
-  } catch (const Error& error) {
-    return error.what();
-  }
-}
-
-// Held while a process writes to a directory; the file goes with it.
-class DirectoryLock {
- public:
-  explicit DirectoryLock(const fs::path& directory) : path_(directory / ".prepare.lock") {
-    std::error_code error;
-    fs::create_directories(directory, error);
-    if (error) throw IoError("{}: cannot make the directory: {}", directory.string(), error.message());
-    for (bool is_mine = false; !is_mine;) {
-      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-      if (fd_ < 0) throw IoError("{}: cannot create: {}", path_.string(), std::strerror(errno));
-      if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-        if (errno != EWOULDBLOCK) return;  // a file system without locks
-        ::close(fd_);
-        throw ConfigError("{}: another `prepare` is writing there: wait for it, or use another --output", directory.string());
-      }
-      // The one that held it may have removed the file between the two calls: then a lock on it keeps nobody out.
-      struct stat held{}, named{};
-      is_mine = ::fstat(fd_, &held) == 0 && ::stat(path_.c_str(), &named) == 0 && held.st_ino == named.st_ino;
-      if (!is_mine) ::close(fd_);
-    }
-  }
-  ~DirectoryLock() {
-    ::unlink(path_.c_str());
-    ::close(fd_);
-  }
-  DirectoryLock(const DirectoryLock&) = delete;
-  DirectoryLock& operator=(const DirectoryLock&) = delete;
-
- private:
-  fs::path path_;
-  int fd_ = -1;
-};
-
 // What an interrupted run left cannot be gone on with.
 class CannotResume : public DataError {
   using DataError::DataError;
 };
-
-bool holds_shards(const fs::path& directory) {
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    if (entry.path().extension() == kShardExtension) return true;
-  }
-  return false;
-}
 
 class Preparation {
  public:
@@ -187,7 +103,6 @@ class Preparation {
         document_end_id_(resolve_document_end(encoder, options.document_end)),
         packer_(encoder, document_end_id_, options.reader.bad_rows),
         settings_(describe_settings(options, encoder, reader_)),
-        lock_(options.output),
         train_(options.output, shard_settings(Split::train, encoder)),
         validation_(options.output, shard_settings(Split::validation, encoder)) {}
 
@@ -219,20 +134,17 @@ class Preparation {
   }
 
   [[nodiscard]] int64_t num_tokens() const { return train_.num_tokens() + validation_.num_tokens(); }
-  [[nodiscard]] fs::path index_path() const { return options_.output / "prepare.json"; }
 
   // Decides whether the output is new, unfinished (then goes on from its journal) or already what is asked for.
   std::optional<PrepareReport> take_up() {
-    const bool replaces_finished = options_.overwrite && fs::exists(index_path());
+    const bool replaces_finished = options_.overwrite && fs::exists(index_path(options_.output));
     if (!replaces_finished) {
       try {
         if (auto finished = take_finished()) return finished;
         if (take_unfinished()) return std::nullopt;
-        if (!holds_shards(options_.output)) {
-          save();
-          return std::nullopt;
-        }
-        throw ConfigError("{} holds shards of unknown origin: {}", options_.output.string(), kAdvice);
+        remove_shards(options_.output);  // of a call that was killed before its first journal
+        save();
+        return std::nullopt;
       } catch (const CannotResume&) {
         throw;
       } catch (const Interrupted&) {
@@ -241,24 +153,22 @@ class Preparation {
         if (!options_.overwrite && !options_.reuse) throw;
       }
     }
-    remove_old_output(options_.output);
+    remove_prepared(options_.output);
     save();
     return std::nullopt;
   }
 
   // The result of an earlier run of the same settings, if there is an index.
   std::optional<PrepareReport> take_finished() {
-    if (!fs::exists(index_path())) return std::nullopt;
-    const json index = read_json(index_path());
-    const std::string where = index_path().string();
+    if (!fs::exists(index_path(options_.output))) return std::nullopt;
+    const json index = read_json(index_path(options_.output));
+    const std::string where = index_path(options_.output).string();
     const std::string difference = first_difference(settings_, require<json>(index, "settings", where));
     if (!difference.empty())
       throw ConfigError("{} holds shards made with other settings: {}; {}", options_.output.string(), difference, kAdvice);
     PrepareReport report = report_of(index, where);
-    for (const ShardSummary& shard : report.shards) {
-      const std::string fault = fault_of(options_.output, shard);
-      if (!fault.empty()) throw DataError("{}: a shard that it lists is not there as it was written: {}; {}", where, fault, kAdvice);
-    }
+    if (const std::string fault = fault_of_shards(options_.output, report.shards); !fault.empty())
+      throw DataError("{}: the shards are not as they were written: {}; {}", where, fault, kAdvice);
     report.was_complete = true;
     remove_journal(options_.output);
     return report;
@@ -423,18 +333,9 @@ class Preparation {
     report.validation_tokens = validation_.num_tokens();
     report.reached_max_tokens = reached_max_tokens_;
     report.was_resumed = was_resumed_;
-    json shards = json::array();
-    for (const auto* writer : {&train_, &validation_}) {
+    for (const auto* writer : {&train_, &validation_})
       report.shards.insert(report.shards.end(), writer->shards().begin(), writer->shards().end());
-      for (const auto& shard : writer->shards()) shards.push_back(to_json(shard));
-    }
-    write_json(index_path(), {{"settings", settings_},
-                              {"counts", data::to_json(report.counts)},
-                              {"refused_conversations", report.refused_conversations},
-                              {"reached_max_tokens", report.reached_max_tokens},
-                              {"train_tokens", report.train_tokens},
-                              {"validation_tokens", report.validation_tokens},
-                              {"shards", shards}});
+    write_index(options_.output, settings_, report);
     remove_journal(options_.output);
     return report;
   }
@@ -446,7 +347,6 @@ class Preparation {
   std::optional<int32_t> document_end_id_;
   Packer packer_;
   json settings_;
-  DirectoryLock lock_;
   ShardWriter train_;
   ShardWriter validation_;
   PrepareJournal journal_;
@@ -459,7 +359,6 @@ class Preparation {
 
 void check_options(const PrepareOptions& options) {
   if (options.reader.inputs.empty()) throw ConfigError("prepare: name at least one text file, directory or glob");
-  if (options.output.empty()) throw ConfigError("prepare: --output names no directory");
   if (!(options.validation_fraction >= 0.0 && options.validation_fraction <= 1.0)) {
     throw ConfigError("validation_fraction = {}: it must lie between 0 and 1", options.validation_fraction);
   }
@@ -472,22 +371,33 @@ void check_options(const PrepareOptions& options) {
   if (options.num_threads < 0) throw ConfigError("threads = {}: it must be 0 (all cores) or more", options.num_threads);
 }
 
+void check_output(const PrepareOptions& options) {
+  std::vector<fs::path> inputs(options.reader.inputs.begin(), options.reader.inputs.end());
+  if (!options.model.empty()) inputs.emplace_back(options.model);
+  check_output_directory(options.output, fmt::format("--output {}", options.output.empty() ? "\"\"" : options.output.string()),
+                         prepared_text(), inputs);
+}
+
 }  // namespace
 
 PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder) {
   check_options(options);
+  check_output(options);
+  const OutputLock lock(options.output);
+  check_output(options);  // another process may have written before the lock was ours
   try {
     return Preparation(options, encoder).run();
   } catch (const CannotResume& error) {
     if (!options.overwrite && !options.reuse) throw;
     spdlog::warn("{}; beginning anew", error.what());
   }
-  remove_old_output(options.output);
+  remove_prepared(options.output);
   return Preparation(options, encoder).run();
 }
 
 PrepareReport prepare(const PrepareOptions& options) {
   check_options(options);
+  check_output(options);
   // Read by the encoder's thread pool when it starts.
   if (options.num_threads > 0) ::setenv("RAYON_NUM_THREADS", std::to_string(options.num_threads).c_str(), 1);
   const Tokenizer tokenizer(open_tokenizer_files(options.model));

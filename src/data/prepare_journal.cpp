@@ -1,22 +1,13 @@
 #include "data/prepare_journal.h"
 
-#include <cstring>
-
-#include "base/error.h"
-#include "base/hash.h"
+#include "data/journal.h"
 
 namespace distil_xlstm::data {
 
 namespace {
 
-constexpr std::string_view kMagic = "DXJOURN1";  // then XXH3-64 of what follows, then CBOR
-
 fs::path journal_path(const fs::path& directory) {
   return directory / "prepare.journal";
-}
-
-uint64_t checksum(std::string_view text) {
-  return xxh3_64(std::as_bytes(std::span(text.data(), text.size())));
 }
 
 }  // namespace
@@ -47,28 +38,15 @@ void write_journal(const fs::path& directory, const PrepareJournal& journal) {
                         {"split", journal.split},
                         {"train", journal.train},
                         {"validation", journal.validation}};
-  std::string body;
-  json::to_cbor(content, body);
-  const uint64_t sum = checksum(body);
-  std::string text(kMagic);
-  text.append(reinterpret_cast<const char*>(&sum), sizeof sum);
-  write_file_atomic(journal_path(directory), text + body);
+  write_state(journal_path(directory), content);
 }
 
 std::optional<PrepareJournal> read_journal(const fs::path& directory) {
   const fs::path path = journal_path(directory);
-  if (!fs::exists(path)) return std::nullopt;
-  const std::string text = read_file(path);
+  const std::optional<json> state = read_state(path);
+  if (!state) return std::nullopt;
+  const json& content = *state;
   const std::string where = path.string();
-  uint64_t sum = 0;
-  const size_t head = kMagic.size() + sizeof sum;
-  const bool long_enough = text.size() > head && text.starts_with(kMagic);
-  if (long_enough) std::memcpy(&sum, text.data() + kMagic.size(), sizeof sum);
-  if (!long_enough || checksum(std::string_view(text).substr(head)) != sum) {
-    throw DataError("{}: damaged: start again with --overwrite", where);
-  }
-  const json content = json::from_cbor(text.begin() + static_cast<ptrdiff_t>(head), text.end(), true, false);
-  if (!content.is_object()) throw DataError("{}: damaged: start again with --overwrite", where);
   PrepareJournal journal;
   journal.settings = require<json>(content, "settings", where);
   journal.place = {require<uint64_t>(content, "file", where), require<uint64_t>(content, "row", where),
@@ -79,6 +57,10 @@ std::optional<PrepareJournal> read_journal(const fs::path& directory) {
   journal.train = require<json>(content, "train", where);
   journal.validation = require<json>(content, "validation", where);
   return journal;
+}
+
+bool has_journal(const fs::path& directory) {
+  return fs::is_regular_file(journal_path(directory));
 }
 
 void remove_journal(const fs::path& directory) {

@@ -24,6 +24,7 @@ ReaderCounts reader_counts(const json& value, std::string_view where);
 void write_journal(const fs::path& directory, const PrepareJournal& journal);
 // Nothing when there is none. Throws DataError when it is damaged.
 std::optional<PrepareJournal> read_journal(const fs::path& directory);
+bool has_journal(const fs::path& directory);
 void remove_journal(const fs::path& directory);
 
 }  // namespace distil_xlstm::data

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "data/shard_directory.h"
 
 namespace distil_xlstm::data {
 
@@ -224,6 +225,14 @@ struct ShardWriter::Impl {
     ++index;
   }
 
+  // What was closed before an interruption is still as it was.
+  void check_done() const {
+    for (const ShardSummary& shard : done) {
+      if (const std::string fault = fault_of_shard(directory, shard); !fault.empty())
+        throw DataError("{}: {}: begin again with --overwrite", directory.string(), fault);
+    }
+  }
+
   void check_ids(std::span<const int32_t> ids) const {
     for (const int32_t id : ids) {
       if (id < 0 || id >= settings.vocab_size) {
@@ -313,19 +322,13 @@ json ShardWriter::save() {
   state["last_id"] = s.last_id;
   state["last_is_border"] = s.last_is_border;
   state["last_counts"] = s.last_counts;
-  state["shards"] = json::array();
-  for (const auto& shard : s.done) {
-    state["shards"].push_back({{"file", shard.file},
-                               {"num_rows", shard.num_rows},
-                               {"num_tokens", shard.num_tokens},
-                               {"num_documents", shard.num_documents},
-                               {"checksum", shard.checksum}});
-  }
+  state["shards"] = to_json(s.done);
   if (s.file) {
     s.file->sync();
     state["open"] = {{"num_stored", s.num_stored},
                      {"num_own_documents", s.num_own_documents},
                      {"masked", s.masked},
+                     {"tokens_xxh3", s.tokens_hash->digest()},
                      {"borders", binary(std::as_bytes(std::span(s.borders)))},
                      {"mask_bits", binary(std::as_bytes(std::span(s.mask_bits)))}};
   }
@@ -341,22 +344,14 @@ void ShardWriter::restore(const json& state) {
   s.last_id = require<int32_t>(state, "last_id", where);
   s.last_is_border = require<bool>(state, "last_is_border", where);
   s.last_counts = require<bool>(state, "last_counts", where);
-  s.done.clear();
-  for (const auto& shard : require<json>(state, "shards", where)) {
-    s.done.push_back({require<std::string>(shard, "file", where), require<int64_t>(shard, "num_rows", where),
-                      require<int64_t>(shard, "num_tokens", where), require<int64_t>(shard, "num_documents", where),
-                      require<std::string>(shard, "checksum", where)});
-  }
+  s.done = shard_summaries(require<json>(state, "shards", where), where);
+  s.check_done();
   const bool is_open = state.contains("open");
   // The shard that was open may have been completed since: it is taken back. What came later still is made again.
   if (is_open && !fs::exists(s.partial_path(s.index)) && fs::exists(s.final_path(s.index))) {
     fs::rename(s.final_path(s.index), s.partial_path(s.index));
   }
-  for (uint32_t later = is_open ? s.index + 1 : s.index;; ++later) {
-    const bool had_final = fs::remove(s.final_path(later));
-    const bool had_partial = fs::remove(s.partial_path(later));
-    if (!had_final && !had_partial) break;
-  }
+  remove_shards(s.directory, s.settings.split, is_open ? s.index + 1 : s.index);
   if (!is_open) return;
 
   const json& open = state["open"];
@@ -372,6 +367,9 @@ void ShardWriter::restore(const json& state) {
   s.file->truncate(s.tokens_offset() + size_bytes);
   s.tokens_hash = std::make_unique<Xxh3Stream>();
   s.tokens_hash->update(MappedFile(s.partial_path(s.index)).bytes().subspan(s.tokens_offset(), size_bytes));
+  if (s.tokens_hash->digest() != get_or<uint64_t>(open, "tokens_xxh3", s.tokens_hash->digest(), where)) {
+    throw DataError("{}: not what the journal says was written: damaged: begin again with --overwrite", s.partial_path(s.index).string());
+  }
 }
 
 }  // namespace distil_xlstm::data

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/output_lock.h"
 #include "base/random.h"
 #include "base/signals.h"
 #include "data/prepare.h"
@@ -258,8 +259,15 @@ TEST(Prepare, BelievesNoIndexWhoseShardsOrInputsChanged) {
   refused("not the shard");
   write_file_atomic(first, bytes.substr(0, bytes.size() - 1));
   refused("cut short");
+  std::string flipped = bytes;
+  flipped[300] = static_cast<char>(flipped[300] ^ 4);
+  write_file_atomic(first, flipped);
+  refused("checksum of its");
   write_file_atomic(first, bytes);
   EXPECT_TRUE(prepare(options, byte_encoder()).was_complete);
+  fs::copy_file(second, folder / "out" / "train-00077.dxts");
+  expect_error<DataError>([&] { prepare(options, byte_encoder()); }, {"train-00077.dxts: a shard that was not written with the others"});
+  fs::remove(folder / "out" / "train-00077.dxts");
   const fs::path input = folder / "corpus" / "b.txt";
   write_file_atomic(input, "the LAST one");  // of the same size
   fs::last_write_time(input, fs::last_write_time(input) + std::chrono::seconds(2));
@@ -274,13 +282,62 @@ TEST(Prepare, OneProcessAtATimeWritesToADirectory) {
   bool was_tried = false;
   encoder.encode_batch = [&, inner = encoder.encode_batch](std::span<const std::string_view> texts) {
     if (!std::exchange(was_tried, true)) {
-      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"out", "another `prepare` is writing there"});
+      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"out", "process " + std::to_string(::getpid()) + " is writing there"});
     }
     return inner(texts);
   };
   prepare(options, encoder);
   EXPECT_TRUE(was_tried);
-  EXPECT_FALSE(fs::exists(folder / "out" / ".prepare.lock"));
+  for (const auto& entry : fs::directory_iterator(folder / "out")) EXPECT_FALSE(is_lock_name(entry.path().filename().string()));
+}
+
+TEST(Prepare, WritesOnlyWhereItsOwnTextOrNothingIs) {
+  const Folder folder;
+  write_corpus(folder, 30);
+  auto options = options_of(folder / "corpus", folder / "out");
+  for (const bool overwrite : {false, true}) {
+    options.overwrite = overwrite;
+    for (const char* name : {"notes.txt", "train-00000.dxts", "prepare.json", "synthesize.cbor"}) {
+      SCOPED_TRACE(name);
+      fs::remove_all(folder / "out");
+      folder.write(std::string("out/") + name, "{}");
+      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"--output ", name, "is not empty and no text that `prepare` wrote"});
+      EXPECT_EQ(files_of(options.output).size(), 1u) << "nothing was made or removed";
+    }
+  }
+  options.output = folder / "corpus" / "shards";
+  expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"lies inside ", "corpus"});
+  EXPECT_FALSE(fs::exists(options.output));
+  // What a call leaves that was killed before its first journal.
+  options = options_of(folder / "corpus", folder / "killed");
+  for (const char* name : {".distil-xlstm.lock", "prepare.journal.tmp-1-0", "train-00000.dxts.partial", "train-00007.dxts.partial"})
+    folder.write(std::string("killed/") + name, "half");
+  prepare(options, byte_encoder());
+  prepare(options_of(folder / "corpus", folder / "whole"), byte_encoder());
+  EXPECT_EQ(files_of(folder / "killed"), files_of(folder / "whole"));
+}
+
+TEST(Prepare, GoesOnFromNoDamagedShard) {
+  const Folder folder;
+  write_corpus(folder, 300);
+  auto options = options_of(folder / "corpus", folder / "out");
+  options.shard_bytes = 400;
+  interrupt(options);
+  for (const char* ending : {".dxts", ".partial"}) {  // a closed shard, then the open one
+    SCOPED_TRACE(ending);
+    interrupt(options);
+    fs::path damaged;
+    for (const auto& entry : fs::directory_iterator(folder / "out")) {
+      if (entry.path().extension() == ending) damaged = entry.path();
+    }
+    ASSERT_FALSE(damaged.empty());
+    const std::string bytes = read_file(damaged);
+    std::string other = bytes;
+    other[bytes.size() - 2] = static_cast<char>(other[bytes.size() - 2] ^ 1);
+    write_file_atomic(damaged, other);
+    expect_error<DataError>([&] { prepare(options, byte_encoder()); }, {damaged.filename().string(), "damaged", "--overwrite"});
+    write_file_atomic(damaged, bytes);
+  }
 }
 
 TEST(Prepare, RefusesWhatItCannotDo) {
@@ -307,9 +364,6 @@ TEST(Prepare, RefusesWhatItCannotDo) {
         });
       },
       {"not a single document", "1 empty"});
-  fs::remove_all(folder / "out");
-  folder.write("out/train-00000.dxts", "foreign");
-  expect_error<ConfigError>([&] { with([](auto&) {}); }, {"unknown origin", "--overwrite"});
   fs::remove_all(folder / "out");
   folder.write("out/prepare.journal", "DXJOURN1 damaged");
   expect_error<DataError>([&] { with([](auto&) {}); }, {"prepare.journal", "damaged", "--overwrite"});
