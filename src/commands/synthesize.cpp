@@ -8,8 +8,8 @@
 #include "cli/options/synthesize.h"
 #include "commands/compute.h"
 #include "commands/loaded_model.h"
-#include "data/shard_writer.h"
 #include "generate/generator.h"
+#include "generate/synthesis_output.h"
 #include "generate/synthesize.h"
 
 namespace distil_xlstm::commands {
@@ -49,6 +49,7 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   generate::check(options.synthesize.sampling);
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens < 1) throw ConfigError("--max-tokens {}: must be at least 1", options.max_tokens);
+  generate::check_synthesis_output(options.output, {options.model});
   const LoadedModel loaded = load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   options.synthesize.prompt = tokenizer.encode(options.prompt);
@@ -60,9 +61,6 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   if (tokenizer.adds_bos() && tokenizer.bos_id()) options.synthesize.stop_ids.push_back(*tokenizer.bos_id());
   const auto document_end = end_id(options.document_end, tokenizer);
 
-  const fs::path folder = options.output;
-  const fs::path journal = folder / "synthesize.cbor";
-  const json settings = identity(options, tokenizer);
   data::ShardSettings shard;
   shard.split = options.is_validation ? data::Split::validation : data::Split::train;
   shard.context_length = options.context_length;
@@ -71,53 +69,15 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   if (tokenizer.adds_bos()) shard.bos_id = tokenizer.bos_id();
   shard.document_end_id = document_end;
   shard.synthetic = true;
-  shard.source = settings;
-
-  json state = json::object();
-  if (fs::exists(journal) && !options.overwrite) {
-    const std::string bytes = read_file(journal);
-    state = json::from_cbor(bytes, true, false);
-    if (state.is_discarded() || !state.contains("settings"))
-      throw DataError("{}: broken: give --overwrite to begin again", journal.string());
-    if (state["settings"] != settings) {
-      throw ConfigError("{} holds text of other settings ({}): choose another --output, or give --overwrite", folder.string(),
-                        state["settings"].dump());
-    }
-  } else if (fs::exists(folder) && !fs::is_empty(folder)) {
-    if (!options.overwrite) throw ConfigError("{} is not empty: choose another --output, or give --overwrite", folder.string());
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      if (entry.path().extension() == data::kShardExtension || entry.path() == journal) fs::remove(entry.path());
-    }
-  }
-  data::ShardWriter writer(folder, shard);
-  uint64_t next_document = 0;
-  if (!state.empty()) {
-    const bool is_complete = state.value("is_complete", false);
-    const auto num_tokens = require<int64_t>(state, "num_tokens", journal.string());
-    if (is_complete && num_tokens >= max_tokens) {
-      spdlog::info("{}: complete already ({} tokens, --max-tokens {})", folder.string(), num_tokens, options.max_tokens);
-      return;
-    }
-    if (!state.contains("writer")) {
-      throw ConfigError("{}: complete with {} tokens, written by a version that cannot extend it to --max-tokens {}: give --overwrite",
-                        folder.string(), num_tokens, options.max_tokens);
-    }
-    writer.restore(state["writer"]);
-    next_document = state["next_document"].get<uint64_t>();
-    spdlog::info("going on after {} documents, {} tokens", next_document, writer.num_tokens());
-  }
-  // A complete output keeps the writer's place too: a greater --max-tokens goes on there.
-  const auto save = [&](bool is_complete, const json& place) {
-    const json now = {{"settings", settings},
-                      {"next_document", next_document},
-                      {"num_tokens", writer.num_tokens()},
-                      {"is_complete", is_complete},
-                      {"writer", place}};
-    const auto bytes = json::to_cbor(now);
-    write_file_atomic(journal, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-  };
-
-  if (state.value("is_complete", false)) save(false, writer.save());  // its last shard is open again
+  shard.source = identity(options, tokenizer);
+  generate::SynthesisOutput output({.directory = options.output,
+                                    .inputs = {options.model, loaded.files.path},
+                                    .settings = shard.source,
+                                    .shard = shard,
+                                    .max_tokens = max_tokens,
+                                    .overwrite = options.overwrite});
+  if (output.is_complete()) return;
+  const auto& writer = output.writer();
 
   ProgressLine progress;
   const double begin = monotonic_seconds();
@@ -132,27 +92,23 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   while (writer.num_tokens() < max_tokens) {
     std::vector<std::vector<int32_t>> documents;
     try {
-      documents = generate::synthesize_batch(*loaded.model, options.synthesize, next_document);
+      documents = generate::synthesize_batch(*loaded.model, options.synthesize, output.next_document());
     } catch (const Interrupted&) {
-      save(false, writer.save());
+      output.save();
       throw Interrupted(received_signal(), fmt::format("stopped; {} tokens are kept: the same command goes on there", writer.num_tokens()));
     }
     for (auto& document : documents) {
       if (writer.num_tokens() >= max_tokens) break;
       if (document_end) document.push_back(*document_end);
-      writer.add(document);
-      ++next_document;
+      output.add(document);
     }
     progress.update(rate_text());
     if (monotonic_seconds() - saved > 30) {
-      save(false, writer.save());
+      output.save();
       saved = monotonic_seconds();
     }
   }
-  const json place = writer.save();
-  save(false, place);
-  writer.finish();
-  save(true, place);
+  output.finish();
   progress.finish(fmt::format("{} ({})", rate_text(), format_duration(monotonic_seconds() - begin)));
 }
 
