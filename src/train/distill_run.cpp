@@ -7,14 +7,17 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/output_lock.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "data/prepare.h"
+#include "data/prepare_directory.h"
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
+#include "train/run_directory.h"
 #include "train/run_length.h"
 
 namespace distil_xlstm::train {
@@ -32,11 +35,6 @@ constexpr std::array kFreeSettings = {"output",
 
 // And these too where the run ended with status "failed": they are what can make its steps finite.
 constexpr std::array kFreeAfterFailure = {"optimizer.learning_rate", "optimizer.initial_loss_scale", "train.precision"};
-
-constexpr const char* kRunFormat = "distil-xlstm run 1";
-constexpr const char* kData = "data";
-constexpr const char* kValidationData = "validation-data";
-constexpr const char* kNewSuffix = ".new";  // of text prepared anew while the run that is to be replaced still keeps its own
 
 // Everything of a run in progress, in the order in which it is made.
 struct Session {
@@ -113,16 +111,12 @@ bool is_shards(const std::string& path) {
   return std::any_of(files.begin(), files.end(), [](const fs::path& file) { return file.extension() == data::kShardExtension; });
 }
 
-bool is_prepared(const fs::path& directory) {
-  return fs::is_regular_file(directory / "prepare.json");
-}
-
 // Missing files are found before anything is read, written or removed. A resumed run needs its text no more once it is prepared.
 void check_paths(const Session& s) {
   const auto& settings = s.config.data;
   for (const auto& source : settings.sources) data::find_shards(source.path);
   const auto check = [&](const std::string& path, const char* name) {
-    if (!path.empty() && !(s.resumes && is_prepared(s.run / name))) expand_paths({path});
+    if (!path.empty() && !(s.resumes && data::is_prepared(s.run / name))) expand_paths({path});
   };
   if (settings.sources.empty()) check(settings.train, kData);
   if (s.config.eval.every_steps > 0) check(settings.validation, kValidationData);
@@ -130,97 +124,24 @@ void check_paths(const Session& s) {
 
 // ---- The run's directory.
 
-std::string status_of(const fs::path& run) {
-  const auto path = run / "run.json";
-  if (!fs::is_regular_file(path)) return "";
-  try {
-    const json description = read_json(path);
-    if (!description.is_object() || get_or<std::string>(description, "format", "", path.string()) != kRunFormat) return "";
-    return get_or<std::string>(description, "status", "unknown", path.string());
-  } catch (const DataError&) {
-    return "";
-  }
-}
-
-// "settings.toml" or "run.json" alone say nothing: other programs have files of those names.
-bool is_run(const fs::path& directory) {
-  return !status_of(directory).empty();
-}
-
-bool is_name_of_data(const std::string& name) {
-  return name == kData || name == kValidationData || name == std::string(kData) + kNewSuffix ||
-         name == std::string(kValidationData) + kNewSuffix;
-}
-
-// What a run leaves that ended while its text was prepared.
-bool holds_prepared_text_alone(const fs::path& directory) {
-  return std::all_of(fs::directory_iterator(directory), fs::directory_iterator(), [](const fs::directory_entry& entry) {
-    return entry.is_directory() && is_name_of_data(entry.path().filename().string()) &&
-           (fs::is_empty(entry.path()) || is_prepared(entry.path()) || fs::exists(entry.path() / "prepare.journal"));
-  });
+// Everything that a new run reads and that may be a path, but for the student that it starts from: that is read before anything is written.
+std::vector<fs::path> inputs_of(const config::RunConfig& config) {
+  std::vector<fs::path> inputs = {config.teacher.model, config.data.train, config.data.validation};
+  for (const auto& source : config.data.sources) inputs.emplace_back(source.path);
+  return inputs;
 }
 
 void check_output(const DistillRequest& request, Session& s) {
-  const bool has_run = is_run(s.run);
   if (request.resume) {
-    if (!has_run) throw ConfigError("output = \"{}\": there is no run to resume", s.run.string());
+    if (run_status(s.run).empty()) throw ConfigError("output = \"{}\": there is no run to resume", s.run.string());
     if (list_checkpoints(s.run).empty())
       throw ConfigError("output = \"{}\": the run has no checkpoint to resume from: --overwrite begins it anew", s.run.string());
-    const bool has_failed = status_of(s.run) == "failed";
+    const bool has_failed = run_status(s.run) == "failed";
     const auto changes = changed_settings(saved_settings(s.run, {}).run, request.config.run, has_failed);
     if (!changes.empty()) throw ConfigError("{}: cannot be resumed with other settings:\n{}", s.run.string(), join(changes, "\n"));
     return;
   }
-  if (has_run && !request.overwrite) {
-    throw ConfigError(
-        "output = \"{}\": holds a run already: --resume goes on with it, --overwrite replaces it, --output names another place",
-        s.run.string());
-  }
-  s.replaces = has_run;
-  if (has_run || !fs::exists(s.run)) return;
-  if (!fs::is_directory(s.run)) throw ConfigError("output = \"{}\": is a file: choose another place", s.run.string());
-  if (!holds_prepared_text_alone(s.run))
-    throw ConfigError("output = \"{}\": is not empty and no run: choose another place", s.run.string());
-}
-
-// The files of `prepare` and nothing else; the directory where it is then empty.
-void remove_prepared(const fs::path& directory) {
-  if (!fs::is_directory(directory)) return;
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    const bool is_shard = (name.starts_with("train-") || name.starts_with("validation-")) &&
-                          (name.ends_with(data::kShardExtension) || name.ends_with(std::string(data::kShardExtension) + ".partial"));
-    if (is_shard || name == "prepare.json" || name == "prepare.journal") files.push_back(entry.path());
-  }
-  for (const auto& file : files) fs::remove(file);
-  if (fs::is_empty(directory)) fs::remove(directory);
-}
-
-// Removes what the run before has left, by the names that this program writes, and makes the directory. run.json goes last: until then
-// the directory is a run, which --overwrite may replace again.
-void make_output(const Session& s) {
-  fs::create_directories(s.run);
-  for (const char* name : {kData, kValidationData}) {
-    const auto place = s.run / name, anew = s.run / (std::string(name) + kNewSuffix);
-    const bool is_used = std::find(s.prepared.begin(), s.prepared.end(), name) != s.prepared.end();
-    const bool is_new = std::find(s.prepared.begin(), s.prepared.end(), anew.filename()) != s.prepared.end();
-    if (!is_used) remove_prepared(place);
-    if (!is_new) remove_prepared(anew);
-    if (is_new) fs::rename(anew, place);
-  }
-  if (!s.replaces) return;
-  remove_checkpoints(s.run);
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(s.run)) {
-    const std::string name = entry.path().filename().string();
-    const bool is_ours = name == "settings.toml" || name == "metrics.jsonl" || name == "frozen.safetensors" ||
-                         name == "frozen.safetensors.tmp" || name == "tokenizer.json" || name == "tokenizer_config.json" ||
-                         name.starts_with("events.out.tfevents.");
-    if (is_ours && entry.is_regular_file()) files.push_back(entry.path());
-  }
-  for (const auto& path : files) fs::remove(path);
-  fs::remove(s.run / "run.json");
+  s.replaces = check_new_run(s.run, request.overwrite, inputs_of(s.config));
 }
 
 // ---- Data.
@@ -232,7 +153,7 @@ std::string shards_of(Session& s, const std::string& path, const std::string& na
     s.prepared.push_back(directory);
     return (s.run / directory).string();
   };
-  if (s.resumes && is_prepared(s.run / name)) return use(name);
+  if (s.resumes && data::is_prepared(s.run / name)) return use(name);
   if (is_shards(path)) return path;
   data::PrepareOptions options;
   options.reader.inputs = {path};
@@ -258,6 +179,8 @@ std::string shards_of(Session& s, const std::string& path, const std::string& na
     try {
       return prepare(attempts[i].first, attempts[i].second);
     } catch (const ConfigError& error) {
+      spdlog::debug("{}", error.what());
+    } catch (const DataError& error) {  // what an earlier run left is damaged, or the text is: then the last attempt says so
       spdlog::debug("{}", error.what());
     }
   }
@@ -456,6 +379,9 @@ TrainStatus run_distillation(const DistillRequest& request) {
                  shape.max_position_embeddings);
   }
   check_output(request, s);
+  const OutputLock lock(s.run);
+  check_output(request, s);  // another process may have written before the lock was ours
+  if (s.replaces && !request.overwrite) spdlog::info("{}: the run there ended before its training began: beginning again", s.run.string());
   check_paths(s);
   const fs::path checkpoint = s.resumes ? checked_last_checkpoint(s.run) : fs::path();
   const std::string from = s.resumes ? checkpoint.string() : s.config.student.init_from;
@@ -472,7 +398,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   s.description = describe_session(s, shape);
   throw_if_interrupted();
   if (!s.resumes) {
-    make_output(s);
+    make_run_directory(s.run, s.prepared, s.replaces);
     write_run_files(s, tokenizer);
   }
   return train_session(s, request, checkpoint);

@@ -1,0 +1,86 @@
+#include "train/run_directory.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+#include "base/output_directory.h"
+#include "data/prepare_directory.h"
+#include "train/checkpoint.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+// "settings.toml" or "run.json" alone say nothing: other programs have files of those names.
+bool is_run(const fs::path& directory) {
+  return !run_status(directory).empty();
+}
+
+// What a run leaves that ended while its text was prepared.
+bool is_prepared_text(const fs::path& entry) {
+  const std::string name = entry.filename().string();
+  const auto is_name = [&](const std::string& known) { return name == known || name == known + kNewSuffix; };
+  if (!fs::is_directory(entry) || !(is_name(kData) || is_name(kValidationData))) return false;
+  try {
+    check_output_directory(entry, name, data::prepared_text());
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+// The files of `prepare` and nothing else; the directory where it is then empty.
+void remove_text(const fs::path& directory) {
+  if (!fs::is_directory(directory)) return;
+  data::remove_prepared(directory);
+  if (fs::is_empty(directory)) fs::remove(directory);
+}
+
+}  // namespace
+
+std::string run_status(const fs::path& directory) {
+  const auto path = directory / "run.json";
+  if (!fs::is_regular_file(path)) return "";
+  try {
+    const json description = read_json(path);
+    if (!description.is_object() || get_or<std::string>(description, "format", "", path.string()) != kRunFormat) return "";
+    return get_or<std::string>(description, "status", "unknown", path.string());
+  } catch (const DataError&) {
+    return "";
+  }
+}
+
+bool check_new_run(const fs::path& run, bool overwrite, const std::vector<fs::path>& inputs) {
+  const std::string shown = fmt::format("output = \"{}\"", run.string());
+  const OutputKind kind = {.name = "run", .is_result = is_run, .is_leftover = is_prepared_text};
+  if (check_output_directory(run, shown, kind, inputs) == OutputState::empty) return false;
+  if (overwrite) return true;
+  if (run_status(run) != "starting" || !list_checkpoints(run).empty()) {
+    throw ConfigError("{}: holds a run already: --resume goes on with it, --overwrite replaces it, --output names another place", shown);
+  }
+  return true;
+}
+
+void make_run_directory(const fs::path& run, const std::vector<std::string>& prepared, bool replaces) {
+  for (const char* name : {kData, kValidationData}) {
+    const auto place = run / name, anew = run / (std::string(name) + kNewSuffix);
+    const bool is_used = std::find(prepared.begin(), prepared.end(), name) != prepared.end();
+    const bool is_new = std::find(prepared.begin(), prepared.end(), anew.filename()) != prepared.end();
+    if (!is_used) remove_text(place);
+    if (!is_new) remove_text(anew);
+    if (is_new) fs::rename(anew, place);
+  }
+  if (!replaces) return;
+  remove_checkpoints(run);
+  constexpr std::array kFiles = {"settings.toml",         "metrics.jsonl",  "frozen.safetensors",
+                                 "frozen.safetensors.tmp", "tokenizer.json", "tokenizer_config.json"};
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(run)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_ours = std::find(kFiles.begin(), kFiles.end(), name) != kFiles.end() || name.starts_with("events.out.tfevents.");
+    if (is_ours && entry.is_regular_file()) files.push_back(entry.path());
+  }
+  for (const auto& path : files) fs::remove(path);
+}
+
+}  // namespace distil_xlstm::train
