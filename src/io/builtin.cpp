@@ -2,11 +2,31 @@
 
 #include <algorithm>
 
+#include "io/download.h"
+#include "io/pypi.h"
+
 namespace distil_xlstm::io {
 namespace {
 
 constexpr std::string_view kShipped = "stories260K";
 constexpr std::string_view kFetched = "smollm2-135m-instruct";
+
+struct BuiltinFile {
+  std::string name, sha256;
+};
+
+std::vector<BuiltinFile> files_of(std::string_view name) {
+  std::vector<BuiltinFile> files;
+  if (name == kFetched) {
+    for (const auto& member : smollm2_wheel().members) files.push_back({member.target, member.sha256});
+    return files;
+  }
+  return {{"config.json", "47a6bf520565687fa87a3aa4dd41a53a830a50060dba7dd2e347ad4e5d9e650b"},
+          {"generation_config.json", "720858ddb18cc6e5fccab11219d725fa128fe9707bfdc42ad82c488e11e35fa5"},
+          {"model.safetensors", "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd"},
+          {"tokenizer.json", "122d22ca558413499eac24a0a4373c6ac76528aa97bd1f1a6a889214df0b254b"},
+          {"tokenizer_config.json", "e41b99126d5d603be9b702a0a41586ed9e27ffe4e04010662c894205e20567ef"}};
+}
 
 bool is_plain_part(std::string_view part) {
   const auto allowed = [](char c) {
@@ -34,6 +54,16 @@ std::optional<fs::path> builtin_model_directory(std::string_view name) {
   if (name == kShipped) return share_directory() / "models" / name;
   if (name == kFetched) return cache_directory() / "models" / name;
   return std::nullopt;
+}
+
+std::string builtin_model_fault(std::string_view name) {
+  const fs::path directory = *builtin_model_directory(name);
+  for (const BuiltinFile& file : files_of(name)) {
+    if (!fs::is_regular_file(directory / file.name)) return file.name + " is missing";
+    const std::string fault = fault_of(directory / file.name, {.sha256 = file.sha256});
+    if (!fault.empty()) return fmt::format("{} is damaged ({})", file.name, fault);
+  }
+  return "";
 }
 
 std::optional<RepositoryName> parse_repository_name(std::string_view text) {

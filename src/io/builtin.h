@@ -16,6 +16,9 @@ std::vector<std::string> builtin_model_names();
 // Where a built-in model lies or would lie once fetched; nullopt for any other name.
 std::optional<fs::path> builtin_model_directory(std::string_view name);
 
+// What is wrong with the files of a built-in model in its directory, by their SHA-256, or "".
+std::string builtin_model_fault(std::string_view name);
+
 // `org/name[@revision]` taken apart; the revision is "main" when none is given.
 struct RepositoryName {
   std::string organisation, name, revision;

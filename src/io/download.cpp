@@ -96,26 +96,6 @@ std::string checksum(const fs::path& path, Digest& digest) {
   return digest.hex_digest();
 }
 
-// What is wrong with the content of `path`, or "".
-std::string fault_of(const fs::path& path, const Download& download) {
-  const auto size = static_cast<int64_t>(fs::file_size(path));
-  if (download.size_bytes && size != *download.size_bytes)
-    return fmt::format("it has {} bytes, {} are expected", size, *download.size_bytes);
-  std::string found, expected = download.sha256;
-  if (!expected.empty()) {
-    Sha256 digest;
-    found = checksum(path, digest);
-  } else if (!download.git_blob_sha1.empty()) {
-    expected = download.git_blob_sha1;
-    Sha1 digest;
-    const std::string git_header = fmt::format("blob {}", size);
-    digest.update(std::as_bytes(std::span(git_header.c_str(), git_header.size() + 1)));  // with its final zero
-    found = checksum(path, digest);
-  }
-  if (found == expected) return "";
-  return fmt::format("its {} is {}, {} is expected", download.sha256.empty() ? "git id" : "sha256", found, expected);
-}
-
 // One request for what is missing. Throws TransferError when it ends early.
 void transfer(const Download& download, PartialFile& file, const std::function<void(int64_t)>& on_progress) {
   HttpRequest request{.url = download.url, .token = download.token};
@@ -170,6 +150,25 @@ void complete(const Download& download, const RetryPolicy& policy, PartialFile& 
 }
 
 }  // namespace
+
+std::string fault_of(const fs::path& path, const Download& download) {
+  const auto size = static_cast<int64_t>(fs::file_size(path));
+  if (download.size_bytes && size != *download.size_bytes)
+    return fmt::format("it has {} bytes, {} are expected", size, *download.size_bytes);
+  std::string found, expected = download.sha256;
+  if (!expected.empty()) {
+    Sha256 digest;
+    found = checksum(path, digest);
+  } else if (!download.git_blob_sha1.empty()) {
+    expected = download.git_blob_sha1;
+    Sha1 digest;
+    const std::string git_header = fmt::format("blob {}", size);
+    digest.update(std::as_bytes(std::span(git_header.c_str(), git_header.size() + 1)));  // with its final zero
+    found = checksum(path, digest);
+  }
+  if (found == expected) return "";
+  return fmt::format("its {} is {}, {} is expected", download.sha256.empty() ? "git id" : "sha256", found, expected);
+}
 
 bool is_as_expected(const fs::path& path, const Download& download) {
   return fs::is_regular_file(path) && fault_of(path, download).empty();

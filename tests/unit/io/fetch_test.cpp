@@ -4,10 +4,13 @@
 #include <csignal>
 #include <limits>
 
+#include "base/output_lock.h"
 #include "base/signals.h"
 #include "fetch_testing.h"
+#include "io/builtin.h"
 #include "io/fetch.h"
 #include "io/hub.h"
+#include "io/model_files.h"
 #include "support/source_directory.h"
 
 namespace distil_xlstm::io {
@@ -63,6 +66,49 @@ TEST_F(HubTest, BringsWhatAModelNeedsOnce) {
   server_.hub.take_requests();
   EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
   EXPECT_THAT(paths_of(server_.hub.take_requests()), ElementsAre(kListing));
+}
+
+TEST_F(HubTest, BringsDamagedFilesAgain) {
+  fetch_tiny();
+  const fs::path weights = directory() / "model.safetensors";
+  write_file_atomic(directory() / "notes.txt", "a user's");
+  std::string flipped = kWeights;
+  flipped[kWeights.size() / 2] ^= 1;
+  for (const std::string& damage : {std::string(kWeights.substr(0, 100)), flipped, std::string()}) {
+    write_file_atomic(weights, damage);
+    if (damage.empty()) fs::remove(weights);
+    EXPECT_EQ(fetch_tiny().downloaded_bytes, static_cast<int64_t>(kWeights.size()));
+    EXPECT_EQ(read_file(weights), kWeights);
+    EXPECT_EQ(read_file(directory() / "notes.txt"), "a user's");
+    EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
+  }
+}
+
+TEST_F(HubTest, AModelOfAnotherSizeThanWasFetchedIsNotOpened) {
+  fetch_tiny();
+  EXPECT_EQ(fetched_fault(directory()), "");
+  fs::resize_file(directory() / "model.safetensors", 10);
+  EXPECT_THAT(fetched_fault(directory()), HasSubstr("model.safetensors: 10 bytes, "));
+  EXPECT_THAT(failure_of([] { open_model("org/tiny"); }),
+              ::testing::AllOf(HasSubstr("model 'org/tiny': "), HasSubstr("bytes, "), HasSubstr("run `distil-xlstm fetch org/tiny`, which brings")));
+}
+
+TEST_F(HubTest, RemovesWhatKilledCallsLeft) {
+  fetch_tiny();
+  fs::create_directories(directory().string() + ".incomplete");
+  fs::create_directories(directory().string() + ".tmp-1-0");
+  write_file_atomic(directory().parent_path() / ".main.distil-xlstm-lock", "1");
+  EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
+  EXPECT_EQ(std::distance(fs::directory_iterator(directory().parent_path()), fs::directory_iterator()), 1);
+  // Killed between the two renames of a file system without exchange.
+  fs::rename(directory(), directory().string() + ".old-1-0");
+  EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
+  EXPECT_EQ(read_file(directory() / "model.safetensors"), kWeights);
+}
+
+TEST_F(HubTest, OneProcessAtATimeFetchesAModel) {
+  const OutputLock lock(directory(), OutputLock::Place::beside);
+  EXPECT_THAT(failure_of([&] { fetch_tiny(); }), HasSubstr(fmt::format("main: process {} is writing there", ::getpid())));
 }
 
 TEST_F(HubTest, GivesTheTokenToTheHubAlone) {
@@ -360,9 +406,25 @@ TEST_F(HubTest, TheCommandTakesNamesOfEveryKind) {
   EXPECT_EQ(fetch({.name = "org/tiny"}), directory());
   EXPECT_EQ(fetch({.name = "org/tiny@main", .globs = {"*.json"}}), directory());
   EXPECT_TRUE(fs::exists(fetch({.name = "stories260K"}) / "model.safetensors"));
+  EXPECT_EQ(builtin_model_fault("stories260K"), "");
   EXPECT_THAT(failure_of([] { fetch({.name = "stories260"}); }),
               HasSubstr("neither a built-in (stories260K, smollm2-135m-instruct) nor a repository written "
                         "org/name[@revision] (did you mean 'stories260K'?)"));
+  {
+    const fs::path copy = folder_ / "share";
+    fs::copy(source_directory() / "share" / "models", copy / "models", fs::copy_options::recursive);
+    const WithVariable damaged("DISTIL_XLSTM_SHARE", copy.string());
+    EXPECT_EQ(open_model("stories260K").kind, ModelKind::transformer);
+    const fs::path weights = copy / "models" / "stories260K" / "model.safetensors";
+    std::string bytes = read_file(weights);
+    bytes[bytes.size() / 2] ^= 1;
+    write_file_atomic(weights, bytes);
+    EXPECT_THAT(failure_of([] { open_model("stories260K"); }),
+                ::testing::AllOf(HasSubstr("model.safetensors is damaged (its sha256 is "), HasSubstr("install the program again")));
+    EXPECT_THAT(failure_of([] { fetch({.name = "stories260K"}); }), HasSubstr("install the program again"));
+    fs::remove(weights);
+    EXPECT_THAT(failure_of([] { open_model("stories260K"); }), HasSubstr("model.safetensors is missing"));
+  }
   EXPECT_THAT(failure_of([] { fetch({.name = "stories260K", .globs = {"*"}}); }), HasSubstr("--files does not go with"));
 }
 

