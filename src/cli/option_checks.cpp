@@ -7,6 +7,9 @@
 #include <optional>
 #include <string>
 
+#include "base/error.h"
+#include "base/output_directory.h"
+
 namespace distil_xlstm::cli {
 namespace {
 
@@ -50,6 +53,18 @@ CLI::Validator positive_number() {
   return {[](std::string& text) -> std::string {
             const auto value = to_number(text);
             return value && !(*value > 0 && std::isfinite(*value)) ? fmt::format("{}: must be above 0", text) : "";
+          },
+          ""};
+}
+
+CLI::Validator output_file() {
+  return {[](std::string& text) -> std::string {
+            try {
+              if (text != "-") check_output_file(text, "");
+              return "";
+            } catch (const Error& error) {
+              return error.what();
+            }
           },
           ""};
 }

@@ -1,6 +1,8 @@
 // distil-xlstm report: one self-contained HTML page for one run or several.
 #include "base/error.h"
+#include "base/output_directory.h"
 #include "cli/commands.h"
+#include "cli/option_checks.h"
 #include "report/figures.h"
 
 namespace distil_xlstm::cli {
@@ -11,14 +13,25 @@ struct Options {
   std::string output, png, title;
 };
 
+// Neither file may be one of a run's, nor the other.
+void check_outputs(const Options& options) {
+  std::vector<fs::path> inputs;
+  for (const std::string& run : options.runs) {
+    for (const char* name : {"metrics.jsonl", "run.json", "settings.toml"}) inputs.push_back(fs::path(run) / name);
+  }
+  check_output_file(options.output, "--output", inputs);
+  if (options.png.empty()) return;
+  check_output_file(options.png, "--png", inputs);
+  if (fs::weakly_canonical(options.png) == fs::weakly_canonical(options.output))
+    throw ConfigError("--output and --png name the same file: {}", options.png);
+}
+
 void run(Options options) {
   const auto runs = report::read_runs(options.runs);
   if (options.output.empty()) options.output = (fs::path(options.runs.front()) / "report.html").string();
+  check_outputs(options);
   if (options.title.empty())
     options.title = runs.size() == 1 ? "distil-xlstm: " + runs.front().name : "distil-xlstm: " + std::to_string(runs.size()) + " runs";
-  for (const std::string& path : {options.output, options.png}) {
-    if (const auto folder = fs::path(path).parent_path(); !folder.empty()) fs::create_directories(folder);
-  }
   write_file_atomic(options.output, report::html_page(runs, options.title));
   fmt::print("{}\n", options.output);
   if (!options.png.empty()) {
@@ -33,8 +46,8 @@ void add_report_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("report", "Write one self-contained HTML page with the figures of one run or several");
   command->add_option("RUN", options->runs, "Run directories")->required();
-  command->add_option("--output,-o", options->output, "The page")->default_str("report.html in the first run");
-  command->add_option("--png", options->png, "Also write the figures to this PNG file");
+  command->add_option("--output,-o", options->output, "The page")->check(output_file())->default_str("report.html in the first run");
+  command->add_option("--png", options->png, "Also write the figures to this PNG file")->check(output_file());
   command->add_option("--title", options->title, "Heading of the page")->default_str("the run's name");
   command->callback([options] { run(*options); });
 }

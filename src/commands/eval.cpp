@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/output_directory.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/options/eval.h"
@@ -170,6 +171,7 @@ void run_eval(const cli::EvalOptions& options) {
   if (options.document_end != "none" && !options.stream)
     throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();
+  if (!options.json_path.empty() && options.json_path != "-") check_output_file(options.json_path, "--json", paths);
   std::optional<eval::Unigram> unigram;
   if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
   const LoadedModel student = load_model(options.model, options.device, options.precision);

@@ -1,7 +1,11 @@
 // distil-xlstm export: a student as a directory that stands alone and that the PyPI package `xlstm` opens.
+#include <algorithm>
+#include <array>
 #include <iostream>
 
 #include "base/error.h"
+#include "base/output_directory.h"
+#include "base/output_lock.h"
 #include "base/text.h"
 #include "cli/counted.h"
 #include "cli/options/export.h"
@@ -31,6 +35,33 @@ std::vector<io::TensorView> to_views(const NamedTensors& tensors, at::ScalarType
   return views;
 }
 
+constexpr const char* kModelType = "distil_xlstm";  // in the config.json of an export alone
+
+constexpr std::array kFiles = {"model.safetensors", "config.json",           "generation_config.json",
+                               "tokenizer.json",    "tokenizer_config.json", "load_student.py"};
+
+bool is_own(const std::string& name) {
+  return std::find(kFiles.begin(), kFiles.end(), name) != kFiles.end();
+}
+
+bool is_export(const fs::path& directory) {
+  try {
+    const json config = read_json(directory / "config.json");
+    return config.is_object() && config.contains("distil_xlstm") && config.value("model_type", json()) == kModelType;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+void check_target(const Options& options, const fs::path& model) {
+  const fs::path target = options.output;
+  const std::string shown = fmt::format("--output {}", target.empty() ? "\"\"" : target.string());
+  const auto state = check_output_directory(target, shown, {.name = "export", .is_result = is_export}, {options.model, model});
+  check_replaceable(target, shown);
+  if (state == OutputState::result && !options.overwrite)
+    throw ConfigError("{}: an export lies there: give --overwrite to replace it", shown);
+}
+
 }  // namespace
 
 void run_export(const cli::ExportOptions& options) {
@@ -38,20 +69,25 @@ void run_export(const cli::ExportOptions& options) {
   if (files.kind != io::ModelKind::student)
     throw ConfigError("{}: is a {}, only students are exported", options.model, files.config.value("model_type", "transformer"));
   const fs::path target = options.output;
-  if (fs::exists(target) && !options.overwrite) throw ConfigError("{}: exists: give --overwrite to replace it", target.string());
+  check_target(options, files.path);
   const auto layout = options.layout == "cuda" ? student::SlstmLayout::cuda : student::SlstmLayout::vanilla;
   const at::ScalarType dtype = options.dtype == "fp32" ? at::kFloat : options.dtype == "fp16" ? at::kHalf : at::kBFloat16;
   const auto student = student::Student::load(files, at::kCPU);
   std::vector<Tensor> kept;
+  json config = {{"model_type", kModelType}};
+  config.update(student->config().to_json());
+  const OutputLock lock(target, OutputLock::Place::beside);
+  check_target(options, files.path);  // another process may have written before the lock was ours
   const auto views = to_views(student->stored_tensors(layout, true), dtype, kept);
   write_directory_atomic(target, [&](const fs::path& staging) {
     io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}});
-    write_json(staging / "config.json", student->config().to_json());
+    write_json(staging / "config.json", config);
     if (files.tokenizer) {
       write_file_atomic(staging / "tokenizer.json", files.tokenizer->tokenizer_json);
       write_json(staging / "tokenizer_config.json", files.tokenizer->tokenizer_config);
     }
     fs::copy_file(share_directory() / "export" / "load_student.py", staging / "load_student.py");
+    if (fs::exists(target)) carry_over(target, staging, is_own);
   });
   int64_t size_bytes = 0;
   for (const auto& view : views) size_bytes += static_cast<int64_t>(view.bytes.size());

@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "base/error.h"
+#include "base/output_directory.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/counted.h"
@@ -118,6 +119,7 @@ void complete(const LoadedModel& loaded, const Options& options) {
 
 void run_generate(const cli::GenerateOptions& options) {
   generate::check(options.generate.sampling);
+  if (!options.json_path.empty() && options.json_path != "-") check_output_file(options.json_path, "--json", {options.prompt_file});
   const SignalGuard guard;
   const LoadedModel loaded = load_model(options.model, options.device, options.precision);
   Options with_stops = options;

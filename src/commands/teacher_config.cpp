@@ -24,7 +24,7 @@ json read_config(const std::string& model) {
 json read_teacher_config(const std::string& model) {
   if (model.empty()) throw ConfigError("teacher.model is not set: name a model, or its config.json, with --teacher");
   const json config = read_config(model);
-  if (!config.contains("model_type"))
+  if (!config.contains("model_type") || config.contains("distil_xlstm"))
     throw ConfigError("teacher.model = \"{}\": is a student or no model's configuration, a transformer is needed", model);
   return config;
 }

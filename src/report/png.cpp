@@ -1,6 +1,7 @@
 #include <dlfcn.h>
 
 #include "base/error.h"
+#include "base/temporary_path.h"
 #include "report/figures.h"
 #include "report/plugin/png_plugin.h"
 
@@ -45,11 +46,12 @@ void write_png(const fs::path& path, const std::vector<Figure>& figures) {
     plots.push_back({figure.title.c_str(), figure.x_label.c_str(), figure.y_label.c_str(), list.data(), static_cast<int>(list.size()),
                      figure.is_log ? 1 : 0});
   }
-  const fs::path staging = path.string() + ".tmp";
-  if (const char* problem = draw(staging.c_str(), plots.data(), static_cast<int>(plots.size())); problem != nullptr) {
+  if (path.has_parent_path()) fs::create_directories(path.parent_path());
+  const TemporaryPath staging(path, TemporaryPath::Kind::file);
+  if (const char* problem = draw(staging.path().c_str(), plots.data(), static_cast<int>(plots.size())); problem != nullptr) {
     throw IoError("{}: {}", path.string(), problem);
   }
-  fs::rename(staging, path);
+  write_file_atomic(path, read_file(staging.path()));
 }
 
 }  // namespace distil_xlstm::report

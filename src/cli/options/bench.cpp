@@ -27,7 +27,7 @@ void add_bench_command(CLI::App& app) {
       ->delimiter(',')
       ->check(at_least(1))
       ->default_str("train.micro_batch_size");
-  command->add_option("--json", options->json_path, "Write the results here too");
+  command->add_option("--json", options->json_path, "Write the results here too")->check(output_file());
   command
       ->add_option("--trace", options->trace_path,
                    "Write a trace of one step (Chrome's format, for Perfetto) of the smallest size here, and print where its time goes")

@@ -34,7 +34,8 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--unigram-from", options->unigram_from, "Training shards: also report the perplexity of their token frequencies");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
-  command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)");
+  command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)")
+      ->check(output_file());
   command->callback([options] { compute_commands().run_eval(*options); });
 }
 

@@ -19,7 +19,7 @@ void add_export_command(CLI::App& app) {
   command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
       ->capture_default_str();
-  command->add_flag("--overwrite", options->overwrite, "Replace an existing directory");
+  command->add_flag("--overwrite", options->overwrite, "Replace an earlier export; what else lies there stays");
   command->callback([options] { compute_commands().run_export(*options); });
 }
 

@@ -33,8 +33,9 @@ void add_generate_command(CLI::App& app) {
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-text token");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->check(device_name())->capture_default_str();
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
-  command->add_option("--json", options->json_path,
-                      "Write text, tokens and timings to this file (- = standard output, instead of the text)");
+  command
+      ->add_option("--json", options->json_path, "Write text, tokens and timings to this file (- = standard output, instead of the text)")
+      ->check(output_file());
   command->add_flag("--quiet,-q", options->quiet, "No statistics");
   command->callback([options] { compute_commands().run_generate(*options); });
 }
