@@ -36,8 +36,10 @@ void check_apart(const fs::path& output, const std::string& shown, const std::ve
     const fs::path read = fs::canonical(input, error);
     if (error) continue;
     if (place == read) throw ConfigError("{}: is what the command reads: choose another place", shown);
-    if (is_within(place, read)) throw ConfigError("{}: lies inside {}, which the command reads: choose another place", shown, input.string());
-    if (is_within(read, place)) throw ConfigError("{}: {}, which the command reads, lies inside it: choose another place", shown, input.string());
+    if (is_within(place, read))
+      throw ConfigError("{}: lies inside {}, which the command reads: choose another place", shown, input.string());
+    if (is_within(read, place))
+      throw ConfigError("{}: {}, which the command reads, lies inside it: choose another place", shown, input.string());
   }
 }
 
@@ -66,7 +68,8 @@ OutputState check_output_directory(const fs::path& directory, const std::string&
   if (::access(place.c_str(), R_OK | W_OK | X_OK) != 0) throw IoError("{}: cannot be read and written to", shown);
   if (kind.is_result(place)) return OutputState::result;
   const std::string stranger = first_stranger(place, kind);
-  if (!stranger.empty()) throw ConfigError("{}: holds {}, is not empty and no {}: {}; nothing was changed", shown, stranger, kind.name, kAdvice);
+  if (!stranger.empty())
+    throw ConfigError("{}: holds {}, is not empty and no {}: {}; nothing was changed", shown, stranger, kind.name, kAdvice);
   return OutputState::empty;
 }
 

@@ -13,15 +13,15 @@ namespace distil_xlstm {
 
 // What a command makes of a directory.
 struct OutputKind {
-  std::string name;                                           // "export": it holds x and is no export
-  std::function<bool(const fs::path& directory)> is_result;   // by its marker: a result, finished or not, lies there
-  std::function<bool(const fs::path& entry)> is_leftover{};   // what a killed call may leave before the marker, temporary names aside
+  std::string name;                                          // "export": it holds x and is no export
+  std::function<bool(const fs::path& directory)> is_result;  // by its marker: a result, finished or not, lies there
+  std::function<bool(const fs::path& entry)> is_leftover{};  // what a killed call may leave before the marker, temporary names aside
 };
 
 enum class OutputState { empty, result };
 
-// What lies at `directory` (nothing counts as empty). `shown` names it in messages, as "--output x". Throws ConfigError where the command may
-// not write, and for a place inside one of `inputs`, which are read, or around it. Inputs that are not there are passed over.
+// What lies at `directory` (nothing counts as empty). `shown` names it in messages, as "--output x". Throws ConfigError where the command
+// may not write, and for a place inside one of `inputs`, which are read, or around it. Inputs that are not there are passed over.
 OutputState check_output_directory(const fs::path& directory, const std::string& shown, const OutputKind& kind,
                                    const std::vector<fs::path>& inputs = {});
 

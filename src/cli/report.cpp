@@ -22,7 +22,7 @@ void check_outputs(const Options& options) {
   check_output_file(options.output, "--output", inputs);
   if (options.png.empty()) return;
   check_output_file(options.png, "--png", inputs);
-  if (fs::weakly_canonical(options.png) == fs::weakly_canonical(options.output))
+  if (fs::weakly_canonical(fs::absolute(options.png)) == fs::weakly_canonical(fs::absolute(options.output)))
     throw ConfigError("--output and --png name the same file: {}", options.png);
 }
 

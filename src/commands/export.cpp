@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/output_directory.h"
 #include "base/output_lock.h"
+#include "base/temporary_path.h"
 #include "base/text.h"
 #include "cli/counted.h"
 #include "cli/options/export.h"
@@ -77,6 +78,7 @@ void run_export(const cli::ExportOptions& options) {
   json config = {{"model_type", kModelType}};
   config.update(student->config().to_json());
   const OutputLock lock(target, OutputLock::Place::beside);
+  clear_abandoned(resolved_output(target));
   check_target(options, files.path);  // another process may have written before the lock was ours
   const auto views = to_views(student->stored_tensors(layout, true), dtype, kept);
   write_directory_atomic(target, [&](const fs::path& staging) {

@@ -1,4 +1,5 @@
-// A small binary file of state (CBOR behind a mark and a checksum) that is replaced whole: what an interrupted writer of shards needs to go on.
+// A small binary file of state (CBOR behind a mark and a checksum) that is replaced whole: what an interrupted writer of shards needs to go
+// on.
 #pragma once
 
 #include <optional>

@@ -24,10 +24,11 @@ bool is_our_index(const fs::path& directory) {
 OutputKind prepared_text() {
   return {.name = "text that `prepare` wrote",
           .is_result = [](const fs::path& directory) { return has_journal(directory) || is_our_index(directory); },
-          .is_leftover = [](const fs::path& entry) {
-            const auto name = parse_shard_name(entry.filename().string());
-            return name && name->is_partial;
-          }};
+          .is_leftover =
+              [](const fs::path& entry) {
+                const auto name = parse_shard_name(entry.filename().string());
+                return name && name->is_partial;
+              }};
 }
 
 bool is_prepared(const fs::path& directory) {

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/text.h"
+#include "data/journal.h"
 
 namespace distil_xlstm::data {
 
@@ -215,11 +216,29 @@ int64_t TokenShard::count_targets(int64_t row, DocumentIsolation isolation) cons
   return total;
 }
 
+namespace {
+
+// Whether the state that `synthesize` keeps says so. Its shards have checksums of their own: a damaged state is none of the reader's cares.
+bool is_unfinished(const fs::path& state) {
+  try {
+    const auto content = read_state(state);
+    return content && content->contains("is_complete") && (*content)["is_complete"] == false;
+  } catch (const DataError&) {
+    return false;
+  }
+}
+
+}  // namespace
+
 std::vector<fs::path> find_shards(const std::string& path) {
   std::vector<fs::path> shards;
   for (const auto& file : expand_paths({path})) {
     if (file.filename() == "prepare.journal") {
       throw DataError("{}: an interrupted `prepare` left this directory unfinished: run the same command again to complete it",
+                      file.parent_path().string());
+    }
+    if (file.filename() == "synthesize.cbor" && is_unfinished(file)) {
+      throw DataError("{}: an interrupted `synthesize` left this directory unfinished: run the same command again to complete it",
                       file.parent_path().string());
     }
     if (file.extension() == kShardExtension) shards.push_back(file);

@@ -126,7 +126,7 @@ class TokenShard {
 };
 
 // Shards below each argument (a shard, a directory, a glob), sorted. Throws IoError when there are none, DataError when a
-// directory holds an unfinished `prepare`.
+// directory holds an unfinished `prepare` or `synthesize`.
 std::vector<fs::path> find_shards(const std::string& path);
 
 }  // namespace distil_xlstm::data

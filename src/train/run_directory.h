@@ -1,4 +1,5 @@
-// The life of a run's directory: what may become one, how an old run makes way, which names are the run's own (docs/formats/run-directory.md).
+// The life of a run's directory: what may become one, how an old run makes way, which names are the run's own
+// (docs/formats/run-directory.md).
 #pragma once
 
 #include <string>

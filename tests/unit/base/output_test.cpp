@@ -105,7 +105,8 @@ TEST_F(OutputTest, OfAProcessIdThatIsUsedAgainNothingIsMixedIn) {
   // Another container's process of our id had the names that come next.
   const std::string name = one.path().string();
   const int number = std::stoi(name.substr(name.rfind('-') + 1));
-  for (int next = number + 1; next < number + 3; ++next) fs::create_directories(fmt::format("{}.tmp-{}-{}", target.string(), ::getpid(), next));
+  for (int next = number + 1; next < number + 3; ++next)
+    fs::create_directories(fmt::format("{}.tmp-{}-{}", target.string(), ::getpid(), next));
   const TemporaryPath two(target, TemporaryPath::Kind::directory);
   EXPECT_TRUE(fs::is_empty(two.path()));
   EXPECT_THAT(two.path().string(), HasSubstr(fmt::format("-{}", number + 3)));
@@ -137,8 +138,7 @@ TEST_F(OutputTest, DevicesAndPipesAreWrittenIntoNotReplaced) {
   EXPECT_EQ(received, "figures");
   EXPECT_TRUE(fs::is_fifo(pipe));
   ASSERT_TRUE(fs::is_character_file("/dev/full"));
-  EXPECT_THAT(message_of([] { write_file_atomic("/dev/full", "x"); }),
-              HasSubstr("/dev/full: writing failed after 0 of 1 bytes: No space"));
+  EXPECT_THAT(message_of([] { write_file_atomic("/dev/full", "x"); }), HasSubstr("/dev/full: writing failed after 0 of 1 bytes: No space"));
 }
 
 TEST_F(OutputTest, OneProcessAtATime) {
@@ -198,7 +198,8 @@ TEST_F(OutputTest, ADirectoryIsNewEmptyOrAResult) {
   EXPECT_EQ(check(folder_ / "out"), "no error");
   EXPECT_EQ(check_output_directory(folder_ / "out", "", kKind), OutputState::empty);
   write_file_atomic(folder_ / "out" / "notes", "mine");
-  EXPECT_THAT(check(folder_ / "out"), HasSubstr("--output X: holds notes, is not empty and no result: choose a new or an empty directory; nothing"));
+  EXPECT_THAT(check(folder_ / "out"),
+              HasSubstr("--output X: holds notes, is not empty and no result: choose a new or an empty directory; nothing"));
   write_file_atomic(folder_ / "out" / "mark", "");
   EXPECT_EQ(check_output_directory(folder_ / "out", "", kKind), OutputState::result);
   EXPECT_THAT(check(folder_ / "out" / "notes"), HasSubstr("is a file"));

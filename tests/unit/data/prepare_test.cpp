@@ -282,7 +282,8 @@ TEST(Prepare, OneProcessAtATimeWritesToADirectory) {
   bool was_tried = false;
   encoder.encode_batch = [&, inner = encoder.encode_batch](std::span<const std::string_view> texts) {
     if (!std::exchange(was_tried, true)) {
-      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"out", "process " + std::to_string(::getpid()) + " is writing there"});
+      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); },
+                                {"out", "process " + std::to_string(::getpid()) + " is writing there"});
     }
     return inner(texts);
   };
@@ -301,7 +302,8 @@ TEST(Prepare, WritesOnlyWhereItsOwnTextOrNothingIs) {
       SCOPED_TRACE(name);
       fs::remove_all(folder / "out");
       folder.write(std::string("out/") + name, "{}");
-      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); }, {"--output ", name, "is not empty and no text that `prepare` wrote"});
+      expect_error<ConfigError>([&] { prepare(options, byte_encoder()); },
+                                {"--output ", name, "is not empty and no text that `prepare` wrote"});
       EXPECT_EQ(files_of(options.output).size(), 1u) << "nothing was made or removed";
     }
   }

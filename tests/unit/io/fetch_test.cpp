@@ -89,8 +89,8 @@ TEST_F(HubTest, AModelOfAnotherSizeThanWasFetchedIsNotOpened) {
   EXPECT_EQ(fetched_fault(directory()), "");
   fs::resize_file(directory() / "model.safetensors", 10);
   EXPECT_THAT(fetched_fault(directory()), HasSubstr("model.safetensors: 10 bytes, "));
-  EXPECT_THAT(failure_of([] { open_model("org/tiny"); }),
-              ::testing::AllOf(HasSubstr("model 'org/tiny': "), HasSubstr("bytes, "), HasSubstr("run `distil-xlstm fetch org/tiny`, which brings")));
+  EXPECT_THAT(failure_of([] { open_model("org/tiny"); }), ::testing::AllOf(HasSubstr("model 'org/tiny': "), HasSubstr("bytes, "),
+                                                                           HasSubstr("run `distil-xlstm fetch org/tiny`, which brings")));
 }
 
 TEST_F(HubTest, RemovesWhatKilledCallsLeft) {
@@ -412,6 +412,7 @@ TEST_F(HubTest, TheCommandTakesNamesOfEveryKind) {
                         "org/name[@revision] (did you mean 'stories260K'?)"));
   {
     const fs::path copy = folder_ / "share";
+    fs::create_directories(copy);
     fs::copy(source_directory() / "share" / "models", copy / "models", fs::copy_options::recursive);
     const WithVariable damaged("DISTIL_XLSTM_SHARE", copy.string());
     EXPECT_EQ(open_model("stories260K").kind, ModelKind::transformer);

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/output_lock.h"
 #include "config/toml.h"
 #include "data/prepare.h"
 #include "small_run.h"
@@ -278,6 +279,68 @@ TEST_F(DistillRunTest, ARunWithoutACheckpointIsARunToo) {
   fs::remove_all(output / "checkpoints");
   EXPECT_THAT(error_of({}), HasSubstr("holds a run already"));
   EXPECT_THAT(error_of({}, true), HasSubstr("--overwrite begins it anew"));
+}
+
+TEST_F(DistillRunTest, OneProcessAtATimeTrainsInADirectory) {
+  const auto output = folder_ / "run";
+  const std::string holder = fmt::format("process {} is writing there", ::getpid());
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  {
+    const OutputLock lock(output);
+    const auto before = snapshot(output);
+    EXPECT_THAT(error_of({}, true), HasSubstr(holder));
+    EXPECT_THAT(error_of({}, false, 2, /*overwrite=*/true), HasSubstr(holder));
+    EXPECT_TRUE(snapshot(output) == before);
+    EXPECT_EQ(io::open_model(output.string()).kind, io::ModelKind::student) << "readers need no lock";
+  }
+  EXPECT_EQ(run(output, true, 1), TrainStatus::stopped);
+  for (const auto& entry : fs::directory_iterator(output)) EXPECT_FALSE(is_lock_name(entry.path().filename().string()));
+}
+
+TEST_F(DistillRunTest, KilledBeforeItsFirstStepItBeginsAgain) {
+  const auto output = folder_ / "run";
+  // Killed before there was a journal of its text.
+  fs::create_directories(output / "data");
+  for (const char* name : {".distil-xlstm.lock", "run.json.tmp-1-0", "data/.distil-xlstm.lock", "data/prepare.journal.tmp-1-1"})
+    std::ofstream(output / name) << "1";
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  // Killed between run.json and the first step.
+  fs::remove_all(output / "checkpoints");
+  for (const char* name : {"metrics.jsonl", "settings.toml", "frozen.safetensors"}) fs::remove(output / name);
+  auto description = read_json(output / "run.json");
+  description["status"] = "starting";
+  write_json(output / "run.json", description);
+  for (const char* name : {"frozen.safetensors.tmp", "settings.toml.tmp-1-0", "notes.txt"}) std::ofstream(output / name) << "half";
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  EXPECT_EQ(records_of(output, "train").size(), 2u);
+  EXPECT_FALSE(fs::exists(output / "frozen.safetensors.tmp") || fs::exists(output / "settings.toml.tmp-1-0"));
+  EXPECT_TRUE(fs::exists(output / "notes.txt"));
+}
+
+TEST_F(DistillRunTest, NeverInsideWhatItReads) {
+  const auto corpus = folder_ / "corpus";
+  fs::create_directories(corpus);
+  fs::copy_file(text_, corpus / "stories.jsonl");
+  EXPECT_THAT(error_of({{"data.train", corpus.string(), ""}, {"output", (corpus / "run").string(), ""}}),
+              ::testing::AllOf(HasSubstr("output = \""), HasSubstr("lies inside ")));
+  EXPECT_FALSE(fs::exists(corpus / "run"));
+  EXPECT_EQ(run(folder_ / "run", false, 2), TrainStatus::stopped);
+  const auto before = snapshot(folder_ / "run");
+  EXPECT_THAT(error_of({{"data.train", (folder_ / "run" / "data").string(), ""}}, false, 2, /*overwrite=*/true),
+              HasSubstr("data, which the command reads, lies inside it"));
+  EXPECT_THAT(error_of({{"output", "", ""}}), HasSubstr("output = \"\": names no directory"));
+  EXPECT_TRUE(snapshot(folder_ / "run") == before);
+}
+
+TEST_F(DistillRunTest, DamagedTextOfItsOwnIsPreparedAnew) {
+  const auto output = folder_ / "run", shard = output / "data" / "train-00000.dxts";
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  const auto good = read_file(shard);
+  auto bad = good;
+  bad[bad.size() / 2] = static_cast<char>(bad[bad.size() / 2] ^ 1);
+  write_file_atomic(shard, bad);
+  EXPECT_EQ(run(output, false, 2, /*overwrite=*/true), TrainStatus::stopped);
+  EXPECT_TRUE(read_file(shard) == good);
 }
 
 TEST_F(DistillRunTest, ResumingPreparesNothingAnew) {
