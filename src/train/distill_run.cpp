@@ -15,6 +15,7 @@
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/run_directory.h"
@@ -215,7 +216,7 @@ void check_no_overlap(const std::vector<data::LoaderSource>& training, const std
   }
 }
 
-void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t vocab_size) {
+void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
   data::LoaderOptions options;
   const auto& settings = s.config.data;
   for (const auto& source : settings.sources) options.sources.push_back({source.path, source.weight});
@@ -227,7 +228,8 @@ void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t voc
   options.micro_batch_size = s.config.train.micro_batch_size;
   options.seed = s.config.seed;
   options.document_isolation = data::parse_document_isolation(settings.document_isolation);
-  options.tokenizer_fingerprint = tokenizer_fingerprint;
+  options.tokenizer_fingerprint = tokenizer.fingerprint();
+  options.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());
   options.vocab_size = vocab_size;
   s.train = std::make_unique<data::Loader>(options);
 
@@ -388,7 +390,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   std::optional<io::ModelFiles> start;
   if (!from.empty()) start = open_start(from, s.wanted);
   const Tokenizer tokenizer(*files.tokenizer);
-  open_data(s, tokenizer.fingerprint(), shape.vocab_size);
+  open_data(s, tokenizer, shape.vocab_size);
   check_length(s);
   throw_if_interrupted();
   load_teacher(s, files);
