@@ -562,7 +562,7 @@ TEST(TextReader, ReadsEveryKindOfStringFromParquet) {
   if (!fs::exists(fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "libdistil_xlstm_parquet.so")) {
     GTEST_SKIP() << "libdistil_xlstm_parquet.so is not built: no pyarrow in the environment";
   }
-  auto options = options_of(fs::path(DISTIL_XLSTM_GOLDEN_DIR) / "strings.parquet");
+  auto options = options_of(golden_directory() / "strings.parquet");
   for (const char* kind : {"string", "large_string", "string_view", "dictionary", "large_dictionary", "binary"}) {
     SCOPED_TRACE(kind);
     options.text_key = kind;
@@ -582,7 +582,7 @@ TEST(TextReader, ReadsMessagesFromParquet) {
   }
   for (const char* key : {"messages", "large", "text"}) {
     SCOPED_TRACE(key);
-    auto options = options_of(fs::path(DISTIL_XLSTM_GOLDEN_DIR) / "messages.parquet");
+    auto options = options_of(golden_directory() / "messages.parquet");
     options.rows = RowKind::chat;
     options.messages_key = key;
     TextReader reader(options);
