@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/mapping_guard.h"
 
 namespace distil_xlstm {
 namespace {
@@ -100,16 +101,18 @@ std::vector<fs::path> glob_paths(const std::string& pattern) {
 }  // namespace
 
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a named pipe would wait for its writer
   if (file.fd < 0) throw IoError("{}: cannot open: {}", path.string(), errno_text());
   struct stat info{};
   if (::fstat(file.fd, &info) != 0) throw IoError("{}: cannot read its size: {}", path.string(), errno_text());
-  if (!S_ISREG(info.st_mode)) throw IoError("{}: not a regular file", path.string());
+  if (!S_ISREG(info.st_mode))
+    throw IoError("{}: not a regular file but {}", path.string(), S_ISDIR(info.st_mode) ? "a directory" : "a pipe or a device");
   size_ = static_cast<size_t>(info.st_size);
   if (size_ == 0) return;
   void* memory = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (memory == MAP_FAILED) throw IoError("{}: cannot map {} bytes: {}", path.string(), size_, errno_text());
   data_ = static_cast<const std::byte*>(memory);
+  guard_mapping(data_, size_, path);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -125,7 +128,9 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  release_mapping(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 std::string read_file(const fs::path& path) {

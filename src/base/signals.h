@@ -1,9 +1,10 @@
-// SIGINT and SIGTERM as a flag that long work looks at between steps.
+// SIGINT, SIGTERM and SIGHUP as a flag that long work looks at between steps.
 #pragma once
 
 namespace distil_xlstm {
 
-// While alive, SIGINT/SIGTERM set a flag instead of ending the process; a second SIGINT ends it at once.
+// While alive, these signals set a flag instead of ending the process; a SIGINT after another one ends it at once. A SIGHUP that was
+// ignored before (nohup) stays ignored.
 class SignalGuard {
  public:
   SignalGuard();
@@ -12,7 +13,7 @@ class SignalGuard {
   SignalGuard& operator=(const SignalGuard&) = delete;
 };
 
-// 0, or the signal received since the guard was made.
+// 0, or the first signal received since the guard was made.
 int received_signal();
 
 // Throws Interrupted("stopped by ...") if a signal came; for work that has nothing to save.

@@ -2,11 +2,12 @@
 #include <algorithm>
 #include <iostream>
 
-#include "base/error.h"
 #include "base/log.h"
+#include "base/standard_streams.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/compute_commands.h"
+#include "cli/failures.h"
 
 namespace distil_xlstm::cli {
 namespace {
@@ -63,16 +64,12 @@ int run(int argc, char** argv) {
 }  // namespace distil_xlstm::cli
 
 int main(int argc, char** argv) {
+  distil_xlstm::prepare_standard_streams();
+  int exit_code = 0;
   try {
-    return distil_xlstm::cli::run(argc, argv);
-  } catch (const distil_xlstm::Error& error) {
-    std::cerr << "distil-xlstm: " << error.what() << "\n";
-    return error.exit_code();
-  } catch (const std::bad_alloc&) {
-    std::cerr << "distil-xlstm: out of memory: lower the batch size or the context length\n";
-    return 1;
-  } catch (const std::exception& error) {
-    std::cerr << "distil-xlstm: " << error.what() << "\n";
-    return 1;
+    exit_code = distil_xlstm::cli::run(argc, argv);
+  } catch (...) {
+    exit_code = distil_xlstm::cli::report_failure({argv + 1, argv + argc});
   }
+  return distil_xlstm::finish_output(exit_code);
 }

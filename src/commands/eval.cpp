@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/output_directory.h"
 #include "base/signals.h"
+#include "base/standard_streams.h"
 #include "base/text.h"
 #include "cli/options/eval.h"
 #include "commands/compute.h"
@@ -116,6 +117,7 @@ void print_row(const std::vector<Column>& columns, const std::string& name, cons
     fmt::print(" {:>{}}", has_value ? fmt::format("{:.{}f}", row[column.key].get<double>(), column.digits) : "-", column.width);
   }
   fmt::print("\n");
+  check_output();  // the next file may take hours
 }
 
 void add_unigram(json& row, double nats, int64_t target_tokens) {

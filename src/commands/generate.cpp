@@ -4,13 +4,13 @@
 #include "base/error.h"
 #include "base/output_directory.h"
 #include "base/signals.h"
+#include "base/standard_streams.h"
 #include "base/text.h"
 #include "cli/counted.h"
 #include "cli/options/generate.h"
 #include "commands/compute.h"
 #include "commands/loaded_model.h"
 #include "generate/generator.h"
-#include "tokenizer/chat_template.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -34,10 +34,11 @@ std::string unescape(const std::string& text) {
 
 void print_statistics(const generate::GenerateResult& result) {
   const auto decoded = static_cast<double>(result.tokens.size());
-  fmt::print(stderr, "prompt {}, {:.1f} tokens/s; generated {}, {:.1f} tokens/s; state {}; {}\n",
-             cli::counted(result.prompt_tokens, "token"), static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9),
-             cli::counted(static_cast<int64_t>(result.tokens.size()), "token"), decoded / std::max(result.decode_seconds, 1e-9),
-             format_bytes(static_cast<double>(result.state_bytes)), result.finish_reason);
+  std::cerr << fmt::format(
+      "prompt {}, {:.1f} tokens/s; generated {}, {:.1f} tokens/s; state {}; {}\n", cli::counted(result.prompt_tokens, "token"),
+      static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9),
+      cli::counted(static_cast<int64_t>(result.tokens.size()), "token"), decoded / std::max(result.decode_seconds, 1e-9),
+      format_bytes(static_cast<double>(result.state_bytes)), result.finish_reason);
 }
 
 json to_json(const generate::GenerateResult& result) {
@@ -56,12 +57,18 @@ std::string given_text(const Options& options) {
   return options.prompt_file.empty() ? unescape(options.prompt) : read_file(options.prompt_file);
 }
 
+// At once, and an error at once where nobody reads it any more.
+void show(const std::string& text) {
+  std::cout << text;
+  check_output();
+}
+
 // Statistics, and the result as JSON where it was asked for. Throws Interrupted after a signal.
 void finish(const generate::GenerateResult& result, const Options& options) {
   if (options.json_path == "-") {
     std::cout << to_json(result).dump(2, ' ', false, json::error_handler_t::replace) << "\n";
   } else {
-    std::cout << std::endl;
+    show("\n");
     if (!options.json_path.empty()) write_json(options.json_path, to_json(result));
   }
   if (!options.quiet) print_statistics(result);
@@ -72,28 +79,27 @@ void finish(const generate::GenerateResult& result, const Options& options) {
 void chat(const LoadedModel& loaded, Options options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const ChatTemplate chat_template(tokenizer.files());
-  Conversation conversation{json::array(), nullptr};
-  json& messages = conversation.messages;
-  if (!options.system.empty()) messages.push_back(chat_message("system", unescape(options.system)));
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", unescape(options.system)});
   std::string text = given_text(options);
   const bool is_single = !text.empty();
   if (!is_single && !options.json_path.empty()) throw ConfigError("--json with --chat: needs --prompt or --prompt-file: one turn");
   options.generate.continues_text = false;
   const auto read_turn = [&] {
-    if (is_single) return messages.empty() || messages.back()["role"] == "system";
+    if (is_single) return messages.empty() || messages.back().role == "system";
     if (!options.quiet) std::cerr << "> ";
     if (!std::getline(std::cin, text)) return false;
     text = unescape(text);
     return true;
   };
   while (read_turn()) {
-    messages.push_back(chat_message("user", text));
-    const auto prompt = tokenizer.encode(chat_template.render(conversation, true));
+    messages.push_back({"user", text});
+    const auto prompt = tokenizer.encode(chat_template.render(messages, true));
     warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
     const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
-      if (options.json_path != "-") std::cout << piece << std::flush;
+      if (options.json_path != "-") show(piece);
     });
-    messages.push_back(chat_message("assistant", result.text));
+    messages.push_back({"assistant", result.text});
     finish(result, options);
   }
 }
@@ -110,9 +116,9 @@ void complete(const LoadedModel& loaded, const Options& options) {
     prompt.push_back(*start);
   }
   warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
-  if (options.json_path != "-") std::cout << text << std::flush;
+  if (options.json_path != "-") show(text);
   const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
-    if (options.json_path != "-") std::cout << piece << std::flush;
+    if (options.json_path != "-") show(piece);
   });
   finish(result, options);
 }
@@ -131,6 +137,7 @@ void run_generate(const cli::GenerateOptions& options) {
   } else {
     complete(loaded, with_stops);
   }
+  throw_if_interrupted();
 }
 
 }  // namespace distil_xlstm::commands
