@@ -82,7 +82,8 @@ void run_export(const cli::ExportOptions& options) {
   check_target(options, files.path);  // another process may have written before the lock was ours
   const auto views = to_views(student->stored_tensors(layout, true), dtype, kept);
   write_directory_atomic(target, [&](const fs::path& staging) {
-    io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}});
+    io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}},
+                          /*has_checksum=*/true);
     write_json(staging / "config.json", config);
     if (files.tokenizer) {
       write_file_atomic(staging / "tokenizer.json", files.tokenizer->tokenizer_json);

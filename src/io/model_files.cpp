@@ -7,6 +7,7 @@
 #include "io/gguf_model.h"
 #include "io/hub.h"
 #include "io/model_files_tokenizer.h"
+#include "io/run_files.h"
 #include "io/safetensors.h"
 
 namespace distil_xlstm::io {
@@ -57,7 +58,7 @@ std::optional<fs::path> follow_pointer(const fs::path& pointer) {
   while (!name.empty() && (name.back() == '\n' || name.back() == '\r' || name.back() == ' ')) name.pop_back();
   fs::path target = pointer.parent_path() / name;
   if (name.empty() || name.front() == '.' || fs::path(name).filename() != fs::path(name) || !fs::is_directory(target)) {
-    throw DataError("{}: it names '{}', which is no checkpoint beside it", pointer.string(), name);
+    throw DataError("{}: it names '{}', which is no checkpoint beside it: write the name of one that is there into it", pointer.string(), name);
   }
   return target;
 }
@@ -83,6 +84,7 @@ ModelFiles open_student(const fs::path& directory, json config) {
   if (checkpoints.filename() == "checkpoints") {
     const fs::path run = checkpoints.parent_path();
     tokenizer_places.push_back(run);
+    check_run_files(run, {"frozen.safetensors"});
     if (const fs::path frozen = run / "frozen.safetensors"; fs::exists(frozen)) weights.push_back(frozen);
   }
   model.weights = open_safetensors_files(weights, directory.string());
@@ -113,6 +115,7 @@ std::optional<fs::path> only_gguf_file(const fs::path& directory) {
 ModelFiles open_directory(const fs::path& directory) {
   if (is_run_directory(directory)) return open_directory(checkpoint_of(directory / "checkpoints"));
   if (directory.filename() == "checkpoints" && fs::exists(directory / "last")) return open_directory(checkpoint_of(directory));
+  check_student_files(directory);
   const fs::path config_path = directory / "config.json";
   if (!fs::exists(config_path)) {
     if (const std::optional<fs::path> gguf = only_gguf_file(directory)) return open_gguf_model(*gguf);

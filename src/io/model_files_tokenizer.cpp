@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "io/run_files.h"
+
 namespace distil_xlstm::io {
 namespace {
 
@@ -19,6 +21,16 @@ json token_text(const json& token) {
   return token.is_object() && token.contains("content") ? token["content"] : token;
 }
 
+// Some files hold several templates by name: the one for chat is called "default".
+json default_template(const json& chat_template, const std::string& where) {
+  if (!chat_template.is_array()) return chat_template;
+  for (const json& named : chat_template) {
+    if (named.is_object() && get_or<std::string>(named, "name", "", where) == "default")
+      return require<std::string>(named, "template", where);
+  }
+  throw DataError("{}: chat_template is a list without one named 'default'", where);
+}
+
 json read_tokenizer_config(const fs::path& directory) {
   const fs::path path = directory / "tokenizer_config.json";
   json config = read_object_if_there(path);
@@ -27,6 +39,7 @@ json read_tokenizer_config(const fs::path& directory) {
     if (!config.contains(key) && special_tokens.contains(key)) config[key] = special_tokens[key];
     if (config.contains(key)) config[key] = token_text(config[key]);
   }
+  if (config.contains("chat_template")) config["chat_template"] = default_template(config["chat_template"], path.string());
   if (const fs::path jinja = directory / "chat_template.jinja"; fs::exists(jinja)) config["chat_template"] = read_file(jinja);
   return config;
 }
@@ -37,6 +50,7 @@ std::optional<TokenizerFiles> read_tokenizer_files(const std::vector<fs::path>& 
   for (const fs::path& directory : directories) {
     const fs::path path = directory / "tokenizer.json";
     if (!fs::exists(path)) continue;
+    check_run_files(directory, {"tokenizer.json", "tokenizer_config.json"});
     return TokenizerFiles{.tokenizer_json = read_file(path), .tokenizer_config = read_tokenizer_config(directory), .origin = path.string()};
   }
   return std::nullopt;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <set>
 
+#include "base/hash.h"
 #include "base/json.h"
 
 namespace distil_xlstm::io {
@@ -152,6 +153,20 @@ SafetensorsFile::SafetensorsFile(const fs::path& path) : file_(path) {
     entry.tensor.bytes = file_.bytes().subspan(data_begin + entry.begin, entry.end - entry.begin);
     index_.emplace(entry.tensor.name, tensors_.size());
     tensors_.push_back(std::move(entry.tensor));
+  }
+}
+
+void SafetensorsFile::check_data() const {
+  const auto recorded = metadata_.find(kDataChecksum);
+  if (recorded == metadata_.end()) return;
+  Xxh3Stream hash;
+  for (const TensorView& tensor : tensors_) hash.update(tensor.bytes);
+  if (const auto actual = fmt::format("{:016x}", hash.digest()); actual != recorded->second) {
+    throw DataError(
+        "{}: XXH3-64 of its data is {}, its metadata recorded {}: the content is damaged. (Who changed the weights on purpose leaves the "
+        "key "
+        "{} out of the metadata.)",
+        path().string(), actual, recorded->second, kDataChecksum);
   }
 }
 

@@ -22,6 +22,9 @@ class SafetensorsFile {
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
   [[nodiscard]] const fs::path& path() const noexcept { return file_.path(); }
 
+  // Throws DataError where the metadata holds a checksum of the data (write_safetensors below) and the data is another.
+  void check_data() const;
+
  private:
   MappedFile file_;
   std::vector<TensorView> tensors_;                   // in the order of their data
@@ -31,11 +34,14 @@ class SafetensorsFile {
 
 // Writes tensors to `path`, synced; `path` should lie in a staging directory or be replaced by the caller. The data follow the given
 // order, wider element types first, so that every tensor is aligned to its element size. Throws IoError (also for a full disk),
-// ValueError for a name used twice, a quantised type, or bytes that do not fit dtype and shape.
+// ValueError for a name used twice, a quantised type, or bytes that do not fit dtype and shape. With `has_checksum` the metadata gains
+// "data_xxh3", the XXH3-64 of all data: for files that no other file keeps a checksum of.
 void write_safetensors(const fs::path& path, const std::vector<TensorView>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+                       const std::map<std::string, std::string>& metadata = {}, bool has_checksum = false);
+inline constexpr const char* kDataChecksum = "data_xxh3";
 
-// Tensors of several files under one roof; a name in two of them is a DataError. `origin` is for messages.
+// Tensors of several files under one roof, checked where they hold a checksum; a name in two of them is a DataError. `origin` is for
+// messages.
 std::shared_ptr<WeightSource> open_safetensors_files(const std::vector<fs::path>& files, std::string origin);
 
 // The weight files of a directory: `model.safetensors`, or the shards of `model.safetensors.index.json`. Throws DataError when it has

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "base/json.h"
+#include "base/log.h"
 #include "io/safetensors.h"
 
 namespace distil_xlstm::io {
@@ -13,6 +14,7 @@ class SafetensorsWeights final : public WeightSource {
     files_.reserve(paths.size());
     for (const fs::path& path : paths) files_.emplace_back(path);
     for (const SafetensorsFile& file : files_) {
+      file.check_data();
       for (const TensorView& tensor : file.tensors()) {
         if (!index_.emplace(tensor.name, &tensor).second) throw DataError("{}: tensor '{}' is in two of its files", origin_, tensor.name);
         names_.push_back(tensor.name);
@@ -57,15 +59,47 @@ WeightMap read_index(const fs::path& index_path) {
   return weight_map;
 }
 
-std::vector<fs::path> shards_of(const fs::path& index_path) {
+std::set<std::string> shards_named_by(const WeightMap& weight_map) {
   std::set<std::string> shards;
-  for (const auto& [tensor, shard] : read_index(index_path)) shards.insert(shard);
-  std::vector<fs::path> paths;
-  for (const std::string& shard : shards) {
-    paths.push_back(index_path.parent_path() / shard);
-    if (!fs::exists(paths.back())) throw DataError("{}: its shard '{}' is missing: the download is incomplete", index_path.string(), shard);
+  for (const auto& [tensor, shard] : weight_map) shards.insert(shard);
+  return shards;
+}
+
+// The first weights file, by name, that an index does not know; "" when there is none.
+std::string unknown_weights(const fs::path& directory, const std::set<std::string>& known) {
+  std::set<std::string> found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.path().extension() == ".safetensors" && !known.contains(name)) found.insert(name);
   }
-  return paths;
+  return found.empty() ? "" : *found.begin();
+}
+
+std::vector<fs::path> shards_of(const fs::path& index_path) {
+  const fs::path directory = index_path.parent_path();
+  const std::set<std::string> shards = shards_named_by(read_index(index_path));
+  std::vector<fs::path> paths;
+  std::vector<std::string> missing;
+  for (const std::string& shard : shards) {
+    paths.push_back(directory / shard);
+    if (!fs::exists(paths.back())) missing.push_back(shard);
+  }
+  if (missing.empty()) return paths;
+  const std::string what = missing.size() == shards.size()
+                               ? fmt::format("none of the {} files that it names is there", shards.size())
+                               : fmt::format("{} of the {} files that it names are missing", missing.size(), shards.size());
+  const std::string unknown = unknown_weights(directory, shards);
+  throw DataError("{}: {} ('{}'): {}", index_path.string(), what, missing.front(),
+                  unknown.empty()
+                      ? "the download is incomplete"
+                      : fmt::format("'{}' is, which it does not name: the index belongs to other files, bring the one of these", unknown));
+}
+
+// transformers reads the single file, whatever an index says.
+void warn_of_index_beside(const fs::path& single, const fs::path& index) {
+  if (shards_named_by(read_index(index)) == std::set<std::string>{single.filename().string()}) return;
+  spdlog::warn("{}: is read, as transformers does; {} beside it names other files, which are not: remove the one that is not meant",
+               single.string(), index.filename().string());
 }
 
 constexpr const char* kIndexName = "model.safetensors.index.json";
@@ -77,8 +111,12 @@ std::shared_ptr<WeightSource> open_safetensors_files(const std::vector<fs::path>
 }
 
 std::vector<fs::path> safetensors_files(const fs::path& directory) {
-  if (const fs::path single = directory / "model.safetensors"; fs::exists(single)) return {single};
-  if (const fs::path index = directory / kIndexName; fs::exists(index)) return shards_of(index);
+  const fs::path single = directory / "model.safetensors", index = directory / kIndexName;
+  if (fs::exists(single)) {
+    if (fs::exists(index)) warn_of_index_beside(single, index);
+    return {single};
+  }
+  if (fs::exists(index)) return shards_of(index);
   const bool has_pickle = fs::exists(directory / "pytorch_model.bin") || fs::exists(directory / "pytorch_model.bin.index.json");
   throw DataError("{}: no model.safetensors and no model.safetensors.index.json{}", directory.string(),
                   has_pickle ? "; pytorch_model.bin is not read: save the model with safe_serialization=True" : "");
@@ -90,7 +128,8 @@ std::shared_ptr<WeightSource> open_safetensors_directory(const fs::path& directo
   if (files.front().filename() == "model.safetensors") return weights;
   for (const auto& [tensor, shard] : read_index(directory / kIndexName)) {
     if (!weights->contains(tensor)) {
-      throw DataError("{}: tensor '{}' is listed in the index, its shard '{}' does not hold it", directory.string(), tensor, shard);
+      throw DataError("{}: tensor '{}' is listed in {}, its shard '{}' does not hold it: the index belongs to other files",
+                      directory.string(), tensor, kIndexName, shard);
     }
   }
   return weights;

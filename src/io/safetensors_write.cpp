@@ -6,6 +6,7 @@
 #include <cstring>
 #include <set>
 
+#include "base/hash.h"
 #include "base/json.h"
 #include "io/safetensors.h"
 
@@ -80,12 +81,19 @@ std::string make_header(const std::vector<TensorView>& tensors, const std::map<s
 
 }  // namespace
 
-void write_safetensors(const fs::path& path, const std::vector<TensorView>& tensors, const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const fs::path& path, const std::vector<TensorView>& tensors, const std::map<std::string, std::string>& metadata,
+                       bool has_checksum) {
   check_tensors(tensors, path);
   std::vector<TensorView> ordered = tensors;
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const TensorView& a, const TensorView& b) { return traits(a.dtype).block_bytes > traits(b.dtype).block_bytes; });
-  const std::string header = make_header(ordered, metadata);
+  auto described = metadata;
+  if (has_checksum) {
+    Xxh3Stream hash;
+    for (const TensorView& tensor : ordered) hash.update(tensor.bytes);
+    described[kDataChecksum] = fmt::format("{:016x}", hash.digest());
+  }
+  const std::string header = make_header(ordered, described);
   const uint64_t length = header.size();
   OutputFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));

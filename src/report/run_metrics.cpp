@@ -4,6 +4,8 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "io/checksums.h"
+#include "io/run_files.h"
 
 namespace distil_xlstm::report {
 namespace {
@@ -33,6 +35,22 @@ void add_record(RunMetrics& run, const json& record, const std::string& where) {
   }
 }
 
+// The newest checkpoint knows what the file was then.
+void warn_if_changed(const fs::path& run, std::string_view content) {
+  const auto checkpoints = io::list_checkpoints(run);
+  if (checkpoints.empty()) return;
+  try {
+    const auto then = require<json>(io::read_trainer_json(checkpoints.back(), {}), "metrics", "trainer.json");
+    const auto size = static_cast<size_t>(require<uint64_t>(then, "metrics_bytes", "trainer.json"));
+    const auto checksum = get_or<std::string>(then, "metrics_xxh3", "", "trainer.json");
+    if (checksum.empty() || (content.size() >= size && io::xxh3_hex(std::as_bytes(std::span(content.substr(0, size)))) == checksum)) return;
+    spdlog::warn("{}: is not what it was at {}: it was cut or changed since; the figures show what is there now",
+                 (run / "metrics.jsonl").string(), checkpoints.back().filename().string());
+  } catch (const Error& error) {  // a damaged checkpoint: the figures need none
+    spdlog::debug("{}", error.what());
+  }
+}
+
 RunMetrics read_run(const fs::path& path) {
   const fs::path metrics = path / "metrics.jsonl";
   if (!fs::exists(metrics)) throw IoError("{}: no metrics.jsonl there: give a directory that `distill` wrote", path.string());
@@ -40,6 +58,7 @@ RunMetrics read_run(const fs::path& path) {
   run.path = path;
   if (fs::exists(path / "run.json")) run.description = read_json(path / "run.json");
   const std::string content = read_file(metrics);
+  warn_if_changed(path, content);
   size_t begin = 0;
   for (int64_t line = 1; begin < content.size(); ++line) {
     const size_t end = content.find('\n', begin);

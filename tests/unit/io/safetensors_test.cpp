@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/random.h"
 #include "unit/io/io_testing.h"
 
@@ -191,13 +192,52 @@ TEST_F(ShardsTest, Broken) {
   write_index(R"({"weight_map": {"a": "../one.safetensors"}})");
   EXPECT_THAT(error(), HasSubstr("'../one.safetensors' of tensor 'a' is not the name of a file in the same directory"));
   write_index(R"({"weight_map": {"a": "one.safetensors"}})");
-  EXPECT_THAT(error(), HasSubstr("its shard 'one.safetensors' is missing: the download is incomplete"));
+  EXPECT_THAT(error(), HasSubstr("none of the 1 files that it names is there ('one.safetensors'): the download is incomplete"));
+  write_index(R"({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})");
+  write_shard("two.safetensors", "b");
+  EXPECT_THAT(error(), HasSubstr("1 of the 2 files that it names are missing ('one.safetensors'): the download is incomplete"));
+  write_shard("other.safetensors", "a");
+  EXPECT_THAT(error(),
+              HasSubstr("'other.safetensors' is, which it does not name: the index belongs to other files, bring the one of these"));
+  fs::remove(directory_ / "two.safetensors");
+  write_index(R"({"weight_map": {"a": "one.safetensors"}})");
   write_shard("one.safetensors", "b");
-  EXPECT_THAT(error(), HasSubstr("tensor 'a' is listed in the index, its shard 'one.safetensors' does not hold it"));
+  EXPECT_THAT(error(),
+              HasSubstr("tensor 'a' is listed in model.safetensors.index.json, its shard 'one.safetensors' does not hold it: the index "
+                        "belongs to other files"));
   write_shard("one.safetensors", "a");
   write_shard("two.safetensors", "a");
   write_index(R"({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})");
   EXPECT_THAT(error(), HasSubstr("tensor 'a' is in two of its files"));
+}
+
+TEST_F(ShardsTest, AFileMayHoldTheChecksumOfItsData) {
+  const std::vector<float> values = {1.0F, 2.0F};
+  const auto bytes = std::as_bytes(std::span(values));
+  const fs::path path = directory_ / "model.safetensors";
+  write_safetensors(path, {{"half", DType::f16, {2}, bytes.first(4)}, {"a", DType::f32, {2}, bytes}}, {{"format", "pt"}}, true);
+  EXPECT_EQ(SafetensorsFile(path).metadata().count("data_xxh3"), 1U);
+  EXPECT_EQ(open_safetensors_directory(directory_.path())->names().size(), 2U);
+  std::string damaged = read_file(path);
+  damaged.back() = static_cast<char>(damaged.back() ^ 0x40);
+  write_text(path, damaged);
+  EXPECT_THAT(error(), HasSubstr("model.safetensors: XXH3-64 of its data is"));
+}
+
+// transformers 5 takes the single file (modeling_utils.py, _get_resolved_checkpoint_files), and so do we, not in silence.
+TEST_F(ShardsTest, ASingleFileBesideAnIndex) {
+  write_shard("model.safetensors", "a");
+  write_shard("one.safetensors", "b");
+  write_index(R"({"weight_map": {"b": "one.safetensors"}})");
+  ::testing::internal::CaptureStderr();
+  init_logging();
+  EXPECT_EQ(open_safetensors_directory(directory_.path())->names(), std::vector<std::string>{"a"});
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+              HasSubstr("model.safetensors.index.json beside it names other files, which are not"));
+  write_index(R"({"weight_map": {"a": "model.safetensors"}})");
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(open_safetensors_directory(directory_.path())->names(), std::vector<std::string>{"a"});
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
 }
 
 // Valid files with a few bytes changed: read or refused with a DataError, never anything else.
