@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,10 +39,8 @@ struct LoaderOptions {
   int world_size = 1;
   DocumentIsolation document_isolation = DocumentIsolation::full;
   std::string tokenizer_fingerprint;  // when not empty, must equal the shards'
-  // When set, must equal that of shards that hold conversations; "" (a model without one) warns.
-  std::optional<std::string> chat_template_fingerprint;
-  int64_t vocab_size = 0;        // when not 0, every id must be below it (checked against the header)
-  bool verify_checksums = true;  // false: trust tokens on disk (only headers, borders and masks are checked)
+  int64_t vocab_size = 0;             // when not 0, every id must be below it (checked against the header)
+  bool verify_checksums = true;       // false: trust tokens on disk (only headers, borders and masks are checked)
 };
 
 // An epoch has as many rows as the sources hold. Rows without a single target (a prompt that fills a row, the lone last token)

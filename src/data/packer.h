@@ -18,14 +18,12 @@ namespace distil_xlstm::data {
 // What packing needs of a tokenizer. All functions may be called from any one thread.
 struct TextEncoder {
   std::function<std::vector<std::vector<int32_t>>(std::span<const std::string_view>)> encode_batch;  // no special tokens added
-  std::function<std::vector<EncodedText>(std::span<const std::string_view>)> encode_ranges;          // the same with places
-  std::function<std::vector<ChatSpan>(const Conversation&)> render_spans;                            // throws Error where it cannot
+  std::function<std::vector<ChatSpan>(const std::vector<ChatMessage>&)> render_spans;                // throws Error where it cannot
   std::function<std::optional<int32_t>(std::string_view)> token_id;
   std::optional<int32_t> bos_id;  // set when documents begin with it
   std::optional<int32_t> eos_id;
   int64_t vocab_size = 0;
   std::string fingerprint;
-  std::string chat_template_fingerprint;  // "" when it has no chat template
 };
 
 // A view of `tokenizer`, which must outlive it. Its chat template is compiled when the first conversation comes.
@@ -38,8 +36,6 @@ std::optional<int32_t> resolve_document_end(const TextEncoder& encoder, const st
 struct TokenDocument {
   std::vector<int32_t> ids;
   std::vector<uint8_t> counts;  // empty: all count
-  bool is_conversation = false;
-  std::string roles;  // of a conversation in which nothing counts: its roles, for messages
   bool begins = true;
   bool ends = true;
   uint64_t hash = 0;                   // of its text: decides the split
@@ -57,13 +53,12 @@ class Packer {
   void set_refused_conversations(uint64_t count) { refused_ = count; }
 
  private:
-  std::vector<ChatSpan> render(const Document& document, bool& is_refused);
+  struct Conversation;
   void add_borders(TokenDocument& document) const;
   TextEncoder encoder_;
   std::optional<int32_t> document_end_id_;
   BadRowPolicy bad_rows_;
   uint64_t refused_ = 0;
-  bool has_told_ = false;
 };
 
 }  // namespace distil_xlstm::data

@@ -11,7 +11,6 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "data/byte_stream.h"
-#include "data/text_stream.h"
 
 namespace distil_xlstm::data {
 
@@ -39,22 +38,10 @@ RowKind parse_row_kind(std::string_view name) {
   throw ConfigError("rows = \"{}\": allowed are \"auto\", \"text\", \"chat\"{}", name, did_you_mean(name, {"auto", "text", "chat"}));
 }
 
-namespace {
-
-uint64_t text_bytes(const json& value) {
-  if (value.is_string()) return value.get_ref<const std::string&>().size();
-  uint64_t size = 0;
-  if (!value.is_structured()) return size;
-  for (const auto& [key, item] : value.items()) {
-    if (key != "role") size += text_bytes(item);
-  }
-  return size;
-}
-
-}  // namespace
-
 uint64_t Document::size_bytes() const {
-  return text.size() + text_bytes(conversation.messages) + text_bytes(conversation.variables);
+  uint64_t size = text.size();
+  for (const auto& message : messages) size += message.content.size();
+  return size;
 }
 
 RowStatus check_utf8(std::string& text, BadRowPolicy policy, std::string& problem) {
@@ -88,7 +75,7 @@ namespace {
 class TextSource : public RowSource {
  public:
   TextSource(const fs::path& path, const ReaderOptions& options)
-      : stream_(open_text_stream(path).bytes),
+      : stream_(open_byte_stream(path)),
         max_bytes_(std::min<uint64_t>(options.max_piece_bytes, std::numeric_limits<size_t>::max() / 2)),  // room for one byte more
         policy_(options.bad_rows) {}
 
@@ -115,6 +102,7 @@ class TextSource : public RowSource {
       buffer_.resize(have + got);
       at_end_ = got == 0;
     }
+    if (is_first_ && buffer_.starts_with("\xEF\xBB\xBF")) buffer_.erase(0, 3);  // byte order mark
     if (given_end_) return false;
     const size_t size = piece_end(buffer_, max_bytes_);
     document.text.assign(buffer_, 0, size);
@@ -138,7 +126,7 @@ std::optional<FileFormat> format_of(const fs::path& path) {
   const fs::path plain = without_compression(path);
   const std::string ending = to_lower(plain.extension().string());
   if (ending == ".txt" || ending == ".md") return FileFormat::text;
-  if (ending == ".jsonl" || ending == ".ndjson" || ending == ".json") return FileFormat::jsonl;
+  if (ending == ".jsonl" || ending == ".ndjson") return FileFormat::jsonl;
   if (ending == ".parquet" && plain == path) return FileFormat::parquet;
   return std::nullopt;
 }
@@ -197,13 +185,11 @@ struct TextReader::Impl {
           throw IoError("{}: not a regular file: text is read from files, whose size is known", path.string());
         if (!seen.insert(fs::canonical(path)).second) continue;
         const auto format = options.format == FileFormat::automatic ? format_of(path) : options.format;
-        // A directory's .json files rather describe its data.
-        const bool is_beside = is_directory && options.format == FileFormat::automatic && without_compression(path).extension() == ".json";
-        if (is_directory && (!format || is_beside)) {
+        if (!format && is_directory) {
           ++num_passed_over;
         } else if (!format) {
           throw ConfigError(
-              "{}: the name's ending tells no format: allowed are .txt, .md, .jsonl, .ndjson, .json (each also .gz, .zst) and .parquet; "
+              "{}: the name's ending tells no format: allowed are .txt, .md, .jsonl, .ndjson (each also .gz, .zst) and .parquet; "
               "say --format text, jsonl or parquet",
               path.string());
         } else {
@@ -259,7 +245,7 @@ struct TextReader::Impl {
 
   // Applies the text options. False when nothing of the document is left.
   bool clean(Document& document) {
-    if (!document.conversation.empty()) return true;
+    if (!document.messages.empty()) return true;
     if (options.normalize_newlines) normalize_newlines(document.text);
     if (options.strip) strip(document.text, document.begins, document.ends);
     if (!document.text.empty() || !document.begins || !document.ends) return true;
@@ -270,7 +256,7 @@ struct TextReader::Impl {
   void take_piece(Document& document) {
     const std::string_view left = std::string_view(long_text).substr(long_begin);
     const size_t size = piece_end(left, options.max_piece_bytes);
-    document.conversation = {};
+    document.messages.clear();
     document.text = left.substr(0, size);
     document.place = place;
     document.begins = long_begins && long_begin == 0;
@@ -302,7 +288,7 @@ struct TextReader::Impl {
       std::string problem;
       document.begins = document.ends = true;
       document.text.clear();
-      document.conversation = {};
+      document.messages.clear();
       if (!source->next(document, status, problem)) {
         source.reset();
         finished_bytes += sizes[place.file];
@@ -321,7 +307,6 @@ struct TextReader::Impl {
         continue;
       }
       document.place = place;
-      if (!document.conversation.empty()) document.row_name = fmt::format("{}: {}", files[place.file].string(), row_name());
       ++place.row;
       break;
     }

@@ -108,6 +108,10 @@ void require_full_attention(ConfigReader& reader, int64_t num_layers) {
 
 }  // namespace
 
+bool is_harmless_key(std::string_view key) {
+  return std::find(kHarmlessKeys.begin(), kHarmlessKeys.end(), key) != kHarmlessKeys.end();
+}
+
 ConfigReader::ConfigReader(const json& config, std::string where) : config_(config), where_(std::move(where)) {
   if (!config.is_object()) throw ConfigError("{}: a model configuration must be a JSON object", where_);
 }

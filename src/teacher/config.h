@@ -39,6 +39,9 @@ class ConfigReader {
   std::set<std::string, std::less<>> read_;
 };
 
+// Whether a key of config.json changes nothing in what a frozen model computes: training, generation, bookkeeping.
+bool is_harmless_key(std::string_view key);
+
 // What all decoder families share: sizes, norms' epsilon, activation, rotary embedding in either spelling (`rope_theta` with
 // `rope_scaling`, or `rope_parameters`), full attention in every layer. `default_head_dim` 0: hidden_size / num_attention_heads.
 nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_dim = 0);

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "io/run_files.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::train {
@@ -44,8 +45,7 @@ void remove_pointer(const fs::path& run, const std::string& pointer);
 // Removes the oldest checkpoints above `keep`, never `last` or `best`, and what interrupted writes left behind.
 void prune_checkpoints(const fs::path& run, int64_t keep);
 
-// All checkpoints, oldest first.
-std::vector<fs::path> list_checkpoints(const fs::path& run);
+using io::list_checkpoints;
 
 // trainer.json of a checkpoint after all its files were checked. Throws DataError that names the damaged file.
 json read_checkpoint(const fs::path& checkpoint);

@@ -15,11 +15,12 @@
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
-#include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
+#include "train/origin.h"
 #include "train/run_directory.h"
 #include "train/run_length.h"
+#include "train/shared_files.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -49,6 +50,7 @@ struct Session {
   std::unique_ptr<data::Loader> train, validation;
   std::unique_ptr<teacher::Teacher> teacher;
   std::unique_ptr<student::Student> student;
+  json origin;       // train/origin.h
   json description;  // run.json
 };
 
@@ -97,8 +99,9 @@ std::vector<std::string> shape_differences(const student::StudentConfig& wanted,
   return differences;
 }
 
-io::ModelFiles open_start(const std::string& from, const student::StudentConfig& wanted) {
-  auto files = io::open_model(from);
+// Another student's weights, or those of the checkpoint that a resumed run goes on from.
+io::ModelFiles open_start(const std::string& from, bool resumes, const student::StudentConfig& wanted) {
+  auto files = resumes ? io::open_checkpoint(from) : io::open_model(from);
   if (files.kind != io::ModelKind::student) throw ConfigError("student.init_from = \"{}\": is no student", from);
   const auto found = student::StudentConfig::from_json(files.config, files.path.string() + " (configuration)");
   if (const auto differences = shape_differences(wanted, found); !differences.empty())
@@ -216,7 +219,7 @@ void check_no_overlap(const std::vector<data::LoaderSource>& training, const std
   }
 }
 
-void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
+void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t vocab_size) {
   data::LoaderOptions options;
   const auto& settings = s.config.data;
   for (const auto& source : settings.sources) options.sources.push_back({source.path, source.weight});
@@ -228,8 +231,7 @@ void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
   options.micro_batch_size = s.config.train.micro_batch_size;
   options.seed = s.config.seed;
   options.document_isolation = data::parse_document_isolation(settings.document_isolation);
-  options.tokenizer_fingerprint = tokenizer.fingerprint();
-  options.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());
+  options.tokenizer_fingerprint = tokenizer_fingerprint;
   options.vocab_size = vocab_size;
   s.train = std::make_unique<data::Loader>(options);
 
@@ -269,19 +271,21 @@ void make_student(Session& s, const std::optional<io::ModelFiles>& start) {
 }
 
 // What every checkpoint of the run shares, written once. run.json comes first: it makes the directory a run.
-void write_run_files(const Session& s, const Tokenizer& tokenizer) {
+void write_run_files(Session& s, const Tokenizer& tokenizer) {
   write_json(s.run / "run.json", s.description);
   write_file_atomic(s.run / "settings.toml", config::to_toml(s.config));
-  write_file_atomic(s.run / "tokenizer.json", tokenizer.files().tokenizer_json);
-  write_json(s.run / "tokenizer_config.json", tokenizer.files().tokenizer_config);
-  NamedTensors frozen = {{"token_embedding.weight", s.teacher->embedding_weight()}};
-  if (!s.teacher->has_tied_head()) frozen.emplace_back("lm_head.weight", s.teacher->head_weight());
-  const auto staging = s.run / "frozen.safetensors.tmp";
-  write_tensors(staging, frozen);
-  fs::rename(staging, s.run / "frozen.safetensors");
+  s.description["files"] = write_shared_files(s.run, *s.teacher, tokenizer);
+}
+
+void restore_run_files(Session& s, const Tokenizer& tokenizer) {
+  const auto path = s.run / "run.json";
+  const json records = get_or<json>(read_json(path), "files", json::object(), path.string());
+  s.description["files"] = restore_shared_files(s.run, records, *s.teacher, tokenizer);
 }
 
 void write_status(Session& s, const std::string& status, const Trainer* trainer) {
+  if (!fs::exists(s.run / "run.json"))  // writing it would make the directory of a run that is no more
+    throw IoError("{}: the run's directory was removed or renamed while it was trained", s.run.string());
   s.description["status"] = status;
   if (trainer != nullptr) s.description["progress"] = trainer->summary();
   write_json(s.run / "run.json", s.description);
@@ -308,6 +312,7 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
                    .validation = s.validation.get(),
                    .run = s.run,
                    .compute_dtype = s.compute_dtype,
+                   .origin = s.origin,
                    .resume_from = checkpoint.string(),
                    .stop_after_steps = request.stop_after_steps});
   spdlog::info("{} steps of {} rows of {} tokens, {} epochs; from step {}", trainer.length().total_steps,
@@ -328,8 +333,8 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
     throw;
   } catch (const std::exception&) {  // LibTorch's too, such as memory that ran out
     try {
-      write_status(s, "failed", &trainer);
-    } catch (const Error& error) {
+      if (fs::exists(s.run / "run.json")) write_status(s, "failed", &trainer);
+    } catch (const std::exception& error) {
       spdlog::warn("{}", error.what());
     }
     throw;
@@ -354,6 +359,20 @@ void load_teacher(Session& s, const io::ModelFiles& files) {
   const auto on_device = eval::to_device(batch, s.device);
   const auto effect = teacher::use_fp8_products(*s.teacher, on_device.tokens_BS, on_device.is_start_BS, on_device.mask_BS);
   spdlog::info("teacher in fp8: {}", teacher::description(effect));
+}
+
+// What a checkpoint of now holds, and what that of a resumed run must.
+void set_origin(Session& s, const io::ModelFiles& files, const Tokenizer& tokenizer, const fs::path& checkpoint) {
+  const auto precision = teacher::parse_precision(s.config.teacher.precision, s.device);
+  s.origin = describe_origin({.teacher = files,
+                              .tokenizer = tokenizer,
+                              .teacher_precision = teacher::precision_name(precision),
+                              .precision = ops::precision_name(s.compute_dtype),
+                              .validation = s.validation.get()});
+  if (!s.resumes) return;
+  const auto recorded = get_or<json>(read_checkpoint(checkpoint), "origin", nullptr);
+  check_origin(recorded, s.origin, checkpoint.string(), s.config.teacher.model);
+  if (s.validation == nullptr && recorded.is_object()) s.origin["validation_shards"] = get_or<json>(recorded, "validation_shards", nullptr);
 }
 
 }  // namespace
@@ -388,11 +407,12 @@ TrainStatus run_distillation(const DistillRequest& request) {
   const fs::path checkpoint = s.resumes ? checked_last_checkpoint(s.run) : fs::path();
   const std::string from = s.resumes ? checkpoint.string() : s.config.student.init_from;
   std::optional<io::ModelFiles> start;
-  if (!from.empty()) start = open_start(from, s.wanted);
+  if (!from.empty()) start = open_start(from, s.resumes, s.wanted);
   const Tokenizer tokenizer(*files.tokenizer);
-  open_data(s, tokenizer, shape.vocab_size);
+  open_data(s, tokenizer.fingerprint(), shape.vocab_size);
   check_length(s);
   throw_if_interrupted();
+  set_origin(s, files, tokenizer, checkpoint);
   load_teacher(s, files);
   make_student(s, start);
   start.reset();  // an old run's weights are mapped by it
@@ -402,6 +422,8 @@ TrainStatus run_distillation(const DistillRequest& request) {
   if (!s.resumes) {
     make_run_directory(s.run, s.prepared, s.replaces);
     write_run_files(s, tokenizer);
+  } else {
+    restore_run_files(s, tokenizer);
   }
   return train_session(s, request, checkpoint);
 }

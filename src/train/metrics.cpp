@@ -1,14 +1,31 @@
 #include "train/metrics.h"
 
+#include <sys/stat.h>
+
+#include <algorithm>
 #include <cmath>
+#include <optional>
+#include <set>
+#include <span>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "io/checksums.h"
 
 namespace distil_xlstm::train {
 namespace {
 
 constexpr const char* kMetricsName = "metrics.jsonl";
+
+using FileId = std::pair<uint64_t, uint64_t>;
+
+// Device and number of a file or directory: {0, 0} where there is none.
+FileId id_of(const fs::path& path) {
+  struct stat info{};
+  if (::stat(path.c_str(), &info) != 0) return {};
+  return {info.st_dev, info.st_ino};
+}
 
 int64_t size_of(const fs::path& path) {
   std::error_code error;
@@ -16,26 +33,89 @@ int64_t size_of(const fs::path& path) {
   return error ? 0 : static_cast<int64_t>(size);
 }
 
-// A file that is shorter than it was at the checkpoint lost its end: what is left stays as it is.
-void truncate_file(const fs::path& path, int64_t size) {
-  if (size_of(path) < size) {
-    spdlog::warn("{}: {} bytes, the checkpoint knew {}: older records are missing", path.string(), size_of(path), size);
-    return;
-  }
+void cut_file(const fs::path& path, int64_t size) {
   std::error_code error;
   if (size_of(path) > size) fs::resize_file(path, static_cast<uintmax_t>(size), error);
   if (error) throw IoError("{}: cannot be cut to {} bytes: {}", path.string(), size, error.message());
 }
 
+std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text));
+}
+
+// Kind and step of a record; nullopt for a line that is none.
+std::optional<std::pair<std::string, int64_t>> key_of(std::string_view line) {
+  try {
+    const json record = parse_json(line, kMetricsName);
+    if (!record.is_object()) return std::nullopt;
+    return std::pair(require<std::string>(record, "kind", kMetricsName), require<int64_t>(record, "step", kMetricsName));
+  } catch (const DataError&) {
+    return std::nullopt;
+  }
+}
+
+struct WholeRecords {
+  std::string text;
+  int64_t count = 0;
+};
+
+// The records up to a step, once each (a step may be skipped more than once).
+WholeRecords whole_records(std::string_view text, int64_t last_step) {
+  WholeRecords whole;
+  std::set<std::pair<std::string, int64_t>> seen;
+  while (!text.empty()) {
+    const size_t end = text.find('\n');
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+    const auto key = key_of(line);
+    if (!key || key->second > last_step || (key->first != "skipped" && !seen.insert(*key).second)) continue;
+    whole.text.append(line).push_back('\n');
+    ++whole.count;
+  }
+  return whole;
+}
+
+void mend_records(const fs::path& path, const std::string& text, const MetricsPosition& position, int64_t step) {
+  const WholeRecords whole = whole_records(text, step);
+  const fs::path damaged = path.string() + ".damaged";
+  const std::string wanted = position.metrics_records < 0 ? "" : fmt::format(" of {}", position.metrics_records);
+  std::string kept;
+  if (fs::exists(path)) {
+    fs::rename(path, damaged);
+    kept = fmt::format(", the file as it was is {} now", damaged.string());
+  }
+  write_file_atomic(path, whole.text);
+  spdlog::warn(
+      "{}: is not what it was at the checkpoint of step {}: it was cut, changed or removed since. {}{} records are kept; figures and "
+      "reports lack the others{}",
+      path.string(), step, whole.count, wanted, kept);
+}
+
+void restore_records(const fs::path& path, const MetricsPosition& position, int64_t step) {
+  const std::string text = fs::exists(path) ? read_file(path) : "";
+  const auto size = static_cast<size_t>(position.metrics_bytes);
+  const bool is_whole = text.size() >= size && (position.metrics_xxh3.empty() ||
+                                                io::xxh3_hex(bytes_of(std::string_view(text).substr(0, size))) == position.metrics_xxh3);
+  if (is_whole) return cut_file(path, position.metrics_bytes);
+  mend_records(path, text, position, step);
+}
+
 }  // namespace
 
 json MetricsPosition::to_json() const {
-  return {{"metrics_bytes", metrics_bytes}, {"events_name", events_name}, {"events_bytes", events_bytes}};
+  return {{"metrics_bytes", metrics_bytes},
+          {"metrics_records", metrics_records},
+          {"metrics_xxh3", metrics_xxh3},
+          {"events_name", events_name},
+          {"events_bytes", events_bytes}};
 }
 
 MetricsPosition MetricsPosition::from_json(const json& value, const std::string& where) {
-  MetricsPosition position{require<int64_t>(value, "metrics_bytes", where), require<std::string>(value, "events_name", where),
-                           require<int64_t>(value, "events_bytes", where)};
+  MetricsPosition position{.metrics_bytes = require<int64_t>(value, "metrics_bytes", where),
+                           .metrics_records = get_or<int64_t>(value, "metrics_records", -1, where),
+                           .metrics_xxh3 = get_or<std::string>(value, "metrics_xxh3", "", where),
+                           .events_name = require<std::string>(value, "events_name", where),
+                           .events_bytes = require<int64_t>(value, "events_bytes", where)};
   const bool is_plain_name = fs::path(position.events_name).filename() == position.events_name;
   if (position.metrics_bytes < 0 || position.events_bytes < 0 || !is_plain_name)
     throw DataError("{}: metrics positions make no sense", where);
@@ -46,17 +126,40 @@ MetricsLog::MetricsLog(const fs::path& run_directory) : directory_(run_directory
   open();
 }
 
-MetricsLog::MetricsLog(const fs::path& run_directory, const MetricsPosition& position)
+MetricsLog::MetricsLog(const fs::path& run_directory, const MetricsPosition& position, int64_t step)
     : directory_(run_directory), events_name_(position.events_name) {
-  truncate_file(directory_ / kMetricsName, position.metrics_bytes);
-  truncate_file(directory_ / events_name_, position.events_bytes);
+  restore_records(directory_ / kMetricsName, position, step);
+  const fs::path events = directory_ / events_name_;
+  if (size_of(events) >= position.events_bytes) {
+    cut_file(events, position.events_bytes);
+  } else {
+    events_name_ = event_file_name();
+    spdlog::warn("{}: {} bytes, the checkpoint knew {}: TensorBoard's records go on in {}", events.string(), size_of(events),
+                 position.events_bytes, events_name_);
+  }
   open();
 }
 
 void MetricsLog::open() {
-  lines_.open(directory_ / kMetricsName, std::ios::binary | std::ios::app);
-  if (!lines_) throw IoError("{}: cannot be opened for writing", (directory_ / kMetricsName).string());
+  const fs::path path = directory_ / kMetricsName;
+  const std::string before = fs::exists(path) ? read_file(path) : "";
+  hash_ = std::make_unique<Xxh3Stream>();
+  hash_->update(bytes_of(before));
+  num_bytes_ = static_cast<int64_t>(before.size());
+  num_records_ = std::count(before.begin(), before.end(), '\n');
+  lines_ = std::ofstream(path, std::ios::binary | std::ios::app);
+  if (!lines_) throw IoError("{}: cannot be opened for writing", path.string());
   events_ = std::make_unique<EventWriter>(directory_ / events_name_);
+  directory_id_ = id_of(directory_);
+  lines_id_ = id_of(path);
+}
+
+void MetricsLog::check_in_place() const {
+  if (id_of(directory_) == directory_id_) return;
+  throw IoError(
+      "{}: the run's directory was removed, renamed or replaced while it was trained: nothing more can be saved. Where it was "
+      "renamed, go on with: distil-xlstm distill --resume --output NEW_NAME",
+      directory_.string());
 }
 
 void MetricsLog::write(const std::string& kind, int64_t step, const json& values) {
@@ -67,14 +170,28 @@ void MetricsLog::write(const std::string& kind, int64_t step, const json& values
     record[key] = is_finite ? value : json(nullptr);
     if (value.is_number() && is_finite) scalars.emplace_back(fmt::format("{}/{}", kind, key), value.get<double>());
   }
-  lines_ << record.dump() << '\n';
+  check_in_place();
+  const fs::path path = directory_ / kMetricsName;
+  if (id_of(path) != lines_id_) {
+    spdlog::warn("{}: was removed or replaced: its records up to here are lost, it is begun again", path.string());
+    open();
+  }
+  const std::string line = record.dump() + "\n";
+  lines_ << line;
   lines_.flush();
-  if (!lines_) throw IoError("{}: write failed: is the disk full?", (directory_ / kMetricsName).string());
+  if (!lines_) throw IoError("{}: write failed: is the disk full?", path.string());
+  hash_->update(bytes_of(line));
+  num_bytes_ += static_cast<int64_t>(line.size());
+  ++num_records_;
   events_->write_scalars(step, scalars);
 }
 
 MetricsPosition MetricsLog::position() const {
-  return {size_of(directory_ / kMetricsName), events_name_, size_of(directory_ / events_name_)};
+  return {.metrics_bytes = num_bytes_,
+          .metrics_records = num_records_,
+          .metrics_xxh3 = fmt::format("{:016x}", hash_->digest()),
+          .events_name = events_name_,
+          .events_bytes = size_of(directory_ / events_name_)};
 }
 
 }  // namespace distil_xlstm::train

@@ -114,6 +114,16 @@ TrainStatus Trainer::run() {
   const SignalGuard guard;
   const ops::PriorityStream stream(in_.student.device());  // the teacher, a micro-batch ahead, fills what the student leaves
   try {
+    return train_and_save();
+  } catch (const IoError& error) {
+    throw IoError("{}{}", error.what(), what_is_kept());
+  } catch (const fs::filesystem_error& error) {
+    throw IoError("{}{}", error.what(), what_is_kept());
+  }
+}
+
+TrainStatus Trainer::train_and_save() {
+  try {
     train();
   } catch (const Interrupted&) {  // between two steps, or in a validation, which the resumed run makes up for
     if (last_good_) progress_.finish(progress_text(*last_good_));
@@ -127,6 +137,16 @@ TrainStatus Trainer::run() {
     throw Error(fmt::format("step {}: the run's last weights give no finite loss and were not saved. {}", step_, how_to_go_on()));
   }
   return is_finished ? TrainStatus::finished : TrainStatus::stopped;
+}
+
+// What is left after a write that failed, such as on a full disk.
+std::string Trainer::what_is_kept() const {
+  std::error_code error;
+  if (!fs::is_directory(in_.run, error)) return "";
+  const auto last = follow_pointer(in_.run, "last");
+  if (!last) return ". No checkpoint was made yet";
+  return fmt::format(". The last checkpoint, {}, is whole: when the cause is gone, go on with: distil-xlstm distill --resume --output {}",
+                     last->string(), in_.run.string());
 }
 
 void Trainer::train() {
@@ -418,6 +438,7 @@ void Trainer::save() {
                  last ? "; the last checkpoint stays " + last->filename().string() : "");
     return;
   }
+  metrics_->check_in_place();
   const auto layout = in_.config.student.slstm_layout == "vanilla" ? student::SlstmLayout::vanilla : student::SlstmLayout::cuda;
   CheckpointContent content;
   content.student_config = in_.student.config().to_json(in_.config.student.slstm_layout);
@@ -437,6 +458,7 @@ void Trainer::save() {
                      {"learning_rate_backoff", backoff_.state()},
                      {"numerics", numerics()},
                      {"threads", at::get_num_threads()},
+                     {"origin", in_.origin},
                      {"metrics", metrics_->position().to_json()},
                      {"initial_validation", optional_json(initial_)},
                      {"last_validation", optional_json(last_)},
@@ -485,7 +507,7 @@ void Trainer::restore(const fs::path& checkpoint) {
         throw DataError("{}: no tensor '{}': it belongs to another student", (checkpoint / "optimizer.safetensors").string(), name);
       },
       require<int64_t>(trainer, "optimizer_steps", where));
-  metrics_ = std::make_unique<MetricsLog>(in_.run, MetricsPosition::from_json(require<json>(trainer, "metrics", where), where));
+  metrics_ = std::make_unique<MetricsLog>(in_.run, MetricsPosition::from_json(require<json>(trainer, "metrics", where), where), step_);
   const auto threads = get_or<int>(trainer, "threads", 0, where);
   if (in_.student.device().is_cpu() && threads != 0 && threads != at::get_num_threads()) {
     spdlog::warn("{}: was trained with {} threads, now there are {}: the run goes on, but not to the same bits", where, threads,

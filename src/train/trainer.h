@@ -29,6 +29,7 @@ struct TrainerInputs {
   data::Loader* validation = nullptr;  // null: no validation, no best checkpoint
   fs::path run;                        // the run's directory, which exists
   at::ScalarType compute_dtype = at::kFloat;
+  json origin = nullptr;         // what the run is trained from (train/origin.h): kept in every checkpoint
   std::string resume_from;       // a checked checkpoint's directory, "" = a fresh run; the student already has its weights
   int64_t stop_after_steps = 0;  // save and return after so many steps of this process; 0: never
 };
@@ -53,8 +54,9 @@ class Trainer {
   // Throws ConfigError for settings that do not fit together, DataError for a checkpoint of another run.
   explicit Trainer(const TrainerInputs& inputs);
 
-  // Trains to the end of the run, or until a signal or stop_after_steps, and leaves a checkpoint either way. Throws Error after
-  // max_skipped_steps in a row; the last checkpoint is then as it was. Weights that give no finite loss are never saved.
+  // Trains to the end of the run, or until a signal or stop_after_steps, and leaves a checkpoint either way. Throws IoError when the disk
+  // is full or the run's directory is gone; what was saved before stays whole. Throws Error after max_skipped_steps in a row; the last
+  // checkpoint is then as it was. Weights that give no finite loss are never saved.
   TrainStatus run();
 
   // One optimizer step over all its micro-batches (the last of an epoch may have fewer). A step whose loss or gradient is not finite
@@ -69,6 +71,7 @@ class Trainer {
   std::vector<data::Batch> take_batches();
   std::vector<data::Batch> read_batches();
   [[nodiscard]] bool measures_alignment(const distill::StepPlan& plan, int64_t step) const;
+  TrainStatus train_and_save();
   void train();
   void end_epoch();
   void start_stage_two();
@@ -84,6 +87,7 @@ class Trainer {
   void make_optimizer();
   [[nodiscard]] json numerics() const;
   [[nodiscard]] std::string how_to_go_on() const;
+  [[nodiscard]] std::string what_is_kept() const;
   [[nodiscard]] distill::StepContext context() const;
   [[nodiscard]] std::string progress_text(const StepResult& result) const;
 

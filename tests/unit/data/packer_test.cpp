@@ -27,10 +27,9 @@ Document text_document(const std::string& text, bool begins = true, bool ends = 
   return document;
 }
 
-Document conversation(const std::vector<std::pair<std::string, std::string>>& messages) {
+Document conversation(std::vector<ChatMessage> messages) {
   Document document;
-  for (const auto& [role, content] : messages) document.conversation.messages.push_back(chat_message(role, content));
-  document.row_name = "chat.jsonl: line 7";
+  document.messages = std::move(messages);
   return document;
 }
 
@@ -85,15 +84,15 @@ TEST(Packer, CountsOnlyAnswersOfConversations) {
 
 TEST(Packer, AddsNoSecondBosWhereTheTemplateWritesIt) {
   auto encoder = byte_encoder();
-  encoder.encode_ranges = [inner = encoder.encode_ranges](std::span<const std::string_view> texts) {
+  encoder.encode_batch = [inner = encoder.encode_batch](std::span<const std::string_view> texts) {
     auto all = inner(texts);
-    for (auto& text : all) {
-      if (!text.ids.empty() && text.ids[0] == '^') text.ids[0] = kTestBos;
+    for (auto& ids : all) {
+      if (!ids.empty() && ids[0] == '^') ids[0] = kTestBos;
     }
     return all;
   };
-  encoder.render_spans = [](const Conversation& rendered) {
-    return std::vector<ChatSpan>{{"^q", false}, {rendered.messages.back().at("content").get<std::string>(), true}};
+  encoder.render_spans = [](const std::vector<ChatMessage>& messages) {
+    return std::vector<ChatSpan>{{"^q", false}, {messages.back().content, true}};
   };
   Packer packer(encoder, std::nullopt, BadRowPolicy::skip);
   const auto packed = packer.encode(std::vector<Document>{conversation({{"assistant", "a"}})});
@@ -104,14 +103,17 @@ TEST(Packer, AddsNoSecondBosWhereTheTemplateWritesIt) {
 // A tokenizer that joins ":y" into one id: the token over the border between prompt and answer belongs to the answer.
 TEST(Packer, FindsAnswersWhereATokenReachesOverTheirBorder) {
   auto encoder = byte_encoder(false);
-  encoder.encode_ranges = [](std::span<const std::string_view> texts) {
-    std::vector<EncodedText> all;
+  encoder.encode_batch = [](std::span<const std::string_view> texts) {
+    std::vector<std::vector<int32_t>> all;
     for (const auto text : texts) {
-      auto& encoded = all.emplace_back();
-      for (size_t i = 0; i < text.size(); i = encoded.ranges.back().end) {
-        const bool is_joined = text.substr(i, 2) == ":y";
-        encoded.ids.push_back(is_joined ? 259 : static_cast<unsigned char>(text[i]));
-        encoded.ranges.push_back({i, i + (is_joined ? 2 : 1)});
+      auto& ids = all.emplace_back();
+      for (size_t i = 0; i < text.size(); ++i) {
+        if (text.substr(i, 2) == ":y") {
+          ids.push_back(259);
+          ++i;
+        } else {
+          ids.push_back(static_cast<unsigned char>(text[i]));
+        }
       }
     }
     return all;
@@ -138,16 +140,7 @@ TEST(Packer, DropsConversationsThatTheTemplateRefuses) {
   EXPECT_EQ(packed[1].source, 3U);
   EXPECT_EQ(packer.refused_conversations(), 2U);
   Packer strict(byte_encoder(), std::nullopt, BadRowPolicy::fail);
-  expect_error<DataError>([&] { strict.encode(documents); }, {"chat.jsonl: line 7", "roles must alternate", "--bad-rows"});
-}
-
-TEST(Packer, NamesTheRolesOfAConversationWithoutAnAnswer) {
-  Packer packer(byte_encoder(), std::nullopt, BadRowPolicy::skip);
-  const auto packed = packer.encode(std::vector<Document>{conversation({{"user", "u"}, {"model", "m"}, {"user", "u"}}),
-                                                          conversation({{"assistant", "a"}}), text_document("t")});
-  EXPECT_EQ(packed[0].roles, "user, model");
-  EXPECT_TRUE(packed[0].is_conversation && packed[1].is_conversation && !packed[2].is_conversation);
-  EXPECT_EQ(packed[1].roles + packed[2].roles, "");
+  expect_error<DataError>([&] { strict.encode(documents); }, {"roles must alternate"});
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "base/output_lock.h"
 #include "config/toml.h"
 #include "data/prepare.h"
+#include "io/checksums.h"
 #include "small_run.h"
 #include "train/distill_run.h"
 
@@ -181,6 +182,10 @@ TEST_F(DistillRunTest, KilledAndResumedEqualsUninterrupted) {
   const int interrupted = killed_child(parts, text_, true, all * 3 / 4, SIGINT);
   ASSERT_TRUE(WIFEXITED(interrupted));
   EXPECT_EQ(WEXITSTATUS(interrupted), 128 + SIGINT);
+  const int hung_up = killed_child(parts, text_, true, all * 7 / 8, SIGHUP);
+  ASSERT_TRUE(WIFEXITED(hung_up));
+  EXPECT_EQ(WEXITSTATUS(hung_up), 128 + SIGHUP);
+  EXPECT_EQ(read_json(parts / "run.json")["status"], "stopped");
   EXPECT_EQ(run(parts, true), TrainStatus::finished);
   expect_same_weights(folder_ / "whole", parts);
   EXPECT_EQ(read_metrics(parts).size(), all) << "no record is lost or written twice";
@@ -355,6 +360,40 @@ TEST_F(DistillRunTest, ResumingPreparesNothingAnew) {
   EXPECT_EQ(run(output, true), TrainStatus::finished);
   EXPECT_TRUE(snapshot(output / "data") == shards);
   expect_same_weights(folder_ / "whole", output);
+}
+
+TEST_F(DistillRunTest, SharedFilesThatAreMissingOrDamagedAreWrittenAgain) {
+  const auto output = folder_ / "run";
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  std::map<std::string, std::string> before;
+  for (const char* name : {"frozen.safetensors", "tokenizer.json", "tokenizer_config.json"}) before[name] = read_file(output / name);
+  const json records = read_json(output / "run.json")["files"];
+  fs::remove(output / "tokenizer.json");
+  fs::resize_file(output / "tokenizer_config.json", 3);
+  std::string damaged = before["frozen.safetensors"];
+  damaged.back() = static_cast<char>(damaged.back() ^ 1);
+  std::ofstream(output / "frozen.safetensors", std::ios::binary) << damaged;
+  EXPECT_THROW(io::open_model(output.string()), DataError);
+  EXPECT_EQ(run(output, true, 2), TrainStatus::stopped);
+  for (const auto& [name, content] : before) EXPECT_TRUE(read_file(output / name) == content) << name;
+  EXPECT_EQ(read_json(output / "run.json")["files"], records);
+  EXPECT_TRUE(io::open_model(output.string()).tokenizer.has_value());
+}
+
+TEST_F(DistillRunTest, OlderRunsHaveNoRecordsAndGoOn) {
+  const auto output = folder_ / "run";
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  json description = read_json(output / "run.json");
+  description.erase("files");
+  write_json(output / "run.json", description);
+  const auto path = checked_last_checkpoint(output) / "trainer.json";
+  json trainer = read_json(path);
+  trainer.erase("origin");
+  trainer["checksum"] = io::own_checksum(trainer);
+  write_json(path, trainer);
+  EXPECT_EQ(run(output, true, 1), TrainStatus::stopped);
+  EXPECT_TRUE(read_json(output / "run.json")["files"].contains("frozen.safetensors"));
+  EXPECT_TRUE(read_json(checked_last_checkpoint(output) / "trainer.json")["origin"].is_object());
 }
 
 TEST_F(DistillRunTest, ValidationIsNeverTrainingText) {

@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 use crate::ffi::{guard, slice, DxString, DxText};
 
 pub struct DxTokenizer {
-    pub(crate) tokenizer: Tokenizer,
+    tokenizer: Tokenizer,
     /// The same, leaving special tokens in texts as plain text; made at first use.
     plain: OnceLock<Tokenizer>,
     vocab_size: i64,
@@ -91,7 +91,7 @@ fn encode_all(tokenizer: &Tokenizer, texts: &[DxText], add_special_tokens: bool)
 }
 
 impl DxEncodings {
-    pub(crate) fn new(encodings: Vec<Vec<u32>>) -> Self {
+    fn new(encodings: Vec<Vec<u32>>) -> Self {
         let mut ids = Vec::with_capacity(encodings.iter().map(Vec::len).sum());
         let mut ends = Vec::with_capacity(encodings.len());
         for encoding in encodings {

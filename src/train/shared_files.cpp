@@ -1,0 +1,94 @@
+#include "train/shared_files.h"
+
+#include <cstring>
+#include <functional>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "io/checksums.h"
+#include "io/safetensors.h"
+#include "train/checkpoint.h"
+
+namespace distil_xlstm::train {
+namespace {
+
+constexpr const char* kFrozen = "frozen.safetensors";
+
+NamedTensors frozen_tensors(const teacher::Teacher& teacher) {
+  NamedTensors tensors = {{"token_embedding.weight", teacher.embedding_weight()}};
+  if (!teacher.has_tied_head()) tensors.emplace_back("lm_head.weight", teacher.head_weight());
+  return tensors;
+}
+
+struct SharedFile {
+  std::string name;
+  std::function<void(const fs::path&)> write;
+};
+
+std::vector<SharedFile> shared_files(const teacher::Teacher& teacher, const Tokenizer& tokenizer) {
+  return {{"tokenizer.json", [&](const fs::path& path) { write_file_atomic(path, tokenizer.files().tokenizer_json); }},
+          {"tokenizer_config.json", [&](const fs::path& path) { write_json(path, tokenizer.files().tokenizer_config); }},
+          {kFrozen, [&](const fs::path& path) {
+             const fs::path staging = path.string() + ".tmp";
+             write_tensors(staging, frozen_tensors(teacher));
+             fs::rename(staging, path);
+           }}};
+}
+
+// What is wrong with a file, "" where nothing is.
+std::string fault_of(const fs::path& path, const json& records) {
+  if (!fs::exists(path)) return path.string() + ": missing";
+  const auto record = records.find(path.filename().string());
+  if (record == records.end()) return "";
+  try {
+    io::check_file(path, *record, "run.json");
+  } catch (const DataError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool has_same_bytes(const io::TensorView& stored, const Tensor& tensor) {
+  const Tensor here = tensor.detach().to(at::kCPU).contiguous();
+  return stored.bytes.size() == here.nbytes() && std::memcmp(stored.bytes.data(), here.const_data_ptr(), here.nbytes()) == 0;
+}
+
+// A teacher of another precision has other bytes: nothing can be said then.
+void check_frozen(const fs::path& path, const teacher::Teacher& teacher) {
+  const io::SafetensorsFile file(path);
+  for (const auto& [name, tensor] : frozen_tensors(teacher)) {
+    const io::TensorView* stored = file.find(name);
+    if (stored == nullptr || stored->shape != tensor.sizes().vec() ||
+        (stored->bytes.size() == tensor.nbytes() && !has_same_bytes(*stored, tensor)))
+      throw DataError("{}: {} is not that of the teacher as it is now: the run was trained with another teacher", path.string(), name);
+  }
+}
+
+}  // namespace
+
+json write_shared_files(const fs::path& run, const teacher::Teacher& teacher, const Tokenizer& tokenizer) {
+  json records = json::object();
+  for (const auto& file : shared_files(teacher, tokenizer)) {
+    file.write(run / file.name);
+    records[file.name] = io::file_record(run / file.name);
+  }
+  return records;
+}
+
+json restore_shared_files(const fs::path& run, const json& records, const teacher::Teacher& teacher, const Tokenizer& tokenizer) {
+  json restored = json::object();
+  for (const auto& file : shared_files(teacher, tokenizer)) {
+    const fs::path path = run / file.name;
+    const std::string fault = fault_of(path, records);
+    if (!fault.empty()) {
+      spdlog::warn("{}; written again from the teacher", fault);
+      file.write(path);
+    } else if (file.name == kFrozen && !records.contains(kFrozen)) {
+      check_frozen(path, teacher);
+    }
+    restored[file.name] = fault.empty() && records.contains(file.name) ? records[file.name] : io::file_record(path);
+  }
+  return restored;
+}
+
+}  // namespace distil_xlstm::train
