@@ -1,5 +1,8 @@
 #include "base/json.h"
 
+#include "base/foreign_content.h"
+#include "base/json_limits.h"
+
 namespace distil_xlstm {
 namespace {
 
@@ -11,20 +14,100 @@ std::string_view reason(std::string_view what) {
   return what;
 }
 
+// Counts levels and stops where they are too many, for a format whose reader goes down by recursion.
+struct DepthHandler : nlohmann::json_sax<json> {
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool key(string_t&) override { return true; }
+  bool start_object(size_t) override { return ++depth <= kMaxJsonDepth; }
+  bool start_array(size_t) override { return ++depth <= kMaxJsonDepth; }
+  bool end_object() override { return --depth, true; }
+  bool end_array() override { return --depth, true; }
+  bool parse_error(size_t, const std::string&, const json::exception&) override { return false; }
+  size_t depth = 0;
+};
+
+// Strings and blobs of unknown length may hold others, each a byte and a call of the reader. Nothing that is written here has them, so a
+// long run of such bytes is a fault (or a mask of 32 768 tokens of which exactly every eighth counts otherwise than the rest).
+bool has_nested_strings(std::string_view bytes) {
+  constexpr size_t kLongest = 4096;
+  size_t run = 0;
+  for (const char byte : bytes) {
+    run = byte == '\x5f' || byte == '\x7f' ? run + 1 : 0;
+    if (run > kLongest) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
-json parse_json(std::string_view text, std::string_view where) {
+std::optional<size_t> json_too_deep_at(std::string_view text) {
+  size_t depth = 0;
+  for (size_t at = 0; at < text.size(); ++at) {
+    switch (text[at]) {
+      case '[':
+      case '{':
+        if (++depth > kMaxJsonDepth) return at;
+        break;
+      case ']':
+      case '}':
+        if (depth > 0) --depth;
+        break;
+      case '"':
+        for (++at; at < text.size() && text[at] != '"'; ++at) {
+          if (text[at] == '\\') ++at;
+        }
+        break;
+      default:
+        break;
+    }
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+template <typename Json>
+Json parse_bounded(std::string_view text, std::string_view where, const typename Json::parser_callback_t& callback = nullptr) {
+  if (const auto place = json_too_deep_at(text)) {
+    throw DataError(
+        "{}: more than {} levels of lists and objects inside each other (at byte {}): no file that this program reads needs them", where,
+        kMaxJsonDepth, *place);
+  }
   try {
-    return json::parse(text);
-  } catch (const json::parse_error& error) {
+    return Json::parse(text, callback);
+  } catch (const typename Json::parse_error& error) {
     throw DataError("{}: not JSON at byte {}: {}", where, error.byte, reason(error.what()));
-  } catch (const json::exception& error) {  // a number that is too large
+  } catch (const typename Json::exception& error) {  // a number that is too large
     throw DataError("{}: not JSON: {}", where, reason(error.what()));
   }
 }
 
+}  // namespace
+
+json parse_json(std::string_view text, std::string_view where) {
+  return parse_bounded<json>(text, where);
+}
+
+UnorderedJson parse_unordered_json(std::string_view text, std::string_view where, const UnorderedJson::parser_callback_t& callback) {
+  return parse_bounded<UnorderedJson>(text, where, callback);
+}
+
+json parse_cbor(std::string_view bytes) {
+  DepthHandler depth;
+  const bool is_sound = !has_nested_strings(bytes) && json::sax_parse(bytes, &depth, json::input_format_t::cbor);
+  return is_sound ? json::from_cbor(bytes, true, false) : json(json::value_t::discarded);
+}
+
 json read_json(const fs::path& path) {
-  return parse_json(read_file(path), path.string());
+  const std::string text = read_file(path);
+  throw_if_foreign(text, path.string(), ContentKind::json);
+  return parse_json(text, path.string());
 }
 
 void write_json(const fs::path& path, const json& value) {

@@ -1,5 +1,6 @@
 #include "config/toml.h"
 
+#define TOML_MAX_NESTED_VALUES 64  // lists and tables inside each other: what is read is walked by recursion
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -119,7 +120,41 @@ void collect_table(const toml::table& table, const std::string& path, const std:
   }
 }
 
+constexpr int kMaxKeyParts = 32;
+
+// Where a key of more than kMaxKeyParts parts goes beyond them, and its line. The parser bounds how deep values lie in each other, but not
+// the tables that `a.a.a...` opens, which are freed by recursion. Strings and comments are passed over as the parser does.
+std::optional<int64_t> line_of_long_key(std::string_view text) {
+  int64_t line = 1;
+  int parts = 1;
+  const auto pass = [&](size_t end) {  // of what may hold newlines
+    line += std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(std::min(end, text.size())), '\n');
+    text.remove_prefix(std::min(end, text.size()));
+  };
+  while (!text.empty()) {
+    const char c = text.front();
+    const std::string_view quotes = text.substr(0, 3);
+    if (quotes == R"(""")" || quotes == "'''") {
+      size_t end = 3;
+      while (end < text.size() && text.substr(end, 3) != quotes) end += c == '"' && text[end] == '\\' ? 2 : 1;
+      pass(end + 3);
+    } else if (c == '"' || c == '\'') {
+      size_t end = 1;
+      while (end < text.size() && text[end] != c && text[end] != '\n') end += c == '"' && text[end] == '\\' ? 2 : 1;
+      pass(end + 1);
+    } else if (c == '#') {
+      pass(std::min(text.find('\n'), text.size()));
+    } else {
+      if (c == '.' && ++parts > kMaxKeyParts) return line;
+      if (std::string_view("=,[]{}\n").find(c) != std::string_view::npos) parts = 1;
+      pass(1);
+    }
+  }
+  return std::nullopt;
+}
+
 toml::table parse_toml(std::string_view text, const std::string& name) {
+  if (const auto line = line_of_long_key(text)) throw ConfigError("{}:{}: a key of more than {} parts", name, *line, kMaxKeyParts);
   try {
     return toml::parse(text, std::string_view(name));
   } catch (const toml::parse_error& error) {
@@ -130,11 +165,11 @@ toml::table parse_toml(std::string_view text, const std::string& name) {
 // Command-line text as a TOML value where it is one, as plain text otherwise.
 json parse_text_value(const std::string& text) {
   try {
-    const auto table = toml::parse("value = " + text);
+    const auto table = parse_toml("value = " + text, "value");
     if (table.size() == 1) {
       if (auto value = to_json_value(*table.get("value"))) return *value;
     }
-  } catch (const toml::parse_error&) {
+  } catch (const ConfigError&) {
     return text;
   }
   return text;

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/json_limits.h"
 
 namespace distil_xlstm::data {
 namespace {
@@ -34,7 +35,7 @@ std::optional<json> read_state(const fs::path& path) {
   if (text.size() <= head || !text.starts_with(kMagic)) throw damaged();
   std::memcpy(&sum, text.data() + kMagic.size(), sizeof sum);
   if (checksum(std::string_view(text).substr(head)) != sum) throw damaged();
-  json state = json::from_cbor(text.begin() + static_cast<ptrdiff_t>(head), text.end(), true, false);
+  json state = parse_cbor(std::string_view(text).substr(head));
   if (!state.is_object()) throw damaged();
   return state;
 }

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "base/error.h"
-#include "base/json.h"
+#include "base/json_limits.h"
 #include "data/byte_stream.h"
 #include "data/row_keys.h"
 #include "data/text_reader.h"
@@ -212,6 +212,8 @@ class JsonlSource : public RowSource {
       if (handler.has_other) return fmt::format("'{}' is not a string", options_.text_key);
       if (options_.rows == RowKind::text) return fmt::format("no '{}' (--text-key names another)", options_.text_key);
     }
+    if (const auto place = json_too_deep_at(line))
+      return fmt::format("more than {} levels of lists and objects inside each other at byte {} of the line", kMaxJsonDepth, *place);
     const Row row = Row::parse(line.begin(), line.end(), nullptr, false);
     if (row.is_discarded()) return "not JSON";
     if (!row.is_object()) return "not a JSON object";

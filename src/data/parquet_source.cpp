@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/foreign_content.h"
 #include "base/text.h"
 #include "data/plugin/parquet_plugin.h"
 #include "data/row_keys.h"
@@ -71,7 +72,10 @@ class ParquetSource : public RowSource {
   ParquetSource(const fs::path& path, const ReaderOptions& options)
       : path_(path), policy_(options.bad_rows), library_(parquet_library()), size_bytes_(fs::file_size(path)) {
     file_.reset(library_.open(path.c_str(), message_.data(), message_.size()));
-    if (!file_) fail();
+    if (!file_) {
+      throw_if_foreign(read_beginning(path), path.string(), ContentKind::binary);
+      fail();
+    }
     choose_columns(options);
     select(0);
   }

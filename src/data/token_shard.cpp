@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/foreign_content.h"
 #include "base/hash.h"
 #include "base/text.h"
 #include "data/journal.h"
@@ -46,6 +47,7 @@ uint32_t max_id(std::span<const std::byte> bytes) {
 ShardHeader read_header(const MappedFile& file) {
   const auto bytes = file.bytes();
   const std::string where = file.path().string();
+  throw_if_foreign({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, where, ContentKind::binary);
   ShardHeader header;
   if (bytes.size() < sizeof header) {
     throw DataError("{}: {} bytes, but a token shard begins with a header of {}: the file is cut short or no shard", where, bytes.size(),

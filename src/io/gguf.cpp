@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/foreign_content.h"
 #include "base/text.h"
 
 namespace distil_xlstm::io {
@@ -214,7 +215,8 @@ struct Counts {
   uint64_t tensors, pairs;
 };
 
-Counts read_counts(Cursor& cursor) {
+Counts read_counts(Cursor& cursor, std::string_view content) {
+  throw_if_foreign(content, cursor.file(), ContentKind::binary);
   if (cursor.number<uint32_t>() != 0x46554747U) throw DataError("{}: does not begin with 'GGUF': this is not a GGUF file", cursor.file());
   const auto version = cursor.number<uint32_t>();
   if ((version & 0xffffU) == 0 && version != 0) throw DataError("{}: a big-endian GGUF file, which is not supported", cursor.file());
@@ -234,7 +236,7 @@ GgufFile::GgufFile(const fs::path& path) : file_(path) {
   const std::span<const std::byte> bytes = file_.bytes();
   const std::string name = path.string();
   Cursor cursor(bytes, name);
-  const Counts counts = read_counts(cursor);
+  const Counts counts = read_counts(cursor, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   for (uint64_t i = 0; i < counts.pairs; ++i) {
     const std::string key = cursor.utf8_text("a metadata key");
     if (!metadata_.emplace(key, read_value(cursor, key)).second) throw DataError("{}: metadata key '{}' is there twice", name, key);

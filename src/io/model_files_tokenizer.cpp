@@ -1,6 +1,9 @@
 #include "io/model_files_tokenizer.h"
 
 #include <array>
+#include <utility>
+
+#include "base/foreign_content.h"
 
 #include "io/run_files.h"
 
@@ -40,7 +43,11 @@ json read_tokenizer_config(const fs::path& directory) {
     if (config.contains(key)) config[key] = token_text(config[key]);
   }
   if (config.contains("chat_template")) config["chat_template"] = default_template(config["chat_template"], path.string());
-  if (const fs::path jinja = directory / "chat_template.jinja"; fs::exists(jinja)) config["chat_template"] = read_file(jinja);
+  if (const fs::path jinja = directory / "chat_template.jinja"; fs::exists(jinja)) {
+    const std::string source = read_file(jinja);
+    throw_if_foreign(source, jinja.string(), ContentKind::text);
+    config["chat_template"] = source;
+  }
   return config;
 }
 
@@ -51,7 +58,10 @@ std::optional<TokenizerFiles> read_tokenizer_files(const std::vector<fs::path>& 
     const fs::path path = directory / "tokenizer.json";
     if (!fs::exists(path)) continue;
     check_run_files(directory, {"tokenizer.json", "tokenizer_config.json"});
-    return TokenizerFiles{.tokenizer_json = read_file(path), .tokenizer_config = read_tokenizer_config(directory), .origin = path.string()};
+    std::string tokenizer = read_file(path);
+    throw_if_foreign(tokenizer, path.string(), ContentKind::json);
+    return TokenizerFiles{
+        .tokenizer_json = std::move(tokenizer), .tokenizer_config = read_tokenizer_config(directory), .origin = path.string()};
   }
   return std::nullopt;
 }

@@ -5,8 +5,9 @@
 #include <cstring>
 #include <set>
 
+#include "base/foreign_content.h"
 #include "base/hash.h"
-#include "base/json.h"
+#include "base/json_limits.h"
 
 namespace distil_xlstm::io {
 namespace {
@@ -26,6 +27,7 @@ std::string where_of(const fs::path& path, std::string_view tensor) {
 std::string_view header_text(const MappedFile& file) {
   const std::span<const std::byte> bytes = file.bytes();
   const std::string name = file.path().string();
+  throw_if_foreign({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, name, ContentKind::binary);
   if (bytes.size() < kLengthBytes) {
     throw DataError("{}: the file has {} bytes, too few for a safetensors file: the download is incomplete", name, bytes.size());
   }
@@ -50,6 +52,11 @@ Header parse_header(std::string_view text, const fs::path& path) {
     }
     return true;
   };
+  if (const auto place = json_too_deep_at(text)) {
+    throw DataError(
+        "{}: the header has more than {} levels of lists and objects inside each other (at byte {}): this is not a safetensors file",
+        path.string(), kMaxJsonDepth, *place);
+  }
   Header header;
   try {
     header = Header::parse(text, watch);

@@ -1,7 +1,8 @@
 #include <algorithm>
 #include <set>
 
-#include "base/json.h"
+#include "base/foreign_content.h"
+#include "base/json_limits.h"
 #include "base/log.h"
 #include "io/safetensors.h"
 
@@ -45,10 +46,19 @@ class SafetensorsWeights final : public WeightSource {
 using WeightMap = std::map<std::string, std::string>;  // tensor -> shard
 
 WeightMap read_index(const fs::path& index_path) {
-  const json index = read_json(index_path);
   const std::string where = index_path.string();
+  const std::string text = read_file(index_path);
+  throw_if_foreign(text, where, ContentKind::json);
+  const UnorderedJson index = parse_unordered_json(text, where);  // may have 100 000 keys
   if (!index.is_object()) throw DataError("{}: not a JSON object", where);
-  auto weight_map = require<WeightMap>(index, "weight_map", where);
+  const auto found = index.find("weight_map");
+  if (found == index.end()) throw DataError("{}: key 'weight_map' is missing", where);
+  WeightMap weight_map;
+  try {
+    found->get_to(weight_map);
+  } catch (const nlohmann::json::exception&) {
+    throw DataError("{}: key 'weight_map' is no object of file names", where);
+  }
   if (weight_map.empty()) throw DataError("{}: weight_map is empty", where);
   for (const auto& [tensor, shard] : weight_map) {
     const fs::path file(shard);

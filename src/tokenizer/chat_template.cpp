@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "base/json_limits.h"
 #include "tokenizer/rust.h"
 #include "tokenizer/tokenizer.h"
 
@@ -53,13 +54,9 @@ nlohmann::json parse_added_tokens(const std::string& tokenizer_json, const std::
   const auto keep = [](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& key) {
     return depth != 1 || event != nlohmann::json::parse_event_t::key || key == "added_tokens";
   };
-  try {
-    const auto parsed = nlohmann::json::parse(tokenizer_json, keep);
-    const auto tokens = parsed.find("added_tokens");
-    return tokens == parsed.end() ? nlohmann::json() : *tokens;
-  } catch (const nlohmann::json::exception& error) {
-    throw DataError("{}: not JSON: {}", where, error.what());
-  }
+  const auto parsed = parse_unordered_json(tokenizer_json, where, keep);
+  const auto tokens = parsed.find("added_tokens");
+  return tokens == parsed.end() ? nlohmann::json() : *tokens;
 }
 
 // Every added token, longest first: one of them ends a turn.

@@ -32,6 +32,41 @@ TEST(Toml, DefaultsStandWhenNothingIsSaid) {
   EXPECT_TRUE(loaded.sources.empty());
 }
 
+std::string dotted(int parts) {
+  std::string key = "a";
+  for (int i = 1; i < parts; ++i) key += ".a";
+  return key;
+}
+
+TEST(Toml, BoundsHowDeepTablesGo) {
+  const std::string message = "run.toml:2: a key of more than 32 parts";
+  EXPECT_EQ(problems_of("seed = 1\n" + dotted(200'000) + " = 1"), message);
+  EXPECT_EQ(problems_of("seed = 1\n[" + dotted(200'000) + "]"), message);
+  EXPECT_EQ(problems_of("seed = 1\n[[" + dotted(33) + "]]"), message);
+  EXPECT_EQ(problems_of("seed = 1\nteacher = { model = 'x', " + dotted(33) + " = 1 }"), message);
+  EXPECT_EQ(problems_of("seed = 1\n\"a\" . 'b' ." + dotted(31) + " = 1"), message);
+  EXPECT_EQ(problems_of("output = \"\"\"\n." + dotted(99) + "\"\"\"\n" + dotted(33) + " = 1"), "run.toml:3: a key of more than 32 parts");
+  EXPECT_THAT(problems_of(dotted(32) + " = 1"), HasSubstr("unknown key 'a'"));
+  EXPECT_THAT(problems_of("seed = " + std::string(200'000, '[')), HasSubstr("nested value depth"));
+  std::string tables = "1";
+  for (int i = 0; i < 60; ++i) tables = "{ " + dotted(32) + " = " + tables + " }";
+  EXPECT_THAT(problems_of("x = " + tables), HasSubstr("unknown key 'x'"));
+  EXPECT_THAT(problems_of("", {{"seed", std::string(100'000, '['), "--set"}, {dotted(100'000), "1", "--set"}}),
+              HasSubstr("--set: unknown key"));
+}
+
+TEST(Toml, DotsInTextAndNumbersAreNoParts) {
+  const std::string path = "\"" + dotted(99) + "\"";
+  EXPECT_EQ(load_config_text("output = " + path, "run.toml").run.output, dotted(99));
+  EXPECT_EQ(load_config_text("output = '" + dotted(99) + "' # " + dotted(99), "run.toml").run.output, dotted(99));
+  EXPECT_EQ(load_config_text("output = \"\\\"" + dotted(99) + "\"", "run.toml").run.output, "\"" + dotted(99));
+  EXPECT_EQ(load_config_text("output = \"\"\"\\\"\"\"" + dotted(99) + "\"\"\"", "run.toml").run.output, "\"\"\"" + dotted(99));
+  EXPECT_EQ(load_config_text("output = '''\n" + dotted(99) + "'''", "run.toml").run.output, dotted(99));
+  std::string numbers = "0.5";
+  for (int i = 0; i < 99; ++i) numbers += ", 0.5";
+  EXPECT_THAT(problems_of("[optimizer]\nbetas = [" + numbers + "]"), HasSubstr("optimizer.betas"));
+}
+
 TEST(Toml, ReadsEveryKindOfValue) {
   const auto run = load_config_text(R"(
 output = "runs/a"

@@ -37,6 +37,16 @@ class SafetensorsTest : public ::testing::Test {
   fs::path path_ = directory_ / "model.safetensors";
 };
 
+TEST_F(SafetensorsTest, RefusesDeepHeadersAndOtherFiles) {
+  const std::string lists = std::string(100'000, '[') + std::string(100'000, ']');
+  const std::string deep = R"({"a":{"dtype":"F32","shape":)" + lists + R"(,"data_offsets":[0,0]}})";
+  EXPECT_THAT(header_error(deep), HasSubstr("the header has more than 100 levels of lists and objects inside each other"));
+  EXPECT_THAT(error_for("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+              HasSubstr("model.safetensors: this is a git-lfs pointer, not the file itself: run `git lfs pull`"));
+  EXPECT_THAT(error_for("<!doctype html><html>"), HasSubstr("this is a web page"));
+  EXPECT_THAT(error_for("{\"error\":\"Entry not found\"}"), HasSubstr("this is a server's message"));
+}
+
 TEST_F(SafetensorsTest, RoundTrip) {
   const std::vector<uint8_t> bytes = {1, 2, 3};
   const std::vector<double> doubles = {1.5};

@@ -1,0 +1,26 @@
+// What bounds the reading of JSON and CBOR that others wrote.
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "base/json.h"
+
+namespace distil_xlstm {
+
+// Levels of lists and objects inside each other that a text may have: trees are copied, compared and written by recursion. The readers
+// behind tokenizers and chat templates take 127, so that what has passed here passes there with a few levels around it.
+inline constexpr size_t kMaxJsonDepth = 100;
+
+// Byte of the bracket that opens one level too many. Every reader of JSON asks this first (parse_json does), or uses sax_parse.
+std::optional<size_t> json_too_deep_at(std::string_view text);
+
+// parse_json for objects of many keys (the ordered one looks through all of them at each insertion) or with a callback.
+using UnorderedJson = nlohmann::json;
+UnorderedJson parse_unordered_json(std::string_view text, std::string_view where,
+                                   const UnorderedJson::parser_callback_t& callback = nullptr);
+
+// CBOR, which keeps the program's own unfinished work: a discarded value where it is broken or too deep.
+json parse_cbor(std::string_view bytes);
+
+}  // namespace distil_xlstm
