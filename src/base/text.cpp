@@ -123,6 +123,8 @@ std::optional<std::string> nearest_name(std::string_view name, const std::vector
   std::optional<std::string> nearest;
   size_t best = std::max<size_t>(2, name.size() / 3) + 1;
   for (const auto& candidate : candidates) {
+    const size_t lengths = std::max(name.size(), candidate.size()) - std::min(name.size(), candidate.size());
+    if (lengths >= best) continue;  // the distance is at least that: a name of a megabyte costs nothing
     const size_t distance = edit_distance(to_lower(name), to_lower(candidate));
     if (distance < best) {
       best = distance;

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "base/standard_streams.h"
 
 namespace distil_xlstm::cli {
@@ -25,7 +26,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kMemoryAd
      {"report", "draw fewer runs at a time"}}};
 
 int fail(std::string_view message, int exit_code = 1) {
-  std::cerr << "distil-xlstm: " << message << "\n";
+  std::cerr << "distil-xlstm: " << printable_message(message) << "\n";
   return exit_code;
 }
 

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "data/token_shard.h"
@@ -12,6 +13,16 @@
 
 namespace distil_xlstm::cli {
 namespace {
+
+// A map as an object: an ordered object looks through all its keys at each insertion.
+template <typename Map, typename Convert>
+json object_of(const Map& map, Convert convert) {
+  json object = json::object();
+  auto& entries = object.template get_ref<json::object_t&>();
+  entries.reserve(map.size());
+  for (const auto& [key, value] : map) entries.emplace_back(key, convert(value));
+  return object;
+}
 
 json shape_json(const io::TensorView& tensor) {
   return {{"name", tensor.name}, {"dtype", io::traits(tensor.dtype).name}, {"shape", tensor.shape}, {"size_bytes", tensor.bytes.size()}};
@@ -37,7 +48,7 @@ json tensors_json(const Tensors& tensors) {
 
 json describe_safetensors(const fs::path& path) {
   const io::SafetensorsFile file(path);
-  json result = {{"kind", "safetensors"}, {"metadata", file.metadata()}};
+  json result = {{"kind", "safetensors"}, {"metadata", object_of(file.metadata(), [](const std::string& text) { return json(text); })}};
   result.update(tensors_json(file.tensors()));
   return result;
 }
@@ -57,9 +68,7 @@ json to_json(const io::GgufValue& value) {
 
 json describe_gguf(const fs::path& path) {
   const io::GgufFile file(path);
-  json metadata = json::object();
-  for (const auto& [key, value] : file.metadata()) metadata[key] = to_json(value);
-  json result = {{"kind", "gguf"}, {"metadata", std::move(metadata)}};
+  json result = {{"kind", "gguf"}, {"metadata", object_of(file.metadata(), to_json)}};
   result.update(tensors_json(file.tensors()));
   return result;
 }
@@ -110,7 +119,7 @@ void print(const json& description, const std::string& indent = "") {
   for (const auto& [key, value] : description.items()) {
     if (key == "tensors") continue;
     if (value.is_object() && !value.empty()) {
-      fmt::print("{}{}:\n", indent, key);
+      fmt::print("{}{}:\n", indent, printable(key));
       print(value, indent + "  ");
     } else {
       // Metadata of foreign files may hold any bytes, and anything under these names.
@@ -119,13 +128,13 @@ void print(const json& description, const std::string& indent = "") {
       if (key == "size_bytes" && value.is_number()) text = format_bytes(value.get<double>());
       if (key == "num_parameters" && value.is_number()) text = fmt::format("{} ({})", text, format_parameters(value.get<double>()));
       if (text.size() > 200) text = text.substr(0, valid_utf8_prefix(text.substr(0, 190))) + " …";
-      for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 2)) text.replace(at, 1, "\\n");
-      fmt::print("{}{}: {}\n", indent, key, text);
+      fmt::print("{}{}: {}\n", indent, printable(key), printable(text));
     }
   }
   if (indent.empty() && description.contains("tensors")) {
     for (const auto& tensor : description["tensors"]) {
-      fmt::print("  {:<72} {:<6} {}\n", tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(), tensor["shape"].dump());
+      fmt::print("  {:<72} {:<6} {}\n", printable(tensor["name"].get<std::string>()), tensor["dtype"].get<std::string>(),
+                 tensor["shape"].dump());
     }
   }
 }

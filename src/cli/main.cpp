@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/standard_streams.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
@@ -55,7 +56,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::CallForVersion& error) {
     return app.exit(error);
   } catch (const CLI::ParseError& error) {
-    std::cerr << "distil-xlstm: " << error.what() << "\nRun with --help for the options.\n";
+    std::cerr << "distil-xlstm: " << printable_message(error.what()) << "\nRun with --help for the options.\n";
     return 2;
   }
 }

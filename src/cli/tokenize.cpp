@@ -3,6 +3,7 @@
 #include <iterator>
 
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/counted.h"
@@ -76,7 +77,7 @@ void print_ids(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool
     fmt::print("{}\n", json{{"ids", ids}, {"pieces", pieces}}.dump());
     return;
   }
-  for (const int32_t id : ids) fmt::print("{:>8}  {}\n", id, tokenizer.piece(id));
+  for (const int32_t id : ids) fmt::print("{:>8}  {}\n", id, printable(tokenizer.piece(id)));
 }
 
 void tokenize(const Tokenizer& tokenizer, const Options& options) {

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "base/hash.h"
+#include "base/printable.h"
 #include "base/random.h"
 
 namespace distil_xlstm {
@@ -34,7 +35,30 @@ TEST(Text, ParsesCountsWithUnits) {
   for (const char* bad : {"", "M", "1.0001k", "-3", "12q", "1e300", "nan"}) EXPECT_THROW(parse_count(bad, "max_tokens"), ValueError) << bad;
 }
 
+TEST(Text, EscapesWhatATerminalWouldActOn) {
+  EXPECT_EQ(printable("plain ü 日本 \xF0\x9F\x98\x80"), "plain ü 日本 \xF0\x9F\x98\x80");
+  EXPECT_EQ(printable("a\nb\tc\rd"), "a\\nb\\tc\\rd");
+  EXPECT_EQ(printable("a\nb\tc", true), "a\nb\\tc");
+  EXPECT_EQ(printable("\x1b]0;title\x07"), "\\x1b]0;title\\x07");
+  EXPECT_EQ(printable(std::string_view("\0", 1)), "\\x00");
+  EXPECT_EQ(printable("\x7f"), "\\x7f");
+  EXPECT_EQ(printable("\xC2\x9B"
+                      "31m"),
+            "\\x9b31m")
+      << "an escape sequence of one character";
+  EXPECT_EQ(printable("\xC2\xA0"), "\xC2\xA0");
+  EXPECT_EQ(printable("\xE2\x80\xAE"
+                      "cod.exe"),
+            "\\u202ecod.exe")
+      << "text from right to left";
+  EXPECT_EQ(printable("a\xff"
+                      "b"),
+            "a\xEF\xBF\xBD"
+            "b");
+}
+
 TEST(Text, SuggestsTheNearestName) {
+  EXPECT_EQ(nearest_name(std::string(10'000'000, 'a'), {"learning_rate"}), std::nullopt);
   EXPECT_EQ(nearest_name("learning_rat", {"learning_rate", "schedule"}), "learning_rate");
   EXPECT_EQ(nearest_name("zzz", {"learning_rate", "schedule"}), std::nullopt);
   EXPECT_EQ(did_you_mean("temprature", {"temperature"}), " (did you mean 'temperature'?)");
