@@ -1,13 +1,14 @@
 // distil-xlstm eval: perplexity of one model, or of two side by side.
-#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <iostream>
-#include <limits>
+#include <span>
 #include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/output_directory.h"
+#include "base/printable.h"
 #include "base/signals.h"
 #include "base/standard_streams.h"
 #include "base/text.h"
@@ -40,48 +41,75 @@ data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const
   reader_options.normalize_newlines = options.normalize_newlines;
   reader_options.strip = options.strip;
   reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
-  reader_options.max_piece_bytes = std::numeric_limits<uint64_t>::max();
+  reader_options.max_piece_bytes = static_cast<uint64_t>(parse_count(options.max_document_size, "--max-document-size"));
+  reader_options.cuts_long_texts = false;
   return reader_options;
 }
 
-std::vector<eval::EvalDocument> read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer) {
+// Hands the documents of a file to `use` as ids, one at a time, until it says that it has enough.
+void read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer,
+                    const std::function<bool(const eval::EvalDocument&)>& use) {
   const auto end_id = options.stream ? document_end_id(options.document_end, tokenizer) : std::nullopt;
-  std::vector<eval::EvalDocument> documents;
   data::TextReader reader(reader_options({path.string()}, options));
   data::Document text;
-  while (reader.next(text)) {
+  for (bool wants_more = true; wants_more && reader.next(text);) {
     eval::EvalDocument document;
     document.tokens = tokenizer.encode(text.text);
     if (tokenizer.adds_bos() && tokenizer.bos_id()) document.tokens.insert(document.tokens.begin(), *tokenizer.bos_id());
     if (end_id) document.tokens.push_back(*end_id);
     document.size_bytes = static_cast<int64_t>(text.text.size());
-    documents.push_back(std::move(document));
+    wants_more = use(document);
   }
   const auto& counts = reader.counts();
   if (counts.malformed_rows + counts.invalid_utf8 > 0) {
     spdlog::warn("{}: malformed rows left out: {}, texts with invalid UTF-8 {}: {}", path.string(), counts.malformed_rows,
                  options.bad_rows == "replace" ? "repaired" : "left out", counts.invalid_utf8);
   }
-  const bool has_target = std::any_of(documents.begin(), documents.end(), [](const auto& document) { return document.tokens.size() > 1; });
-  if (!has_target) throw DataError("{}: no document has two tokens: there is nothing to predict", path.string());
-  return documents;
 }
 
 // All documents as one, cut to whole windows (and to max_tokens targets): what the PyTorch references measure.
-std::vector<eval::EvalDocument> join_stream(std::vector<eval::EvalDocument> documents, int64_t context_length, int64_t max_tokens,
-                                            const fs::path& path) {
-  eval::EvalDocument stream;
-  for (auto& document : documents) stream.tokens.insert(stream.tokens.end(), document.tokens.begin(), document.tokens.end());
-  auto targets = static_cast<int64_t>(stream.tokens.size()) - 1;
-  if (max_tokens > 0) targets = std::min(targets, max_tokens);
-  targets -= targets % context_length;
-  if (targets <= 0) {
-    throw DataError("{}: --stream: {} tokens do not fill one window of --context-length {}", path.string(), stream.tokens.size(),
-                    context_length);
+class Stream {
+ public:
+  Stream(eval::PerplexityScorer& scorer, const Options& options, int64_t max_tokens)
+      : scorer_(scorer),
+        context_length_(options.perplexity.context_length),
+        max_tokens_(max_tokens),
+        whole_(options.perplexity.carry_state) {}
+
+  // False when there is enough.
+  bool add(std::span<const int32_t> tokens) {
+    num_tokens_ += static_cast<int64_t>(tokens.size());
+    waiting_.insert(waiting_.end(), tokens.begin(), tokens.end());
+    if (!whole_) give();
+    return max_tokens_ == 0 || num_tokens_ <= max_tokens_;
   }
-  stream.tokens.resize(static_cast<size_t>(targets) + 1);
-  return {std::move(stream)};
-}
+
+  void finish(const fs::path& path) {
+    give();
+    scorer_.end_document();
+    if (scorer_.target_tokens() > 0) return;
+    throw DataError("{}: --stream: {} tokens do not fill one window of --context-length {}", path.string(), num_tokens_, context_length_);
+  }
+
+ private:
+  // Hands on what fills windows: the first token and a multiple of context_length targets.
+  void give() {
+    int64_t targets = std::max<int64_t>(num_tokens_ - 1, 0);
+    if (max_tokens_ > 0) targets = std::min(targets, max_tokens_);
+    targets -= targets % context_length_;
+    if (targets == 0 || targets + 1 <= given_) return;
+    const auto count = static_cast<size_t>(targets + 1 - given_);
+    scorer_.append(std::span(waiting_).first(count));
+    waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<ptrdiff_t>(count));
+    given_ = targets + 1;
+  }
+
+  eval::PerplexityScorer& scorer_;
+  int64_t context_length_, max_tokens_;
+  bool whole_;                    // in one part, as a state that is carried needs it
+  std::vector<int32_t> waiting_;  // read and not given to the scorer yet
+  int64_t num_tokens_ = 0, given_ = 0;
+};
 
 // Columns of the table: heading, width, key of the JSON and digits after the point.
 struct Column {
@@ -160,6 +188,36 @@ void add(eval::PerplexityResult& total, const eval::PerplexityResult& part) {
   total.seconds += part.seconds;
 }
 
+struct Models {
+  nn::LanguageModel& model;
+  nn::LanguageModel* teacher;
+};
+
+eval::PerplexityResult score_file(const fs::path& path, const Options& options, const Tokenizer& tokenizer, Models models,
+                                  int64_t max_tokens, const eval::Unigram* unigram, double& unigram_nats) {
+  ProgressLine progress;
+  eval::PerplexityScorer::Observers observers;
+  if (unigram != nullptr) observers.targets = [&](std::span<const int32_t> targets) { unigram->add_nats(targets, unigram_nats); };
+  observers.progress = [&](int64_t done) {
+    if (progress.due()) progress.update(fmt::format("{}: {} tokens", path.filename().string(), format_count(static_cast<double>(done))));
+  };
+  eval::PerplexityScorer scorer(models.model, models.teacher, options.perplexity, std::move(observers));
+  if (options.stream) {
+    Stream stream(scorer, options, max_tokens);
+    read_documents(path, options, tokenizer, [&](const eval::EvalDocument& document) { return stream.add(document.tokens); });
+    stream.finish(path);
+  } else {
+    read_documents(path, options, tokenizer, [&](const eval::EvalDocument& document) {
+      scorer.add(document);
+      return true;
+    });
+  }
+  if (scorer.target_tokens() == 0) throw DataError("{}: no document has two tokens: there is nothing to predict", path.string());
+  const auto result = scorer.finish();
+  progress.finish(fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
+  return result;
+}
+
 }  // namespace
 
 void run_eval(const cli::EvalOptions& options) {
@@ -172,6 +230,8 @@ void run_eval(const cli::EvalOptions& options) {
   }
   if (options.document_end != "none" && !options.stream)
     throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
+  if (parse_count(options.max_document_size, "--max-document-size") < 1024)
+    throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();
   if (!options.json_path.empty() && options.json_path != "-") check_output_file(options.json_path, "--json", paths);
   std::optional<eval::Unigram> unigram;
@@ -198,24 +258,16 @@ void run_eval(const cli::EvalOptions& options) {
   const auto columns = table_columns(unigram.has_value());
   if (options.json_path != "-") print_heading(columns);
   for (const fs::path& path : paths) {
-    auto documents = read_documents(path, options, tokenizer);
-    if (options.stream) documents = join_stream(std::move(documents), options.perplexity.context_length, max_tokens, path);
-    ProgressLine progress;
-    const auto result = eval::perplexity(*student.model, second, documents, options.perplexity, [&](int64_t done, int64_t all) {
-      if (progress.due())
-        progress.update(fmt::format("{}: {} of {} tokens", path.filename().string(), format_count(static_cast<double>(done)),
-                                    format_count(static_cast<double>(all))));
-    });
-    progress.finish(
-        fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
+    double unigram_nats = 0;
+    const auto result =
+        score_file(path, options, tokenizer, {*student.model, second}, max_tokens, unigram ? &*unigram : nullptr, unigram_nats);
     json& row = results["files"][path.string()];
     row = result.to_json(second != nullptr);
     if (unigram) {
-      const double nats = unigram->nats(documents);
-      total_unigram_nats += nats;
-      add_unigram(row, nats, result.target_tokens);
+      total_unigram_nats += unigram_nats;
+      add_unigram(row, unigram_nats, result.target_tokens);
     }
-    if (options.json_path != "-") print_row(columns, path.string(), row);
+    if (options.json_path != "-") print_row(columns, printable(path.string()), row);
     add(total, result);
   }
   if (paths.size() > 1) {

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/foreign_content.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "data/byte_stream.h"
@@ -211,6 +212,8 @@ struct TextReader::Impl {
   }
 
   [[nodiscard]] std::unique_ptr<RowSource> open(uint64_t file) const {
+    throw_if_foreign(read_beginning(files[file]), files[file].string(),
+                     formats[file] == FileFormat::text ? ContentKind::text : ContentKind::rows);
     switch (formats[file]) {
       case FileFormat::jsonl:
         return open_jsonl_source(files[file], options);
@@ -225,6 +228,21 @@ struct TextReader::Impl {
   [[nodiscard]] std::string row_name() const {
     const std::string name = source->row_name();
     return name.empty() ? fmt::format("row {}", place.row + 1) : name;
+  }
+
+  // Encoding takes some hundred bytes of memory for each byte of a text (docs/data.md): none is longer than it may be.
+  void check_size(const Document& document, RowStatus& status, std::string& problem) const {
+    const auto limit = static_cast<double>(options.max_piece_bytes);
+    if (!options.cuts_long_texts && (!document.begins || !document.ends || document.text.size() > options.max_piece_bytes)) {
+      throw DataError(
+          "{}: {}: a text of more than {}, which is not encoded at once: split it, or raise --max-document-size (it takes "
+          "about 100 times as much memory)",
+          files[place.file].string(), row_name(), format_bytes(limit));
+    }
+    if (!document.messages.empty() && document.size_bytes() > options.max_piece_bytes && status == RowStatus::ok) {
+      status = RowStatus::malformed;
+      problem = fmt::format("a conversation of more than {}, which cannot be cut", format_bytes(limit));
+    }
   }
 
   // Counts a row that is not as it should be. True when it can be used.
@@ -295,6 +313,7 @@ struct TextReader::Impl {
         place = {place.file + 1, 0, 0};
         continue;
       }
+      check_size(document, status, problem);
       if (!accept(document, status, problem) || !clean(document)) {
         ++place.row;
         continue;

@@ -38,7 +38,8 @@ struct ReaderOptions {
   BadRowPolicy bad_rows = BadRowPolicy::skip;
   bool normalize_newlines = false;         // a run of newlines becomes one
   bool strip = false;                      // no ASCII white space at either end of a document
-  uint64_t max_piece_bytes = 16ULL << 20;  // a longer text is given in pieces, cut before a newline (else a space)
+  uint64_t max_piece_bytes = 16ULL << 20;  // a longer text is given in pieces, cut before a newline (else a space); of a conversation, all
+  bool cuts_long_texts = true;             // false: a longer text is a DataError
 };
 
 // Place in the corpus: next comes piece `piece` of row `row` of file `file`.

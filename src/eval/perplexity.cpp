@@ -16,22 +16,22 @@ struct WindowBatch {
   Tensor tokens_BS, targets_BS, mask_BS;
 };
 
-// Windows side by side, padded on the right with the first token of each (masked, and after everything that counts).
-WindowBatch make_batch(const std::vector<EvalDocument>& documents, std::span<const EvalWindow> windows, at::Device device) {
-  int64_t length = 0;
-  for (const auto& window : windows) length = std::max(length, window.end - window.begin);
-  const auto rows = static_cast<int64_t>(windows.size());
-  WindowBatch batch{at::zeros({rows, length}, at::kLong), at::zeros({rows, length}, at::kLong), at::zeros({rows, length}, at::kByte)};
-  for (int64_t row = 0; row < rows; ++row) {
-    const auto& window = windows[static_cast<size_t>(row)];
-    const auto& tokens = documents[window.document].tokens;
+// Windows side by side, padded on the right with zeros (masked, and after everything that counts).
+template <typename Window>
+WindowBatch make_batch(std::span<const Window> windows, at::Device device) {
+  size_t length = 0;
+  for (const auto& window : windows) length = std::max(length, window.tokens.size() - 1);
+  const std::vector<int64_t> shape = {static_cast<int64_t>(windows.size()), static_cast<int64_t>(length)};
+  WindowBatch batch{at::zeros(shape, at::kLong), at::zeros(shape, at::kLong), at::zeros(shape, at::kByte)};
+  for (size_t row = 0; row < windows.size(); ++row) {
+    const auto& [tokens, first_scored, document_tokens] = windows[row];
     auto* input = batch.tokens_BS.mutable_data_ptr<int64_t>() + row * length;
     auto* target = batch.targets_BS.mutable_data_ptr<int64_t>() + row * length;
     auto* mask = batch.mask_BS.mutable_data_ptr<uint8_t>() + row * length;
-    for (int64_t at = window.begin; at < window.end; ++at) {
-      input[at - window.begin] = tokens[static_cast<size_t>(at)];
-      target[at - window.begin] = tokens[static_cast<size_t>(at) + 1];
-      mask[at - window.begin] = at + 1 >= window.first_scored ? 1 : 0;
+    for (size_t at = 0; at + 1 < tokens.size(); ++at) {
+      input[at] = tokens[at];
+      target[at] = tokens[at + 1];
+      mask[at] = at + 1 >= first_scored ? 1 : 0;
     }
   }
   return {batch.tokens_BS.to(device), batch.targets_BS.to(device), batch.mask_BS.to(device)};
@@ -47,89 +47,114 @@ void add_sums(PerplexityResult& result, const Tensor& sums, bool has_teacher) {
   result.agreements += std::llround(values[ops::kAgreement]);
 }
 
-void check_vocabulary(const nn::LanguageModel& model, const std::vector<EvalDocument>& documents) {
-  for (const auto& document : documents) {
-    for (const int32_t id : document.tokens) {
-      if (id < 0 || id >= model.vocab_size()) {
-        throw ValueError("eval: token {} lies outside the model's vocabulary of {}: tokenizer and model do not belong together", id,
-                         model.vocab_size());
-      }
-    }
+}  // namespace
+
+PerplexityScorer::PerplexityScorer(nn::LanguageModel& model, nn::LanguageModel* teacher, const PerplexityOptions& options,
+                                   Observers observers)
+    : model_(model), teacher_(teacher), options_(options), observers_(std::move(observers)) {
+  if (options_.stride == 0) options_.stride = options_.context_length;
+  check_options();
+  if (options_.carry_state) options_.batch_size = 1;
+}
+
+void PerplexityScorer::check_options() const {
+  const int64_t stride = options_.stride;
+  if (options_.context_length < 1) throw ValueError("context_length = {}: must be at least 1", options_.context_length);
+  if (stride < 1 || stride > options_.context_length) {
+    throw ValueError("stride = {}: must be in 1..context_length ({}), or targets would be left out", stride, options_.context_length);
+  }
+  if (options_.carry_state && stride != options_.context_length)
+    throw ValueError("carry_state: needs stride = context_length, got stride = {}", stride);
+  if (options_.batch_size < 1) throw ValueError("batch_size = {}: must be at least 1", options_.batch_size);
+  if (teacher_ != nullptr && teacher_->vocab_size() != model_.vocab_size()) {
+    throw ShapeError("eval: the model has {} tokens, the teacher {}: the vocabularies differ", model_.vocab_size(), teacher_->vocab_size());
   }
 }
 
-}  // namespace
+void PerplexityScorer::add(const EvalDocument& document) {
+  append(document.tokens);
+  end_document();
+  result_.size_bytes += document.size_bytes;
+}
 
-std::vector<EvalWindow> eval_windows(size_t document, int64_t num_tokens, int64_t context_length, int64_t stride) {
-  std::vector<EvalWindow> windows;
-  int64_t scored = 1;  // the next target to score
-  for (int64_t begin = 0; scored < num_tokens; begin += stride) {
-    const int64_t end = std::min(begin + context_length, num_tokens - 1);
-    windows.push_back({document, begin, end, scored});
-    scored = end + 1;
+void PerplexityScorer::append(std::span<const int32_t> tokens) {
+  for (const int32_t id : tokens) {
+    if (id < 0 || id >= model_.vocab_size()) {
+      throw ValueError("eval: token {} lies outside the model's vocabulary of {}: tokenizer and model do not belong together", id,
+                       model_.vocab_size());
+    }
   }
-  return windows;
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  while (begin_ + options_.context_length < num_tokens()) take_window(begin_ + options_.context_length);
+  // What no window needs any more goes, in large parts.
+  if (const auto passed = begin_ - dropped_; passed > static_cast<int64_t>(tokens_.size()) / 2) {
+    const int64_t count = std::min(passed, static_cast<int64_t>(tokens_.size()));
+    tokens_.erase(tokens_.begin(), tokens_.begin() + static_cast<ptrdiff_t>(count));
+    dropped_ += count;
+  }
+}
+
+void PerplexityScorer::end_document() {
+  const int64_t size = num_tokens();
+  while (scored_ < size) take_window(std::min(begin_ + options_.context_length, size - 1));
+  result_.target_tokens += std::max<int64_t>(size - 1, 0);
+  tokens_.clear();
+  dropped_ = begin_ = 0;
+  scored_ = 1;
+}
+
+// The window of the inputs [begin_, end) and the targets [begin_ + 1, end]; the next one begins a stride later.
+void PerplexityScorer::take_window(int64_t end) {
+  const auto first = tokens_.begin() + static_cast<ptrdiff_t>(begin_ - dropped_);
+  Window window{.tokens = {first, tokens_.begin() + static_cast<ptrdiff_t>(end + 1 - dropped_)},
+                .first_scored = static_cast<size_t>(scored_ - begin_),
+                .document_tokens = begin_ == 0 ? num_tokens() : 0};
+  if (observers_.targets) observers_.targets(std::span<const int32_t>(window.tokens).subspan(window.first_scored));
+  waiting_.push_back(std::move(window));
+  scored_ = end + 1;
+  begin_ += options_.stride;
+  if (static_cast<int64_t>(waiting_.size()) == options_.batch_size) score();
+}
+
+void PerplexityScorer::score() {
+  throw_if_interrupted();
+  const at::NoGradGuard no_grad;
+  const double begin = monotonic_seconds();
+  const WindowBatch batch = make_batch<Window>(waiting_, model_.device());
+  Tensor hidden, teacher_hidden;
+  if (options_.carry_state) {
+    if (const int64_t length = waiting_.front().document_tokens; length > 0) {
+      state_ = model_.new_state(1, length);
+      if (teacher_ != nullptr) teacher_state_ = teacher_->new_state(1, length);
+    }
+    hidden = model_.forward_step(batch.tokens_BS, *state_);
+    if (teacher_ != nullptr) teacher_hidden = teacher_->forward_step(batch.tokens_BS, *teacher_state_);
+  } else {
+    hidden = model_.forward_hidden(batch.tokens_BS);
+    if (teacher_ != nullptr) teacher_hidden = teacher_->forward_hidden(batch.tokens_BS);
+  }
+  const ops::HeadLossOptions loss_options{.with_gradient = false};
+  const auto losses =
+      ops::head_losses(hidden, model_.head_weight(), teacher_hidden, teacher_ != nullptr ? teacher_->head_weight() : Tensor(),
+                       batch.targets_BS, batch.mask_BS, loss_options, 1.0);
+  add_sums(result_, losses.sums, teacher_ != nullptr);
+  for (const auto& window : waiting_) num_scored_ += static_cast<int64_t>(window.tokens.size() - window.first_scored);
+  waiting_.clear();
+  result_.seconds += monotonic_seconds() - begin;
+  if (observers_.progress) observers_.progress(num_scored_);
+}
+
+PerplexityResult PerplexityScorer::finish() {
+  if (!waiting_.empty()) score();
+  if (result_.target_tokens == 0) throw ValueError("eval: no document has two tokens: there is nothing to predict");
+  return result_;
 }
 
 PerplexityResult perplexity(nn::LanguageModel& model, nn::LanguageModel* teacher, const std::vector<EvalDocument>& documents,
-                            const PerplexityOptions& options, const std::function<void(int64_t, int64_t)>& progress) {
-  const int64_t stride = options.stride == 0 ? options.context_length : options.stride;
-  if (options.context_length < 1) throw ValueError("context_length = {}: must be at least 1", options.context_length);
-  if (stride < 1 || stride > options.context_length) {
-    throw ValueError("stride = {}: must be in 1..context_length ({}), or targets would be left out", stride, options.context_length);
-  }
-  if (options.carry_state && stride != options.context_length)
-    throw ValueError("carry_state: needs stride = context_length, got stride = {}", stride);
-  if (options.batch_size < 1) throw ValueError("batch_size = {}: must be at least 1", options.batch_size);
-  check_vocabulary(model, documents);
-  if (teacher != nullptr && teacher->vocab_size() != model.vocab_size()) {
-    throw ShapeError("eval: the model has {} tokens, the teacher {}: the vocabularies differ", model.vocab_size(), teacher->vocab_size());
-  }
-
-  const at::NoGradGuard no_grad;
-  std::vector<EvalWindow> windows;
-  PerplexityResult result;
-  for (size_t index = 0; index < documents.size(); ++index) {
-    const auto size = static_cast<int64_t>(documents[index].tokens.size());
-    result.size_bytes += documents[index].size_bytes;
-    result.target_tokens += std::max<int64_t>(size - 1, 0);
-    for (const auto& window : eval_windows(index, size, options.context_length, stride)) windows.push_back(window);
-  }
-  if (result.target_tokens == 0) throw ValueError("eval: no document has two tokens: there is nothing to predict");
-
-  const ops::HeadLossOptions loss_options{.with_gradient = false};
-  const double begin = monotonic_seconds();
-  int64_t done = 0;
-  std::unique_ptr<nn::DecodeState> state, teacher_state;
-  const int64_t batch_size = options.carry_state ? 1 : options.batch_size;
-  for (size_t at = 0; at < windows.size();) {
-    throw_if_interrupted();
-    const size_t end = std::min(windows.size(), at + static_cast<size_t>(batch_size));
-    const auto group = std::span(windows).subspan(at, end - at);
-    const WindowBatch batch = make_batch(documents, group, model.device());
-    Tensor hidden, teacher_hidden;
-    if (options.carry_state) {
-      if (group[0].begin == 0) {
-        const auto length = static_cast<int64_t>(documents[group[0].document].tokens.size());
-        state = model.new_state(1, length);
-        if (teacher != nullptr) teacher_state = teacher->new_state(1, length);
-      }
-      hidden = model.forward_step(batch.tokens_BS, *state);
-      if (teacher != nullptr) teacher_hidden = teacher->forward_step(batch.tokens_BS, *teacher_state);
-    } else {
-      hidden = model.forward_hidden(batch.tokens_BS);
-      if (teacher != nullptr) teacher_hidden = teacher->forward_hidden(batch.tokens_BS);
-    }
-    const auto losses =
-        ops::head_losses(hidden, model.head_weight(), teacher_hidden, teacher != nullptr ? teacher->head_weight() : Tensor(),
-                         batch.targets_BS, batch.mask_BS, loss_options, 1.0);
-    add_sums(result, losses.sums, teacher != nullptr);
-    for (const auto& window : group) done += window.end + 1 - window.first_scored;
-    if (progress) progress(done, result.target_tokens);
-    at = end;
-  }
-  result.seconds = monotonic_seconds() - begin;
-  return result;
+                            const PerplexityOptions& options) {
+  PerplexityScorer scorer(model, teacher, options);
+  for (const auto& document : documents) scorer.add(document);
+  return scorer.finish();
 }
 
 json PerplexityResult::to_json(bool has_teacher) const {

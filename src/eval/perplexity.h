@@ -2,14 +2,13 @@
 #pragma once
 
 #include <functional>
-#include <optional>
-#include <string>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "base/json.h"
 #include "eval/perplexity_options.h"
 #include "nn/language_model.h"
-#include "tokenizer/tokenizer.h"
 
 namespace distil_xlstm::eval {
 
@@ -32,18 +31,54 @@ struct PerplexityResult {
   [[nodiscard]] json to_json(bool has_teacher) const;
 };
 
-// One window of a document: inputs tokens[begin, end), targets tokens[begin+1, end+1), of which those from `first_scored` on count.
-struct EvalWindow {
-  size_t document = 0;
-  int64_t begin = 0, end = 0, first_scored = 0;
+// Scores documents as they come: a batch of windows as soon as it is full, so that nothing is kept but the document at hand (4 bytes a
+// token) and the windows that wait. `teacher` may be null. Sums run in float64, in the order of the targets.
+class PerplexityScorer {
+ public:
+  // Called in order: the targets that a window scores, and how many are scored after each batch.
+  struct Observers {
+    std::function<void(std::span<const int32_t>)> targets;
+    std::function<void(int64_t)> progress;
+  };
+
+  // Throws ValueError for options that make no sense, ShapeError for two vocabularies.
+  PerplexityScorer(nn::LanguageModel& model, nn::LanguageModel* teacher, const PerplexityOptions& options, Observers observers = {});
+
+  void add(const EvalDocument& document);
+  // A document in parts; with carry_state its first part is the whole of it. Throws ValueError for an id outside the vocabulary.
+  void append(std::span<const int32_t> tokens);
+  void end_document();
+  [[nodiscard]] int64_t target_tokens() const { return result_.target_tokens; }  // of the documents that have ended
+
+  // Scores what waits. Throws ValueError when no document had a target.
+  PerplexityResult finish();
+
+ private:
+  // Inputs tokens[.. - 1], targets tokens[1 ..], of which those from `first_scored` on count.
+  struct Window {
+    std::vector<int32_t> tokens;
+    size_t first_scored = 0;
+    int64_t document_tokens = 0;  // so far, where it begins a document; else 0
+  };
+  void take_window(int64_t end);
+  void score();
+  void check_options() const;
+  [[nodiscard]] int64_t num_tokens() const { return dropped_ + static_cast<int64_t>(tokens_.size()); }
+
+  nn::LanguageModel& model_;
+  nn::LanguageModel* teacher_;
+  PerplexityOptions options_;
+  Observers observers_;
+  std::vector<int32_t> tokens_;                   // of the document at hand, without the first dropped_, which no window needs any more
+  int64_t dropped_ = 0, begin_ = 0, scored_ = 1;  // the next window's begin, the next target to score
+  std::vector<Window> waiting_;
+  std::unique_ptr<nn::DecodeState> state_, teacher_state_;
+  PerplexityResult result_;
+  int64_t num_scored_ = 0;
 };
 
-// The windows of a document of `num_tokens` tokens; together they score targets 1..num_tokens-1 once each.
-std::vector<EvalWindow> eval_windows(size_t document, int64_t num_tokens, int64_t context_length, int64_t stride);
-
-// `teacher` may be null. `progress` gets scored targets so far and all of them. Sums run in float64. Throws ValueError for options that
-// make no sense and when no document has a target.
+// All of it at once.
 PerplexityResult perplexity(nn::LanguageModel& model, nn::LanguageModel* teacher, const std::vector<EvalDocument>& documents,
-                            const PerplexityOptions& options, const std::function<void(int64_t, int64_t)>& progress = {});
+                            const PerplexityOptions& options);
 
 }  // namespace distil_xlstm::eval

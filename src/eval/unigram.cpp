@@ -30,18 +30,13 @@ Unigram::Unigram(const std::vector<std::string>& shards) {
   }
 }
 
-double Unigram::nats(const std::vector<EvalDocument>& documents) const {
-  double sum = 0;
-  for (const auto& document : documents) {
-    for (size_t at = 1; at < document.tokens.size(); ++at) {
-      const auto id = static_cast<size_t>(document.tokens[at]);
-      if (document.tokens[at] < 0 || id >= log_probability_.size()) {
-        throw ValueError("unigram: token {} lies outside the shards' vocabulary of {}", document.tokens[at], log_probability_.size());
-      }
-      sum -= log_probability_[id];
+void Unigram::add_nats(std::span<const int32_t> targets, double& sum) const {
+  for (const int32_t id : targets) {
+    if (id < 0 || static_cast<size_t>(id) >= log_probability_.size()) {
+      throw ValueError("unigram: token {} lies outside the shards' vocabulary of {}", id, log_probability_.size());
     }
+    sum -= log_probability_[static_cast<size_t>(id)];
   }
-  return sum;
 }
 
 }  // namespace distil_xlstm::eval

@@ -2,10 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
-
-#include "eval/perplexity.h"
 
 namespace distil_xlstm::eval {
 
@@ -15,8 +14,8 @@ class Unigram {
   // `shards`: files, directories or globs of token shards (only training splits count). Throws DataError when there are none.
   explicit Unigram(const std::vector<std::string>& shards);
 
-  // Sum of -log p over every token of the documents but each one's first, in nats. Throws ValueError for an id outside the vocabulary.
-  [[nodiscard]] double nats(const std::vector<EvalDocument>& documents) const;
+  // Adds -log p of each target to `sum`, in nats. Throws ValueError for an id outside the vocabulary.
+  void add_nats(std::span<const int32_t> targets, double& sum) const;
 
  private:
   std::vector<double> log_probability_;

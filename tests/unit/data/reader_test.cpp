@@ -440,5 +440,63 @@ TEST(TextReader, ReadsParquet) {
   expect_error<DataError>([&] { texts_of(options_of(folder.write("cut.parquet", bytes.substr(0, bytes.size() / 2)))); }, {"cut.parquet"});
 }
 
+TEST(TextReader, KnowsWhatLiesInThePlaceOfAText) {
+  const Folder folder;
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+  for (const char* name : {"a.txt", "a.jsonl", "a.parquet", "a.txt.gz"}) {
+    const fs::path path = folder.write(name, pointer);
+    expect_error<DataError>([&] { (void)texts_of(options_of(path)); }, {path.string(), "git-lfs pointer", "git lfs pull"});
+  }
+  const fs::path page = folder.write("b.jsonl", "<!DOCTYPE html><html></html>");
+  expect_error<DataError>([&] { (void)texts_of(options_of(page)); }, {page.string(), "a web page", "download it again"});
+  EXPECT_EQ(texts_of(options_of(folder.write("c.txt", "<html>\n"))), std::vector<std::string>{"<html>\n"});
+}
+
+TEST(TextReader, RefusesLongTextsWhereTheyMayNotBeCut) {
+  const Folder folder;
+  const std::string text(5000, 'a');
+  const std::string rows = "{\"text\": \"a\"}\n\n{\"text\": \"" + text + "\"}\n";
+  struct Case {
+    fs::path path;
+    const char* row;
+  };
+  for (const auto& [path, row] : {Case{folder.write("a.txt", text), "row 1"}, Case{folder.write("a.txt.gz", gzip(text)), "row 1"},
+                                  Case{folder.write("a.txt.zst", zstd(text)), "row 1"}, Case{folder.write("a.jsonl", rows), "line 3"},
+                                  Case{folder.write("a.jsonl.gz", gzip(rows)), "line 3"}}) {
+    ReaderOptions options = options_of(path);
+    options.cuts_long_texts = false;
+    options.max_piece_bytes = 4999;
+    expect_error<DataError>([&] { (void)texts_of(options); },
+                            {path.string() + ": " + row, "a text of more than 4.9 KiB", "--max-document-size"});
+    options.max_piece_bytes = 5000;
+    EXPECT_EQ(texts_of(options).back(), text);
+  }
+}
+
+TEST(TextReader, LeavesOutConversationsThatAreTooLong) {
+  const Folder folder;
+  const std::string content(600, 'a');
+  const std::string row =
+      R"({"messages": [{"role": "user", "content": ")" + content + R"("}, {"role": "assistant", "content": ")" + content + R"("}]})";
+  ReaderOptions options = options_of(folder.write("a.jsonl", row + "\n"));
+  options.rows = RowKind::chat;
+  options.max_piece_bytes = 1200;
+  EXPECT_EQ(texts_of(options).size(), 1U);
+  options.max_piece_bytes = 1199;
+  EXPECT_TRUE(texts_of(options).empty());
+  options.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { (void)texts_of(options); }, {"line 1: a conversation of more than 1.2 KiB, which cannot be cut"});
+}
+
+TEST(TextReader, DeepRowsAreMalformed) {
+  const Folder folder;
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  const fs::path path = folder.write("a.jsonl", "{\"messages\": " + deep + "}\n{\"text\": \"a\", \"other\": " + deep + "}\n");
+  EXPECT_EQ(texts_of(options_of(path)), std::vector<std::string>{"a"}) << "what is passed over may be as deep as it likes";
+  ReaderOptions options = options_of(path);
+  options.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { (void)texts_of(options); }, {"line 1: more than 100 levels of lists and objects inside each other"});
+}
+
 }  // namespace
 }  // namespace distil_xlstm::data

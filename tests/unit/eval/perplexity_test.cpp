@@ -32,34 +32,55 @@ double direct_nats(const Tensor& logits_VV, const std::vector<EvalDocument>& doc
   return nats;
 }
 
-TEST(EvalWindows, ScoreEveryTargetOnce) {
+TEST(PerplexityScorer, ScoresEveryTargetOnceAndInOrder) {
+  ToyModel model(at::randn({kVocabulary, kVocabulary}));
   for (const int64_t num_tokens : {2, 3, 9, 10, 17, 40}) {
+    const EvalDocument text = document(num_tokens, 5);
     for (const int64_t context : {1, 3, 8}) {
       for (int64_t stride = 1; stride <= context; ++stride) {
-        std::vector<int> scored(static_cast<size_t>(num_tokens), 0);
-        for (const auto& window : eval_windows(0, num_tokens, context, stride)) {
-          EXPECT_LE(window.end - window.begin, context);
-          EXPECT_LT(window.end, num_tokens);
-          for (int64_t target = window.first_scored; target <= window.end; ++target) ++scored[static_cast<size_t>(target)];
-        }
-        EXPECT_EQ(scored[0], 0);
-        for (int64_t at = 1; at < num_tokens; ++at)
-          EXPECT_EQ(scored[static_cast<size_t>(at)], 1) << num_tokens << " " << context << " " << stride;
+        std::vector<int32_t> scored;
+        int64_t done = 0;
+        const PerplexityScorer::Observers observers = {.targets =
+                                                           [&](std::span<const int32_t> targets) {
+                                                             EXPECT_LE(targets.size(),
+                                                                       static_cast<size_t>(scored.empty() ? context : stride));
+                                                             scored.insert(scored.end(), targets.begin(), targets.end());
+                                                           },
+                                                       .progress = [&](int64_t now) { done = now; }};
+        PerplexityScorer scorer(model, nullptr, {.context_length = context, .stride = stride, .batch_size = 3}, observers);
+        scorer.add(text);
+        EXPECT_EQ(scorer.finish().target_tokens, num_tokens - 1);
+        EXPECT_EQ(done, num_tokens - 1);
+        EXPECT_EQ(scored, (std::vector<int32_t>{text.tokens.begin() + 1, text.tokens.end()})) << context << " " << stride;
       }
     }
   }
 }
 
-TEST(EvalWindows, OverlapByOneTokenWhenStrideIsTheContext) {
-  const auto windows = eval_windows(0, 21, 8, 8);
-  ASSERT_EQ(windows.size(), 3U);
-  EXPECT_EQ(windows[0].end, windows[1].begin);
-  EXPECT_EQ(windows[2].end - windows[2].begin, 4);  // a shorter last one
-}
-
-TEST(EvalWindows, NothingToPredict) {
-  EXPECT_TRUE(eval_windows(0, 0, 8, 8).empty());
-  EXPECT_TRUE(eval_windows(0, 1, 8, 8).empty());
+// What is scored early is what would have been scored once all is there, to the bit: the same windows in the same batches.
+TEST(PerplexityScorer, PartsOfADocumentGiveTheBitsOfTheWhole) {
+  ToyModel model(at::randn({kVocabulary, kVocabulary})), teacher(at::randn({kVocabulary, kVocabulary}));
+  const std::vector<EvalDocument> documents = {document(37, 1), document(1, 2), document(0, 7), document(2, 3), document(64, 4)};
+  Random random(17);
+  for (const int64_t stride : {2, 5}) {
+    const PerplexityOptions options = {.context_length = 5, .stride = stride, .batch_size = 3};
+    const auto whole = perplexity(model, &teacher, documents, options);
+    PerplexityScorer scorer(model, &teacher, options);
+    for (const auto& text : documents) {
+      for (size_t at = 0; at < text.tokens.size();) {
+        const size_t part = std::min<size_t>(1 + random.below(9), text.tokens.size() - at);
+        scorer.append(std::span(text.tokens).subspan(at, part));
+        at += part;
+      }
+      scorer.end_document();
+    }
+    const auto parts = scorer.finish();
+    EXPECT_EQ(parts.target_tokens, whole.target_tokens);
+    EXPECT_EQ(parts.nats, whole.nats);
+    EXPECT_EQ(parts.teacher_nats, whole.teacher_nats);
+    EXPECT_EQ(parts.kl, whole.kl);
+    EXPECT_EQ(parts.agreements, whole.agreements);
+  }
 }
 
 TEST(Perplexity, EqualsTheFormulaForEveryWindowing) {

@@ -36,8 +36,9 @@ TEST(Unigram, CountsWhatTheTrainingShardsCountOnce) {
   write(folder.path(), data::Split::validation, {4, 4, 4, 4});
   const Unigram unigram({folder.path().string()});
   // Counts 0, 3, 4, 4, 0 of 11 (the first id is no target), one more for each of 5 ids.
-  const std::vector<EvalDocument> documents = {{.tokens = {4, 1, 2}}, {.tokens = {0, 4}}, {.tokens = {2}}};
-  EXPECT_NEAR(unigram.nats(documents), -(std::log(4.0 / 16) + std::log(5.0 / 16) + std::log(1.0 / 16)), 1e-12);
+  double nats = 0;
+  for (const std::vector<int32_t>& targets : {std::vector<int32_t>{1, 2}, {4}, {}}) unigram.add_nats(targets, nats);
+  EXPECT_NEAR(nats, -(std::log(4.0 / 16) + std::log(5.0 / 16) + std::log(1.0 / 16)), 1e-12);
 }
 
 TEST(Unigram, RefusesWhatItCannotCount) {
@@ -45,7 +46,8 @@ TEST(Unigram, RefusesWhatItCannotCount) {
   write(folder.path(), data::Split::validation, {1, 2});
   EXPECT_THROW(Unigram({folder.path().string()}), DataError) << "no training shard";
   write(folder.path(), data::Split::train, {1, 2});
-  EXPECT_THROW((void)Unigram({folder.path().string()}).nats({{.tokens = {1, 5}}}), ValueError);
+  double nats = 0;
+  EXPECT_THROW(Unigram({folder.path().string()}).add_nats(std::vector<int32_t>{1, 5}, nats), ValueError);
 }
 
 }  // namespace
