@@ -9,7 +9,7 @@
 #include "cli/counted.h"
 #include "io/model_files.h"
 #include "io/model_files_tokenizer.h"
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/document_borders.h"
 
 namespace distil_xlstm::cli {
 namespace {
@@ -82,10 +82,15 @@ void print_ids(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool
 
 void tokenize(const Tokenizer& tokenizer, const Options& options) {
   const std::vector<std::string> texts = read_texts(options);
+  const auto& prefix = tokenizer.prefix_ids();
+  uint64_t num_repeated = 0;
   for (size_t i = 0; i < texts.size(); ++i) {
     if (i > 0 && !options.as_json) fmt::print("\n");
-    print_ids(tokenizer, tokenizer.encode(texts[i], options.special_tokens, !options.plain), options.as_json);
+    const auto ids = tokenizer.encode(texts[i], options.special_tokens, !options.plain);
+    print_ids(tokenizer, ids, options.as_json);
+    if (options.special_tokens && begins_with(std::span(ids).subspan(prefix.size()), prefix)) ++num_repeated;
   }
+  warn_of_repeated_prefix("TEXT", prefix, num_repeated);
 }
 
 void count(const Tokenizer& tokenizer, const Options& options) {
@@ -109,10 +114,14 @@ void count(const Tokenizer& tokenizer, const Options& options) {
 void decode(const Tokenizer& tokenizer, const Options& options) {
   for (const json& value : read_lines()) {
     const json ids = value.is_object() ? value : json{{"ids", value}};
-    const auto list = require<std::vector<int32_t>>(ids, "ids", "standard input");
-    for (const int32_t id : list) {
-      if (id < 0 || tokenizer.piece(id).empty())
-        throw DataError("standard input: id {} lies outside the tokenizer's vocabulary of {}", id, tokenizer.vocab_size());
+    const auto listed = require<json>(ids, "ids", "standard input");
+    if (!listed.is_array()) throw DataError("standard input: ids = {}: must be a list of integers", listed.dump());
+    std::vector<int32_t> list;
+    for (const json& id : listed) {
+      if (!holds<int32_t>(id)) throw DataError("standard input: id {}: must be an integer", id.dump());
+      list.push_back(id.get<int32_t>());
+      if (list.back() < 0 || tokenizer.piece(list.back()).empty())
+        throw DataError("standard input: id {} lies outside the tokenizer's vocabulary of {}", list.back(), tokenizer.vocab_size());
     }
     const std::string text = tokenizer.decode(list);
     if (options.as_json) {

@@ -19,18 +19,12 @@
 #include "eval/perplexity.h"
 #include "eval/unigram.h"
 #include "ops/device.h"
+#include "tokenizer/document_borders.h"
 
 namespace distil_xlstm::commands {
 namespace {
 
 using Options = cli::EvalOptions;
-
-std::optional<int32_t> document_end_id(const std::string& name, const Tokenizer& tokenizer) {
-  if (name == "none") return std::nullopt;
-  const auto id = name == "eos" ? tokenizer.eos_id() : tokenizer.token_id(name);
-  if (!id) throw ConfigError("--document-end {}: the tokenizer of {} has no such token", name, tokenizer.files().origin);
-  return id;
-}
 
 data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const Options& options) {
   data::ReaderOptions reader_options;
@@ -49,17 +43,20 @@ data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const
 // Hands the documents of a file to `use` as ids, one at a time, until it says that it has enough.
 void read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer,
                     const std::function<bool(const eval::EvalDocument&)>& use) {
-  const auto end_id = options.stream ? document_end_id(options.document_end, tokenizer) : std::nullopt;
+  const auto borders = document_borders(tokenizer, document_end_id(options.document_end, tokenizer));
+  uint64_t num_repeated = 0;
   data::TextReader reader(reader_options({path.string()}, options));
   data::Document text;
   for (bool wants_more = true; wants_more && reader.next(text);) {
     eval::EvalDocument document;
     document.tokens = tokenizer.encode(text.text);
-    if (tokenizer.adds_bos() && tokenizer.bos_id()) document.tokens.insert(document.tokens.begin(), *tokenizer.bos_id());
-    if (end_id) document.tokens.push_back(*end_id);
+    if (begins_with(document.tokens, borders.begin)) ++num_repeated;
+    document.tokens.insert(document.tokens.begin(), borders.begin.begin(), borders.begin.end());
+    document.tokens.insert(document.tokens.end(), borders.end.begin(), borders.end.end());
     document.size_bytes = static_cast<int64_t>(text.text.size());
     wants_more = use(document);
   }
+  warn_of_repeated_prefix(path.string(), borders.begin, num_repeated);
   const auto& counts = reader.counts();
   if (counts.malformed_rows + counts.invalid_utf8 > 0) {
     spdlog::warn("{}: malformed rows left out: {}, texts with invalid UTF-8 {}: {}", path.string(), counts.malformed_rows,

@@ -14,6 +14,7 @@
 #include "io/model_files.h"
 #include "io/safetensors.h"
 #include "student/model.h"
+#include "tokenizer/stop_ids.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -63,12 +64,21 @@ void check_target(const Options& options, const fs::path& model) {
     throw ConfigError("{}: an export lies there: give --overwrite to replace it", shown);
 }
 
+// With the stop ids of the teacher.
+void write_tokenizer(const fs::path& directory, const io::ModelFiles& files) {
+  const Tokenizer tokenizer(*files.tokenizer);
+  write_file_atomic(directory / "tokenizer.json", tokenizer.files().tokenizer_json);
+  write_json(directory / "tokenizer_config.json", tokenizer.files().tokenizer_config);
+  write_json(directory / "generation_config.json", generation_config(stop_ids(files, tokenizer), tokenizer));
+}
+
 }  // namespace
 
 void run_export(const cli::ExportOptions& options) {
   const io::ModelFiles files = io::open_model(options.model);
   if (files.kind != io::ModelKind::student)
-    throw ConfigError("{}: is a {}, only students are exported", options.model, files.config.value("model_type", "transformer"));
+    throw ConfigError("{}: is a {}, only students are exported", options.model,
+                      get_or<std::string>(files.config, "model_type", "transformer", files.path.string()));
   const fs::path target = options.output;
   check_target(options, files.path);
   const auto layout = options.layout == "cuda" ? student::SlstmLayout::cuda : student::SlstmLayout::vanilla;
@@ -85,10 +95,7 @@ void run_export(const cli::ExportOptions& options) {
     io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}},
                           /*has_checksum=*/true);
     write_json(staging / "config.json", config);
-    if (files.tokenizer) {
-      write_file_atomic(staging / "tokenizer.json", files.tokenizer->tokenizer_json);
-      write_json(staging / "tokenizer_config.json", files.tokenizer->tokenizer_config);
-    }
+    if (files.tokenizer) write_tokenizer(staging, files);
     fs::copy_file(share_directory() / "export" / "load_student.py", staging / "load_student.py");
     if (fs::exists(target)) carry_over(target, staging, is_own);
   });

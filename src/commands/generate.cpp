@@ -11,6 +11,8 @@
 #include "commands/compute.h"
 #include "commands/loaded_model.h"
 #include "generate/generator.h"
+#include "tokenizer/document_borders.h"
+#include "tokenizer/stop_ids.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -94,7 +96,7 @@ void chat(const LoadedModel& loaded, Options options) {
   };
   while (read_turn()) {
     messages.push_back({"user", text});
-    const auto prompt = tokenizer.encode(chat_template.render(messages, true));
+    const auto prompt = tokenizer.encode(chat_template.render(messages, true));  // the template writes BOS where it is wanted
     warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
     const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
       if (options.json_path != "-") show(piece);
@@ -107,10 +109,8 @@ void chat(const LoadedModel& loaded, Options options) {
 void complete(const LoadedModel& loaded, const Options& options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const std::string text = given_text(options);
-  std::vector<int32_t> prompt = tokenizer.encode(text);
-  // Documents begin as they did in training; a model without BOS starts an empty prompt from its end-of-text token.
-  if (tokenizer.adds_bos() && tokenizer.bos_id()) prompt.insert(prompt.begin(), *tokenizer.bos_id());
-  if (prompt.empty()) {
+  std::vector<int32_t> prompt = encode_prompt(tokenizer, text);
+  if (prompt.empty()) {  // as a model without BOS: after the end of the text before
     const auto start = tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
     if (!start) throw ConfigError("--prompt is empty, and the tokenizer has no BOS or EOS to start from: give a text");
     prompt.push_back(*start);
@@ -131,7 +131,7 @@ void run_generate(const cli::GenerateOptions& options) {
   const SignalGuard guard;
   const LoadedModel loaded = load_model(options.model, options.device, options.precision);
   Options with_stops = options;
-  if (!options.ignore_eos) with_stops.generate.stop_ids = generate::end_of_text_ids(loaded.files, loaded.require_tokenizer());
+  if (!options.ignore_eos) with_stops.generate.stop_ids = stop_ids(loaded.files, loaded.require_tokenizer());
   if (options.chat) {
     chat(loaded, std::move(with_stops));
   } else {

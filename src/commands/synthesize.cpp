@@ -8,21 +8,15 @@
 #include "cli/options/synthesize.h"
 #include "commands/compute.h"
 #include "commands/loaded_model.h"
-#include "generate/generator.h"
 #include "generate/synthesis_output.h"
 #include "generate/synthesize.h"
+#include "tokenizer/document_borders.h"
+#include "tokenizer/stop_ids.h"
 
 namespace distil_xlstm::commands {
 namespace {
 
 using Options = cli::SynthesizeOptions;
-
-std::optional<int32_t> end_id(const std::string& name, const Tokenizer& tokenizer) {
-  if (name == "none") return std::nullopt;
-  const auto id = name == "eos" ? tokenizer.eos_id() : tokenizer.token_id(name);
-  if (!id) throw ConfigError("--document-end {}: the tokenizer of {} has no such token", name, tokenizer.files().origin);
-  return id;
-}
 
 // What must be equal for an interrupted run to go on.
 json identity(const Options& options, const Tokenizer& tokenizer) {
@@ -52,22 +46,20 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   generate::check_synthesis_output(options.output, {options.model});
   const LoadedModel loaded = load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = loaded.require_tokenizer();
-  options.synthesize.prompt = tokenizer.encode(options.prompt);
-  if (const auto bos = tokenizer.bos_id(); bos && (tokenizer.adds_bos() || options.synthesize.prompt.empty())) {
-    options.synthesize.prompt.insert(options.synthesize.prompt.begin(), *bos);
-  }
-  options.synthesize.stop_ids = generate::end_of_text_ids(loaded.files, tokenizer);
+  const auto borders = document_borders(tokenizer, document_end_id(options.document_end, tokenizer));
+  options.synthesize.prompt = encode_prompt(tokenizer, options.prompt);
+  if (const auto bos = tokenizer.bos_id(); bos && options.synthesize.prompt.empty()) options.synthesize.prompt.push_back(*bos);
+  options.synthesize.stop_ids = stop_ids(loaded.files, tokenizer);
   // A model trained on documents that begin with BOS ends one by beginning the next.
-  if (tokenizer.adds_bos() && tokenizer.bos_id()) options.synthesize.stop_ids.push_back(*tokenizer.bos_id());
-  const auto document_end = end_id(options.document_end, tokenizer);
+  if (!borders.begin.empty()) options.synthesize.stop_ids.push_back(borders.begin.front());
 
   data::ShardSettings shard;
   shard.split = options.is_validation ? data::Split::validation : data::Split::train;
   shard.context_length = options.context_length;
   shard.vocab_size = tokenizer.vocab_size();
   shard.tokenizer_fingerprint = tokenizer.fingerprint();
-  if (tokenizer.adds_bos()) shard.bos_id = tokenizer.bos_id();
-  shard.document_end_id = document_end;
+  if (!borders.begin.empty()) shard.bos_id = borders.begin.front();
+  if (!borders.end.empty()) shard.document_end_id = borders.end.back();
   shard.synthetic = true;
   shard.source = identity(options, tokenizer);
   generate::SynthesisOutput output({.directory = options.output,
@@ -99,7 +91,7 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
     }
     for (auto& document : documents) {
       if (writer.num_tokens() >= max_tokens) break;
-      if (document_end) document.push_back(*document_end);
+      document.insert(document.end(), borders.end.begin(), borders.end.end());
       output.add(document);
     }
     progress.update(rate_text());

@@ -1,5 +1,7 @@
 #include "data/loader.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -36,6 +38,7 @@ struct Loader::Impl {
   std::string fingerprint;  // of the shards, their order, weights and isolation
   int64_t context_length = 0;
   uint64_t num_rows = 0;  // of an epoch, all ranks
+  bool has_other_begin = false;
 
   int64_t epoch = 0;
   uint64_t position = 0;        // rows given on this rank
@@ -102,6 +105,13 @@ struct Loader::Impl {
     if (!wanted.empty() && shard.fingerprint() != wanted) {
       throw DataError("{}: prepared with a tokenizer of fingerprint {}, but {} has {}: prepare the text again with that tokenizer", where,
                       shard.fingerprint(), options.tokenizer_fingerprint.empty() ? shards.front().path().string() : "this model", wanted);
+    }
+    if (options.begin_id && shard.header().bos_id != *options.begin_id && !has_other_begin) {
+      has_other_begin = true;
+      spdlog::warn(
+          "{}: its documents begin with id {}, but the tokenizer puts id {} before a text (-1: none), and so will eval and generate: "
+          "prepare the text again, to train as the model will be used",
+          where, shard.header().bos_id, *options.begin_id);
     }
     const auto vocab_size = static_cast<int64_t>(shard.header().vocab_size);
     if (options.vocab_size != 0 && vocab_size > options.vocab_size) {

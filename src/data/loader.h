@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct LoaderOptions {
   int world_size = 1;
   DocumentIsolation document_isolation = DocumentIsolation::full;
   std::string tokenizer_fingerprint;  // when not empty, must equal the shards'
+  std::optional<int32_t> begin_id;    // what the tokenizer puts before a text, -1: nothing; shards with another one get a warning
   int64_t vocab_size = 0;             // when not 0, every id must be below it (checked against the header)
   bool verify_checksums = true;       // false: trust tokens on disk (only headers, borders and masks are checked)
 };

@@ -26,26 +26,23 @@ TextEncoder make_encoder(const Tokenizer& tokenizer) {
     return chat->render_spans(messages);
   };
   encoder.token_id = [&tokenizer](std::string_view piece) { return tokenizer.token_id(piece); };
-  if (tokenizer.adds_bos()) encoder.bos_id = tokenizer.bos_id();
+  encoder.prefix = tokenizer.prefix_ids();
+  encoder.suffix = tokenizer.suffix_ids();
   encoder.eos_id = tokenizer.eos_id();
   encoder.vocab_size = tokenizer.vocab_size();
   encoder.fingerprint = tokenizer.fingerprint();
   return encoder;
 }
 
-std::optional<int32_t> resolve_document_end(const TextEncoder& encoder, const std::string& document_end) {
-  if (document_end == "none") return std::nullopt;
-  const auto id = document_end == "eos" ? encoder.eos_id : encoder.token_id(document_end);
-  if (!id && document_end == "eos") {
-    throw ConfigError("document_end = \"eos\", but the tokenizer has no eos_token: name a token of its vocabulary, or \"none\"");
-  }
-  if (!id)
-    throw ConfigError("document_end = \"{}\": no token of the tokenizer; allowed are \"none\", \"eos\" and its tokens", document_end);
-  return id;
+DocumentBorders borders_of(const TextEncoder& encoder, const std::string& document_end) {
+  return document_borders(encoder.prefix, encoder.suffix, document_end_id(document_end, encoder.eos_id, encoder.token_id));
 }
 
-Packer::Packer(TextEncoder encoder, std::optional<int32_t> document_end_id, BadRowPolicy bad_rows)
-    : encoder_(std::move(encoder)), document_end_id_(document_end_id), bad_rows_(bad_rows) {}
+Packer::Packer(TextEncoder encoder, const std::string& document_end, BadRowPolicy bad_rows)
+    : encoder_(std::move(encoder)),
+      document_end_id_(document_end_id(document_end, encoder_.eos_id, encoder_.token_id)),
+      borders_(borders_of(encoder_, document_end)),
+      bad_rows_(bad_rows) {}
 
 // A rendered conversation: encoded whole, as `transformers` does, and span by span, to find where answers begin and end.
 struct Packer::Conversation {
@@ -66,18 +63,19 @@ uint64_t hash_of(std::string_view text) {
 }  // namespace
 
 void Packer::add_borders(TokenDocument& document) const {
-  const bool masked = !document.counts.empty();
-  const bool has_bos = !document.ids.empty() && encoder_.bos_id && document.ids.front() == *encoder_.bos_id;
-  // A chat template may write BOS itself; text never does so by accident, and Python's encoder would add one all the same.
-  if (document.begins && encoder_.bos_id && !(masked && has_bos)) {
-    document.ids.insert(document.ids.begin(), *encoder_.bos_id);
-    if (masked) document.counts.insert(document.counts.begin(), uint8_t{0});
+  if (document.begins) {
+    document.repeats_prefix = begins_with(document.ids, borders_.begin);
+    document.ids.insert(document.ids.begin(), borders_.begin.begin(), borders_.begin.end());
   }
-  if (document.ends && document_end_id_) {
-    // After an answer that runs to the end the model is to learn to stop; after anything else it is not asked.
-    if (masked) document.counts.push_back(document.counts.back());
-    document.ids.push_back(*document_end_id_);
-  }
+  if (document.ends) document.ids.insert(document.ids.end(), borders_.end.begin(), borders_.end.end());
+}
+
+// The template writes what begins and ends a conversation, as with apply_chat_template and `generate --chat`.
+void Packer::add_end(TokenDocument& conversation) const {
+  if (!conversation.ends || !document_end_id_) return;
+  // After an answer that runs to the end the model is to learn to stop; after anything else it is not asked.
+  if (!conversation.counts.empty()) conversation.counts.push_back(conversation.counts.back());
+  conversation.ids.push_back(*document_end_id_);
 }
 
 std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
@@ -114,7 +112,8 @@ std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
       continue;
     }
     const size_t whole = next++;
-    TokenDocument document{std::move(encoded[whole]), {}, documents[i].begins, documents[i].ends, hash_of(texts[whole]), i, refused_};
+    TokenDocument document{
+        std::move(encoded[whole]), {}, documents[i].begins, documents[i].ends, hash_of(texts[whole]), i, refused_, false};
     const auto& spans = conversations[i].spans;
     if (!spans.empty()) {
       // Where the pieces are those of the whole, the spans' lengths are the answers' places. Elsewhere a token reaches over a
@@ -141,7 +140,11 @@ std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
         begin = end;
       }
     }
-    add_borders(document);
+    if (documents[i].messages.empty()) {
+      add_borders(document);
+    } else {
+      add_end(document);
+    }
     result.push_back(std::move(document));
   }
   return result;

@@ -1,5 +1,5 @@
-// Documents -> token ids: BOS first where the tokenizer adds it, the end that was asked for last, and in conversations which
-// ids count for the loss.
+// Documents -> token ids: between what the tokenizer puts around a text, the end that was asked for last. Conversations get nothing but
+// that end, as their template writes the rest; and which of their ids count for the loss.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "data/text_reader.h"
+#include "tokenizer/document_borders.h"
 #include "tokenizer/tokenizer.h"
 
 namespace distil_xlstm::data {
@@ -20,7 +21,7 @@ struct TextEncoder {
   std::function<std::vector<std::vector<int32_t>>(std::span<const std::string_view>)> encode_batch;  // no special tokens added
   std::function<std::vector<ChatSpan>(const std::vector<ChatMessage>&)> render_spans;                // throws Error where it cannot
   std::function<std::optional<int32_t>(std::string_view)> token_id;
-  std::optional<int32_t> bos_id;  // set when documents begin with it
+  std::vector<int32_t> prefix, suffix;  // what the tokenizer puts around a text
   std::optional<int32_t> eos_id;
   int64_t vocab_size = 0;
   std::string fingerprint;
@@ -29,8 +30,8 @@ struct TextEncoder {
 // A view of `tokenizer`, which must outlive it. Its chat template is compiled when the first conversation comes.
 TextEncoder make_encoder(const Tokenizer& tokenizer);
 
-// "none" | "eos" | TOKEN -> the id that ends a document. Throws ConfigError for a token that the tokenizer does not have.
-std::optional<int32_t> resolve_document_end(const TextEncoder& encoder, const std::string& document_end);
+// Of the documents that are no conversations.
+DocumentBorders borders_of(const TextEncoder& encoder, const std::string& document_end);
 
 // A document (or a part of one) as it goes to ShardWriter::add.
 struct TokenDocument {
@@ -41,11 +42,12 @@ struct TokenDocument {
   uint64_t hash = 0;                   // of its text: decides the split
   size_t source = 0;                   // its place among the documents given
   uint64_t refused_conversations = 0;  // up to here, since the beginning
+  bool repeats_prefix = false;         // its text began with what the tokenizer puts before it as well
 };
 
 class Packer {
  public:
-  Packer(TextEncoder encoder, std::optional<int32_t> document_end_id, BadRowPolicy bad_rows);
+  Packer(TextEncoder encoder, const std::string& document_end, BadRowPolicy bad_rows);
 
   // Encodes on all cores, in order. A conversation that the template refuses is dropped and counted (policy fail: DataError).
   std::vector<TokenDocument> encode(std::span<const Document> documents);
@@ -55,8 +57,10 @@ class Packer {
  private:
   struct Conversation;
   void add_borders(TokenDocument& document) const;
+  void add_end(TokenDocument& conversation) const;
   TextEncoder encoder_;
   std::optional<int32_t> document_end_id_;
+  DocumentBorders borders_;
   BadRowPolicy bad_rows_;
   uint64_t refused_ = 0;
 };

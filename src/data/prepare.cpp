@@ -53,31 +53,39 @@ json input_list(const TextReader& reader) {
   return list;
 }
 
+// What the tokenizer puts around a text, where the header's BOS id does not say it all.
+json unusual_borders(const TextEncoder& encoder) {
+  if (encoder.prefix.size() <= 1 && encoder.suffix.empty()) return json::object();
+  return {{"prefix", encoder.prefix}, {"suffix", encoder.suffix}};
+}
+
 // Everything that the bytes of the shards depend on.
 json describe_settings(const PrepareOptions& options, const TextEncoder& encoder, const TextReader& reader) {
   constexpr const char* kPolicies[] = {"skip", "replace", "fail"};
   constexpr const char* kFormats[] = {"auto", "text", "jsonl", "parquet"};
   constexpr const char* kRows[] = {"auto", "text", "chat"};
   const auto& r = options.reader;
-  return {{"model", options.model},
-          {"tokenizer_fingerprint", encoder.fingerprint},
-          {"vocab_size", encoder.vocab_size},
-          {"context_length", options.context_length},
-          {"document_end", options.document_end},
-          {"validation_fraction", options.validation_fraction},
-          {"max_tokens", options.max_tokens},
-          {"shard_bytes", options.shard_bytes},
-          {"format", kFormats[static_cast<int>(r.format)]},
-          {"rows", kRows[static_cast<int>(r.rows)]},
-          {"text_key", r.text_key},
-          {"messages_key", r.messages_key},
-          {"prompt_key", r.prompt_key},
-          {"answer_key", r.answer_key},
-          {"bad_rows", kPolicies[static_cast<int>(r.bad_rows)]},
-          {"normalize_newlines", r.normalize_newlines},
-          {"strip", r.strip},
-          {"max_piece_bytes", r.max_piece_bytes},
-          {"inputs", input_list(reader)}};
+  json settings = {{"model", options.model},
+                   {"tokenizer_fingerprint", encoder.fingerprint},
+                   {"vocab_size", encoder.vocab_size},
+                   {"context_length", options.context_length},
+                   {"document_end", options.document_end},
+                   {"validation_fraction", options.validation_fraction},
+                   {"max_tokens", options.max_tokens},
+                   {"shard_bytes", options.shard_bytes},
+                   {"format", kFormats[static_cast<int>(r.format)]},
+                   {"rows", kRows[static_cast<int>(r.rows)]},
+                   {"text_key", r.text_key},
+                   {"messages_key", r.messages_key},
+                   {"prompt_key", r.prompt_key},
+                   {"answer_key", r.answer_key},
+                   {"bad_rows", kPolicies[static_cast<int>(r.bad_rows)]},
+                   {"normalize_newlines", r.normalize_newlines},
+                   {"strip", r.strip},
+                   {"max_piece_bytes", r.max_piece_bytes},
+                   {"inputs", input_list(reader)}};
+  settings.update(unusual_borders(encoder));
+  return settings;
 }
 
 // Names the first setting in which two runs differ.
@@ -100,11 +108,11 @@ class Preparation {
   Preparation(const PrepareOptions& options, const TextEncoder& encoder)
       : options_(options),
         reader_(options.reader),
-        document_end_id_(resolve_document_end(encoder, options.document_end)),
-        packer_(encoder, document_end_id_, options.reader.bad_rows),
+        packer_(encoder, options.document_end, options.reader.bad_rows),
         settings_(describe_settings(options, encoder, reader_)),
         train_(options.output, shard_settings(Split::train, encoder)),
-        validation_(options.output, shard_settings(Split::validation, encoder)) {}
+        validation_(options.output, shard_settings(Split::validation, encoder)),
+        prefix_(encoder.prefix) {}
 
   PrepareReport run() {
     started_ = monotonic_seconds();
@@ -126,10 +134,12 @@ class Preparation {
     settings.context_length = options_.context_length;
     settings.vocab_size = encoder.vocab_size;
     settings.tokenizer_fingerprint = encoder.fingerprint;
-    settings.bos_id = encoder.bos_id;
-    settings.document_end_id = document_end_id_;
+    const DocumentBorders borders = borders_of(encoder, options_.document_end);
+    if (!borders.begin.empty()) settings.bos_id = borders.begin.front();
+    if (!borders.end.empty()) settings.document_end_id = borders.end.back();
     settings.shard_bytes = options_.shard_bytes;
     settings.source = {{"inputs", options_.reader.inputs}, {"tokenizer", options_.model}, {"document_end", options_.document_end}};
+    settings.source.update(unusual_borders(encoder));
     return settings;
   }
 
@@ -169,9 +179,20 @@ class Preparation {
     PrepareReport report = report_of(index, where);
     if (const std::string fault = fault_of_shards(options_.output, report.shards); !fault.empty())
       throw DataError("{}: the shards are not as they were written: {}; {}", where, fault, kAdvice);
+    for (const ShardSummary& shard : report.shards) check_begin(shard);
     report.was_complete = true;
     remove_journal(options_.output);
     return report;
+  }
+
+  // A version that followed add_bos_token put another id before documents, or none.
+  void check_begin(const ShardSummary& shard) const {
+    const int32_t found = TokenShard(options_.output / shard.file, /*verify_content=*/false).header().bos_id;
+    const int32_t wanted = prefix_.empty() ? -1 : prefix_.front();
+    if (found != wanted) {
+      throw ConfigError("{} holds shards whose documents begin with id {}, where the tokenizer puts {} (-1: none); {}",
+                        options_.output.string(), found, wanted, kAdvice);
+    }
   }
 
   // Goes back to where an interrupted run of the same settings stopped, if there was one.
@@ -292,6 +313,7 @@ class Preparation {
         counts = counts.first(std::min(counts.size(), ids.size()));
         reached_max_tokens_ = true;
       }
+      if (document.repeats_prefix) ++num_repeated_;
       (static_cast<Split>(journal_.split) == Split::train ? train_ : validation_).add(ids, counts, document.begins);
       if (reached_max_tokens_) {
         journal_.counts = batch.text.counts[document.source];
@@ -324,6 +346,8 @@ class Preparation {
       throw DataError("{}: not a single document to prepare ({} empty, {} malformed, {} not UTF-8)", options_.reader.inputs.front(),
                       journal_.counts.empty_documents, journal_.counts.malformed_rows, journal_.counts.invalid_utf8);
     }
+    const auto& inputs = options_.reader.inputs;
+    warn_of_repeated_prefix(inputs.size() == 1 ? inputs.front() : options_.output.string(), prefix_, num_repeated_);
     train_.finish();
     validation_.finish();
     PrepareReport report;
@@ -344,13 +368,14 @@ class Preparation {
 
   const PrepareOptions& options_;
   TextReader reader_;
-  std::optional<int32_t> document_end_id_;
   Packer packer_;
   json settings_;
   ShardWriter train_;
   ShardWriter validation_;
   PrepareJournal journal_;
   uint64_t reader_total_ = reader_.total_bytes();
+  std::vector<int32_t> prefix_;
+  uint64_t num_repeated_ = 0;  // documents of this call that begin with the prefix twice
   bool was_resumed_ = false;
   bool reached_max_tokens_ = false;
   double started_ = 0.0;

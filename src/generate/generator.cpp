@@ -127,22 +127,4 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
   return result;
 }
 
-std::vector<int32_t> end_of_text_ids(const io::ModelFiles& files, const Tokenizer& tokenizer) {
-  std::vector<int32_t> ids;
-  const auto add = [&](const json& config) {
-    const auto found = config.find("eos_token_id");
-    if (found == config.end()) return;
-    if (found->is_number_integer()) ids.push_back(found->get<int32_t>());
-    if (found->is_array()) {
-      for (const auto& id : *found) ids.push_back(id.get<int32_t>());
-    }
-  };
-  if (files.generation_config.is_object()) add(files.generation_config);
-  if (files.config.is_object()) add(files.config);
-  if (const auto eos = tokenizer.eos_id()) ids.push_back(*eos);
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  return ids;
-}
-
 }  // namespace distil_xlstm::generate

@@ -26,7 +26,4 @@ struct GenerateResult {
 GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
                         const GenerateOptions& options, const std::function<void(const std::string&)>& on_text = {});
 
-// Ids that end a text: eos_token_id of generation_config.json and config.json, and the tokenizer's EOS.
-std::vector<int32_t> end_of_text_ids(const io::ModelFiles& files, const Tokenizer& tokenizer);
-
 }  // namespace distil_xlstm::generate

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <numbers>
+#include <set>
 
 #include "base/text.h"
 #include "io/gguf_tokenizer.h"
@@ -154,12 +155,32 @@ json special_ids(const GgufFile& file) {
   return ids;
 }
 
-// Generation ends at EOS or at the end of a turn.
+// Where llama.cpp ends a text whatever the metadata say: ends of texts, turns and messages of known models.
+constexpr std::array kEndPieces = {"<|eot_id|>",    "<|im_end|>", "<|end|>",    "<|return|>", "<|call|>",        "<end_of_turn>",
+                                   "<|endoftext|>", "</s>",       "<|eom_id|>", "<EOT>",      "<|end_of_text|>", "<end_of_utterance>"};
+
+// Generation ends at EOS and at the end of a turn or message.
 json generation_config(const GgufFile& file) {
   json config = special_ids(file);
-  const int64_t* end_of_turn = file.get<int64_t>("tokenizer.ggml.eot_token_id");
-  if (end_of_turn != nullptr && config.contains("eos_token_id") && config["eos_token_id"] != *end_of_turn) {
-    config["eos_token_id"] = json::array({config["eos_token_id"], *end_of_turn});
+  std::set<int64_t> ends;
+  const auto* pieces = file.get<std::vector<std::string>>("tokenizer.ggml.tokens");
+  for (const char* which : {"eos", "eot", "eom"}) {
+    const std::string key = fmt::format("tokenizer.ggml.{}_token_id", which);
+    const int64_t* id = file.get<int64_t>(key);
+    if (id == nullptr) continue;
+    if (*id < 0 || (pieces != nullptr && static_cast<size_t>(*id) >= pieces->size())) {
+      throw DataError("{}: {} is {}, it must be an id of the vocabulary{}", file.path().string(), key, *id,
+                      pieces == nullptr ? "" : fmt::format(" of {} tokens", pieces->size()));
+    }
+    ends.insert(*id);
+  }
+  for (size_t id = 0; pieces != nullptr && id < pieces->size(); ++id) {
+    if (std::ranges::find(kEndPieces, std::string_view((*pieces)[id])) != kEndPieces.end()) ends.insert(static_cast<int64_t>(id));
+  }
+  if (ends.size() == 1) {
+    config["eos_token_id"] = *ends.begin();
+  } else if (!ends.empty()) {
+    config["eos_token_id"] = ends;
   }
   return config;
 }
@@ -226,6 +247,7 @@ ModelFiles open_gguf_model(const fs::path& path) {
   const auto file = std::make_shared<const GgufFile>(path);
   ModelFiles model{.kind = ModelKind::transformer, .path = path, .config = gguf_config(*file)};
   model.generation_config = generation_config(*file);
+  model.generation_config_origin = path.string();
   model.weights = gguf_weights(file, {.heads_permuted = model.config["model_type"] == "llama",
                                       .num_heads = model.config["num_attention_heads"],
                                       .num_kv_heads = model.config["num_key_value_heads"]});

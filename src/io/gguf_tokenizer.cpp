@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "base/text.h"
+#include "base/warn_once.h"
 
 namespace distil_xlstm::io {
 namespace {
@@ -200,8 +201,20 @@ Json tokenizer_object(const Vocabulary& vocabulary, Json model, const BosEos& ad
           {"model", std::move(model)}};
 }
 
+// As llama.cpp, which warns too where none is named.
+std::string pre_tokenizer_name(const GgufFile& file) {
+  constexpr const char* kKey = "tokenizer.ggml.pre";
+  const auto name = file.get_or<std::string>(kKey, "");
+  if (!name.empty() && name != "default") return name;
+  warn_once(fmt::format(
+      "{}: {} {}: how the text was cut in training is not known, and llama.cpp's default may cut it otherwise, which makes every result "
+      "worse: take a file that names its pre-tokenizer (smollm, qwen2, llama-bpe or gpt-2)",
+      file.path().string(), kKey, name.empty() ? (file.get<std::string>(kKey) == nullptr ? "is missing" : "is empty") : "is \"default\""));
+  return "default";
+}
+
 Built build_byte_level(const GgufFile& file, const Vocabulary& vocabulary) {
-  const PreTokenizer pre = pre_tokenizer(file.get_or<std::string>("tokenizer.ggml.pre", "default"), vocabulary.file);
+  const PreTokenizer pre = pre_tokenizer(pre_tokenizer_name(file), vocabulary.file);
   Json model = bpe_model(vocabulary, merge_pairs(file, vocabulary));
   model["ignore_merges"] = pre.ignore_merges;
   const BosEos added = bos_and_eos(file, vocabulary, pre.adds_bos);

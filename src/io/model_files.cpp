@@ -58,7 +58,8 @@ std::optional<fs::path> follow_pointer(const fs::path& pointer) {
   while (!name.empty() && (name.back() == '\n' || name.back() == '\r' || name.back() == ' ')) name.pop_back();
   fs::path target = pointer.parent_path() / name;
   if (name.empty() || name.front() == '.' || fs::path(name).filename() != fs::path(name) || !fs::is_directory(target)) {
-    throw DataError("{}: it names '{}', which is no checkpoint beside it: write the name of one that is there into it", pointer.string(), name);
+    throw DataError("{}: it names '{}', which is no checkpoint beside it: write the name of one that is there into it", pointer.string(),
+                    name);
   }
   return target;
 }
@@ -76,16 +77,33 @@ json read_config(const fs::path& path) {
   return config;
 }
 
+// The run that a checkpoint belongs to.
+std::optional<fs::path> run_of(const fs::path& checkpoint) {
+  const fs::path checkpoints = fs::absolute(checkpoint).lexically_normal().parent_path();
+  if (checkpoints.filename() != "checkpoints") return std::nullopt;
+  return checkpoints.parent_path();
+}
+
+void read_generation_config(ModelFiles& model) {
+  constexpr const char* kName = "generation_config.json";
+  fs::path path = model.path / kName;
+  const std::optional<fs::path> run = model.kind == ModelKind::student ? run_of(model.path) : std::nullopt;
+  if (!fs::exists(path) && run) {
+    check_run_files(*run, {kName});
+    path = *run / kName;
+  }
+  model.generation_config = fs::exists(path) ? read_config(path) : json::object();
+  model.generation_config_origin = path.string();
+}
+
 ModelFiles open_student(const fs::path& directory, json config) {
   ModelFiles model{.kind = ModelKind::student, .path = directory, .config = std::move(config)};
   std::vector<fs::path> weights = safetensors_files(directory);
   std::vector<fs::path> tokenizer_places = {directory};
-  const fs::path checkpoints = fs::absolute(directory).lexically_normal().parent_path();
-  if (checkpoints.filename() == "checkpoints") {
-    const fs::path run = checkpoints.parent_path();
-    tokenizer_places.push_back(run);
-    check_run_files(run, {"frozen.safetensors"});
-    if (const fs::path frozen = run / "frozen.safetensors"; fs::exists(frozen)) weights.push_back(frozen);
+  if (const std::optional<fs::path> run = run_of(directory)) {
+    tokenizer_places.push_back(*run);
+    check_run_files(*run, {"frozen.safetensors"});
+    if (const fs::path frozen = *run / "frozen.safetensors"; fs::exists(frozen)) weights.push_back(frozen);
   }
   model.weights = open_safetensors_files(weights, directory.string());
   if (!model.weights->contains(kHead) && model.weights->contains(kEmbedding))
@@ -124,8 +142,7 @@ ModelFiles open_directory(const fs::path& directory) {
   }
   json config = read_config(config_path);
   ModelFiles model = is_student(config) ? open_student(directory, std::move(config)) : open_transformer(directory, std::move(config));
-  const fs::path generation = directory / "generation_config.json";
-  model.generation_config = fs::exists(generation) ? read_config(generation) : json::object();
+  read_generation_config(model);
   return model;
 }
 

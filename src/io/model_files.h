@@ -13,19 +13,21 @@ namespace distil_xlstm::io {
 
 // Contents, not paths: a GGUF file carries its tokenizer inside.
 struct TokenizerFiles {
-  std::string tokenizer_json;  // Hugging Face tokenizer.json
-  json tokenizer_config;       // tokenizer_config.json (bos_token, eos_token, add_bos_token, chat_template), {} when absent
-  std::string origin;          // for messages
+  std::string tokenizer_json;         // Hugging Face tokenizer.json
+  json tokenizer_config;              // tokenizer_config.json (bos_token, eos_token, chat_template, ...), {} when absent
+  std::string origin;                 // for messages
+  json added_tokens = json::array();  // what the other files add to tokenizer_json (io/added_tokens.h)
 };
 
 enum class ModelKind { transformer, student };
 
 struct ModelFiles {
   ModelKind kind = ModelKind::transformer;
-  fs::path path;           // the directory or file that was resolved
-  std::string name;        // as the user wrote it
-  json config;             // Hugging Face config.json (made from the metadata for GGUF); for a student its own config.json
-  json generation_config;  // generation_config.json, or {}
+  fs::path path;                         // the directory or file that was resolved
+  std::string name;                      // as the user wrote it
+  json config;                           // Hugging Face config.json (made from the metadata for GGUF); for a student its own config.json
+  json generation_config;                // generation_config.json, or {}; a checkpoint has its run's
+  std::string generation_config_origin;  // for messages
   std::shared_ptr<WeightSource> weights;
   std::optional<TokenizerFiles> tokenizer;  // absent when the directory has none
 };

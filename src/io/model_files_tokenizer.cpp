@@ -1,27 +1,19 @@
 #include "io/model_files_tokenizer.h"
 
-#include <array>
 #include <utility>
 
 #include "base/foreign_content.h"
-
+#include "io/added_tokens.h"
 #include "io/run_files.h"
 
 namespace distil_xlstm::io {
 namespace {
-
-constexpr std::array<const char*, 4> kSpecialTokens = {"bos_token", "eos_token", "unk_token", "pad_token"};
 
 json read_object_if_there(const fs::path& path) {
   if (!fs::exists(path)) return json::object();
   json value = read_json(path);
   if (!value.is_object()) throw DataError("{}: not a JSON object", path.string());
   return value;
-}
-
-// {"content": "<s>", ...} -> "<s>"
-json token_text(const json& token) {
-  return token.is_object() && token.contains("content") ? token["content"] : token;
 }
 
 // Some files hold several templates by name: the one for chat is called "default".
@@ -34,13 +26,14 @@ json default_template(const json& chat_template, const std::string& where) {
   throw DataError("{}: chat_template is a list without one named 'default'", where);
 }
 
-json read_tokenizer_config(const fs::path& directory) {
-  const fs::path path = directory / "tokenizer_config.json";
+// tokenizer_config.json and the tokens that it and its neighbours add.
+void read_tokenizer_config(const fs::path& directory, TokenizerFiles& files) {
+  const fs::path path = directory / "tokenizer_config.json", added = directory / "added_tokens.json";
   json config = read_object_if_there(path);
-  const json special_tokens = read_object_if_there(directory / "special_tokens_map.json");
-  for (const char* key : kSpecialTokens) {
-    if (!config.contains(key) && special_tokens.contains(key)) config[key] = special_tokens[key];
-    if (config.contains(key)) config[key] = token_text(config[key]);
+  merge_special_tokens(config, read_object_if_there(directory / "special_tokens_map.json"));
+  files.added_tokens = added_tokens(config, path.string(), read_object_if_there(added), added.string());
+  for (const char* key : kNamedTokens) {
+    if (config.contains(key) && !config[key].is_null()) config[key] = token_text(config[key], fmt::format("{}: {}", path.string(), key));
   }
   if (config.contains("chat_template")) config["chat_template"] = default_template(config["chat_template"], path.string());
   if (const fs::path jinja = directory / "chat_template.jinja"; fs::exists(jinja)) {
@@ -48,7 +41,7 @@ json read_tokenizer_config(const fs::path& directory) {
     throw_if_foreign(source, jinja.string(), ContentKind::text);
     config["chat_template"] = source;
   }
-  return config;
+  files.tokenizer_config = std::move(config);
 }
 
 }  // namespace
@@ -58,10 +51,10 @@ std::optional<TokenizerFiles> read_tokenizer_files(const std::vector<fs::path>& 
     const fs::path path = directory / "tokenizer.json";
     if (!fs::exists(path)) continue;
     check_run_files(directory, {"tokenizer.json", "tokenizer_config.json"});
-    std::string tokenizer = read_file(path);
-    throw_if_foreign(tokenizer, path.string(), ContentKind::json);
-    return TokenizerFiles{
-        .tokenizer_json = std::move(tokenizer), .tokenizer_config = read_tokenizer_config(directory), .origin = path.string()};
+    TokenizerFiles files{.tokenizer_json = read_file(path), .tokenizer_config = {}, .origin = path.string()};
+    throw_if_foreign(files.tokenizer_json, path.string(), ContentKind::json);
+    read_tokenizer_config(directory, files);
+    return files;
   }
   return std::nullopt;
 }

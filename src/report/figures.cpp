@@ -36,13 +36,17 @@ Figure figure(const std::vector<RunMetrics>& runs, const char* title, const std:
   return result;
 }
 
+bool has_text(const json& object, const json::json_pointer& place) {
+  return object.is_object() && object.contains(place) && object.at(place).is_string();
+}
+
 // What the alignment loss measures: the runs' own word for it where they agree.
 std::string alignment_label(const std::vector<RunMetrics>& runs) {
   const json::json_pointer place("/settings/distill/alignment/distance");
   std::set<std::string> distances;
   for (const auto& run : runs) {
     if (run.train.contains("alignment_loss"))
-      distances.insert(run.description.is_object() ? run.description.value(place, std::string("frobenius")) : "frobenius");
+      distances.insert(has_text(run.description, place) ? run.description.at(place).get<std::string>() : "frobenius");
   }
   if (distances.size() > 1) return "distance (" + join({distances.begin(), distances.end()}, ", ") + ")";
   return distances.contains("cosine") ? "1 - cosine" : "Frobenius / sqrt(n)";

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/hash.h"
+#include "base/warn_once.h"
 #include "tokenizer/rust.h"
 
 namespace distil_xlstm {
@@ -25,17 +26,51 @@ struct Tokenizer::Impl {
   rust::TokenizerHandle handle;
   std::string fingerprint;
   std::optional<int32_t> bos, eos, pad;
-  bool adds_bos = false;
+  std::vector<int32_t> prefix, suffix;
 
-  explicit Impl(const io::TokenizerFiles& given) : files(given), fingerprint(xxh3_128_hex(given.tokenizer_json)) {
-    rust::Error error;
-    if (!dx_tokenizer_load(rust::text(files.tokenizer_json), handle.out(), error.out())) {
-      throw DataError("{}: tokenizer.json cannot be used: {}", files.origin, error.message());
-    }
+  explicit Impl(const io::TokenizerFiles& given) : files(given) {
+    load();
+    fingerprint = xxh3_128_hex(files.tokenizer_json);
     bos = special_id("bos_token");
     eos = special_id("eos_token");
     pad = special_id("pad_token");
-    set_post_processor();
+    find_affixes();
+  }
+
+  void load() {
+    rust::String changed_json;
+    rust::Error error;
+    const std::string added = files.added_tokens.dump(-1, ' ', false, json::error_handler_t::replace);
+    if (!dx_tokenizer_load(rust::text(files.tokenizer_json), rust::text(added), handle.out(), changed_json.out(), error.out())) {
+      throw DataError("{}: tokenizer.json cannot be used: {}", files.origin, error.message());
+    }
+    warn_of_other_ids();
+    if (std::string changed = changed_json.str(); !changed.empty()) files.tokenizer_json = std::move(changed);
+    files.added_tokens = json::array();
+  }
+
+  void warn_of_other_ids() const {
+    std::string first;
+    int64_t count = 0;
+    for (const json& added : files.added_tokens) {
+      const auto stated = get_or<int64_t>(added, "id", -1, files.origin);
+      const auto content = require<std::string>(added["token"], "content", files.origin);
+      const auto id = id_of(content);
+      if (stated < 0 || !id || *id == stated) continue;
+      if (count++ == 0) first = fmt::format("'{}' has id {}, but id {} in the file that adds it", content, *id, stated);
+    }
+    if (count == 0) return;
+    const std::string more = count > 1 ? fmt::format(" ({} tokens differ so)", count) : "";
+    warn_once(fmt::format("{}: added token {}{}: as in transformers the first is used", files.origin, first, more));
+  }
+
+  void find_affixes() {
+    rust::Encodings affixes;
+    rust::Error error;
+    if (!dx_tokenizer_affixes(handle.get(), affixes.out(), error.out()))
+      throw DataError("{}: tokenizer.json cannot be used: {}", files.origin, error.message());
+    prefix = affixes.of(0);
+    suffix = affixes.of(1);
   }
 
   [[nodiscard]] std::optional<int32_t> id_of(std::string_view piece) const {
@@ -56,30 +91,6 @@ struct Tokenizer::Impl {
       throw DataError("{}: cannot encode: {}", files.origin, error.message());
     }
     return encodings.of(0);
-  }
-
-  // Like `transformers`: add_bos_token or add_eos_token in the configuration overrule the post-processor of tokenizer.json.
-  void set_post_processor() {
-    const json& config = files.tokenizer_config;
-    if (config.contains("add_bos_token") || config.contains("add_eos_token")) {
-      const bool with_bos = bos && get_or(config, "add_bos_token", false, files.origin);
-      const bool with_eos = eos && get_or(config, "add_eos_token", false, files.origin);
-      std::vector<int32_t> wanted;
-      if (with_bos) wanted.push_back(*bos);
-      if (with_eos) wanted.push_back(*eos);
-      if (encode("", true, true) != wanted) {
-        rust::Error error;
-        const std::string first = with_bos ? special_piece(config, "bos_token", files.origin) : "";
-        const std::string last = with_eos ? special_piece(config, "eos_token", files.origin) : "";
-        if (!dx_tokenizer_set_bos_eos(handle.get(), rust::text(first), rust::text(last), error.out())) {
-          throw DataError("{}: add_bos_token and add_eos_token cannot be applied: {}", files.origin, error.message());
-        }
-      }
-    }
-    // A text, not "": a tokenizer whose only addition is at the end gives that first for an empty text.
-    const std::vector<int32_t> plain = encode("a", false, true);
-    const std::vector<int32_t> whole = encode("a", true, true);
-    adds_bos = bos && whole.size() > plain.size() && whole.front() == *bos && (plain.empty() || plain.front() != *bos);
   }
 };
 
@@ -138,8 +149,11 @@ std::optional<int32_t> Tokenizer::eos_id() const {
 std::optional<int32_t> Tokenizer::pad_id() const {
   return impl_->pad;
 }
-bool Tokenizer::adds_bos() const {
-  return impl_->adds_bos;
+const std::vector<int32_t>& Tokenizer::prefix_ids() const {
+  return impl_->prefix;
+}
+const std::vector<int32_t>& Tokenizer::suffix_ids() const {
+  return impl_->suffix;
 }
 const std::string& Tokenizer::fingerprint() const {
   return impl_->fingerprint;

@@ -14,10 +14,11 @@
 
 namespace distil_xlstm {
 
-// Immutable, shared between threads. Token ids are what the Python package gives for the same tokenizer.json.
+// Immutable, shared between threads. Token ids are what the Python package gives for the same tokenizer.json with files.added_tokens.
 class Tokenizer {
  public:
-  // Throws DataError that names files.origin when the JSON is not a tokenizer.
+  // Throws DataError that names files.origin when the JSON is not a tokenizer. Warns where an added token gets another id than its file
+  // says: the next one that is free, as in `transformers`.
   explicit Tokenizer(const io::TokenizerFiles& files);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
@@ -37,9 +38,11 @@ class Tokenizer {
   [[nodiscard]] std::optional<int32_t> bos_id() const;
   [[nodiscard]] std::optional<int32_t> eos_id() const;
   [[nodiscard]] std::optional<int32_t> pad_id() const;
-  [[nodiscard]] bool adds_bos() const;                   // whether documents begin with BOS
-  [[nodiscard]] const std::string& fingerprint() const;  // XXH3-128 of tokenizer.json, hexadecimal
-  [[nodiscard]] const io::TokenizerFiles& files() const;
+  // What the post-processor puts before and after the ids of a text: BOS and EOS, often nothing (tokenizer/document_borders.h).
+  [[nodiscard]] const std::vector<int32_t>& prefix_ids() const;
+  [[nodiscard]] const std::vector<int32_t>& suffix_ids() const;
+  [[nodiscard]] const std::string& fingerprint() const;   // XXH3-128 of files().tokenizer_json, hexadecimal
+  [[nodiscard]] const io::TokenizerFiles& files() const;  // as given, but with the added tokens in tokenizer_json
 
   struct Impl;
 

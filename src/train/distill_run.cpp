@@ -15,7 +15,7 @@
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/stop_ids.h"
 #include "train/checkpoint.h"
 #include "train/origin.h"
 #include "train/run_directory.h"
@@ -50,8 +50,9 @@ struct Session {
   std::unique_ptr<data::Loader> train, validation;
   std::unique_ptr<teacher::Teacher> teacher;
   std::unique_ptr<student::Student> student;
-  json origin;       // train/origin.h
-  json description;  // run.json
+  json origin;             // train/origin.h
+  json description;        // run.json
+  json generation_config;  // with the teacher's stop ids
 };
 
 void warn_of_ignored_keys(const config::LoadedConfig& loaded) {
@@ -219,7 +220,7 @@ void check_no_overlap(const std::vector<data::LoaderSource>& training, const std
   }
 }
 
-void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t vocab_size) {
+void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
   data::LoaderOptions options;
   const auto& settings = s.config.data;
   for (const auto& source : settings.sources) options.sources.push_back({source.path, source.weight});
@@ -231,7 +232,8 @@ void open_data(Session& s, const std::string& tokenizer_fingerprint, int64_t voc
   options.micro_batch_size = s.config.train.micro_batch_size;
   options.seed = s.config.seed;
   options.document_isolation = data::parse_document_isolation(settings.document_isolation);
-  options.tokenizer_fingerprint = tokenizer_fingerprint;
+  options.tokenizer_fingerprint = tokenizer.fingerprint();
+  options.begin_id = tokenizer.prefix_ids().empty() ? -1 : tokenizer.prefix_ids().front();
   options.vocab_size = vocab_size;
   s.train = std::make_unique<data::Loader>(options);
 
@@ -274,13 +276,13 @@ void make_student(Session& s, const std::optional<io::ModelFiles>& start) {
 void write_run_files(Session& s, const Tokenizer& tokenizer) {
   write_json(s.run / "run.json", s.description);
   write_file_atomic(s.run / "settings.toml", config::to_toml(s.config));
-  s.description["files"] = write_shared_files(s.run, *s.teacher, tokenizer);
+  s.description["files"] = write_shared_files(s.run, {*s.teacher, tokenizer, s.generation_config});
 }
 
 void restore_run_files(Session& s, const Tokenizer& tokenizer) {
   const auto path = s.run / "run.json";
   const json records = get_or<json>(read_json(path), "files", json::object(), path.string());
-  s.description["files"] = restore_shared_files(s.run, records, *s.teacher, tokenizer);
+  s.description["files"] = restore_shared_files(s.run, records, {*s.teacher, tokenizer, s.generation_config});
 }
 
 void write_status(Session& s, const std::string& status, const Trainer* trainer) {
@@ -409,7 +411,8 @@ TrainStatus run_distillation(const DistillRequest& request) {
   std::optional<io::ModelFiles> start;
   if (!from.empty()) start = open_start(from, s.resumes, s.wanted);
   const Tokenizer tokenizer(*files.tokenizer);
-  open_data(s, tokenizer.fingerprint(), shape.vocab_size);
+  s.generation_config = generation_config(stop_ids(files, tokenizer), tokenizer);
+  open_data(s, tokenizer, shape.vocab_size);
   check_length(s);
   throw_if_interrupted();
   set_origin(s, files, tokenizer, checkpoint);

@@ -73,7 +73,7 @@ void make_run_directory(const fs::path& run, const std::vector<std::string>& pre
   if (!replaces) return;
   remove_checkpoints(run);
   constexpr std::array kFiles = {"settings.toml",          "metrics.jsonl",  "metrics.jsonl.damaged", "frozen.safetensors",
-                                 "frozen.safetensors.tmp", "tokenizer.json", "tokenizer_config.json"};
+                                 "frozen.safetensors.tmp", "tokenizer.json", "tokenizer_config.json", "generation_config.json"};
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(run)) {
     const std::string name = entry.path().filename().string();

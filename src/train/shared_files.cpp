@@ -13,6 +13,7 @@ namespace distil_xlstm::train {
 namespace {
 
 constexpr const char* kFrozen = "frozen.safetensors";
+constexpr const char* kGeneration = "generation_config.json";
 
 NamedTensors frozen_tensors(const teacher::Teacher& teacher) {
   NamedTensors tensors = {{"token_embedding.weight", teacher.embedding_weight()}};
@@ -25,12 +26,13 @@ struct SharedFile {
   std::function<void(const fs::path&)> write;
 };
 
-std::vector<SharedFile> shared_files(const teacher::Teacher& teacher, const Tokenizer& tokenizer) {
-  return {{"tokenizer.json", [&](const fs::path& path) { write_file_atomic(path, tokenizer.files().tokenizer_json); }},
-          {"tokenizer_config.json", [&](const fs::path& path) { write_json(path, tokenizer.files().tokenizer_config); }},
+std::vector<SharedFile> shared_files(const SharedSources& sources) {
+  return {{"tokenizer.json", [&](const fs::path& path) { write_file_atomic(path, sources.tokenizer.files().tokenizer_json); }},
+          {"tokenizer_config.json", [&](const fs::path& path) { write_json(path, sources.tokenizer.files().tokenizer_config); }},
+          {kGeneration, [&](const fs::path& path) { write_json(path, sources.generation_config); }},
           {kFrozen, [&](const fs::path& path) {
              const fs::path staging = path.string() + ".tmp";
-             write_tensors(staging, frozen_tensors(teacher));
+             write_tensors(staging, frozen_tensors(sources.teacher));
              fs::rename(staging, path);
            }}};
 }
@@ -66,25 +68,26 @@ void check_frozen(const fs::path& path, const teacher::Teacher& teacher) {
 
 }  // namespace
 
-json write_shared_files(const fs::path& run, const teacher::Teacher& teacher, const Tokenizer& tokenizer) {
+json write_shared_files(const fs::path& run, const SharedSources& sources) {
   json records = json::object();
-  for (const auto& file : shared_files(teacher, tokenizer)) {
+  for (const auto& file : shared_files(sources)) {
     file.write(run / file.name);
     records[file.name] = io::file_record(run / file.name);
   }
   return records;
 }
 
-json restore_shared_files(const fs::path& run, const json& records, const teacher::Teacher& teacher, const Tokenizer& tokenizer) {
+json restore_shared_files(const fs::path& run, const json& records, const SharedSources& sources) {
   json restored = json::object();
-  for (const auto& file : shared_files(teacher, tokenizer)) {
+  for (const auto& file : shared_files(sources)) {
     const fs::path path = run / file.name;
     const std::string fault = fault_of(path, records);
     if (!fault.empty()) {
-      spdlog::warn("{}; written again from the teacher", fault);
+      const bool is_new = file.name == kGeneration && !records.contains(kGeneration);  // earlier versions wrote none
+      if (!is_new) spdlog::warn("{}; written again from the teacher", fault);
       file.write(path);
     } else if (file.name == kFrozen && !records.contains(kFrozen)) {
-      check_frozen(path, teacher);
+      check_frozen(path, sources.teacher);
     }
     restored[file.name] = fault.empty() && records.contains(file.name) ? records[file.name] : io::file_record(path);
   }

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 from tokenizers import Tokenizer  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("DISTIL_XLSTM_BUILD", ROOT / "build" / "release")) / "distil-xlstm"
 SHIPPED = ROOT / "share" / "models" / "stories260K"
+CASES = ROOT / "tests" / "cases"
 DATA = Path(os.environ["DISTIL_XLSTM_DATA"]) if "DISTIL_XLSTM_DATA" in os.environ else None
 TOKENIZERS = ["gpt-neox-20b", "gpt2", "llama3", "mistral-7b-instruct-v0.2", "phi-2", "qwen2.5", "qwen2.5-legacy", "smollm2"]
 WITH_SHIPPED = ["stories260K"] + (TOKENIZERS if DATA else [])
@@ -118,6 +120,121 @@ def test_special_tokens_are_added_as_transformers_does():
         texts = ["", "a", " Once upon a time,\nthere was 1 fox.", "naïve 日本語 🦊"] + random_texts(200, [], seed=7)
         ours = [row["ids"] for row in rows(["--model", str(folder(name)), "--jsonl", "--add-special-tokens"], texts)]
         assert ours == [package(text).input_ids for text in texts]
+
+
+def command(name, *arguments):
+    done = subprocess.run([str(PROGRAM), name, *map(str, arguments)], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, (name, arguments, done.stderr)
+    return done.stdout
+
+
+def documents_of(shards):
+    """The ids of each document, by docs/formats/token-shard.md; the shards here have one file."""
+    data = (shards / "train-00000.dxts").read_bytes()
+    id_size, num_tokens, num_borders = (struct.unpack_from(kind, data, at)[0] for kind, at in (("<I", 16), ("<Q", 48), ("<Q", 56)))
+    tokens, borders = (struct.unpack_from("<Q", data, at)[0] for at in (168, 192))
+    ids = struct.unpack_from(f"<{num_tokens}{'H' if id_size == 2 else 'I'}", data, tokens)
+    begins = [*struct.unpack_from(f"<{num_borders}Q", data, borders), num_tokens]
+    return [list(ids[a:b]) for a, b in zip(begins, begins[1:])]
+
+
+def prepared(model, rows, *arguments):
+    target = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+    (target / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command("prepare", target / "text.jsonl", "--model", model, "--output", target / "shards", "--context-length", "64",
+            "--validation-fraction", "0", *arguments)
+    return documents_of(target / "shards")
+
+
+def auto_tokenizer(directory, model_type="llama"):
+    """AutoTokenizer of a copy: it wants a config.json."""
+    target = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+    for source in directory.iterdir():
+        if source.suffix in (".json", ".jinja"):
+            shutil.copy(source, target / source.name)
+    if not (target / "config.json").exists():
+        (target / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return AutoTokenizer.from_pretrained(str(target))
+
+
+MODEL_TYPES = {"gpt-neox-20b": "gpt_neox", "gpt2": "gpt2", "phi-2": "phi", "qwen2.5": "qwen2", "qwen2.5-legacy": "qwen2"}
+WORDS = ["a b c d", "because h", "a", "g f e d c b a"]
+
+
+def test_real_tokenizers_give_the_ids_of_auto_tokenizer_in_every_command():
+    texts = [" Once upon a time,\nthere was 1 fox.", "naïve 日本語 🦊", "a", "12 don't  WE'LL"]
+    for name in WITH_SHIPPED:
+        package = auto_tokenizer(folder(name), MODEL_TYPES.get(name, "llama"))
+        wanted = [package(text).input_ids for text in texts]
+        assert [row["ids"] for row in rows(["--model", str(folder(name)), "--jsonl", "--add-special-tokens"], texts)] == wanted, name
+        assert prepared(folder(name), [{"text": text} for text in texts]) == wanted, name
+
+
+def conversation_rows():
+    return [{"messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]}]
+
+
+def test_cases_give_the_ids_of_auto_tokenizer_in_every_command():
+    names = ["add-bos-flag", "add-eos-drops-bos", "added-tokens-of-the-config", "bos-from-the-post-processor", "bos-twice-in-a-prompt",
+             "student-forgets-stop-ids"]
+    for name in names:
+        model = CASES / name / "m"
+        package = auto_tokenizer(model)
+        wanted = [package(text).input_ids for text in WORDS]
+        assert [row["ids"] for row in rows(["--model", str(model), "--jsonl", "--add-special-tokens"], WORDS)] == wanted, name
+        assert prepared(model, [{"text": text} for text in WORDS]) == wanted, name
+        with tempfile.TemporaryDirectory() as folder_name:
+            text = Path(folder_name) / "text.jsonl"
+            text.write_text("".join(json.dumps({"text": text}) + "\n" for text in WORDS))
+            figures = json.loads(command("eval", "--model", model, "--text", text, "--json", "-", "--precision", "fp32"))
+        assert figures["files"][str(text)]["target_tokens"] == sum(len(ids) - 1 for ids in wanted), name
+        for prompt, ids in zip(WORDS, wanted):
+            result = json.loads(command("generate", "--model", model, "-p", prompt, "-n", "1", "--precision", "fp32", "--json", "-", "-q"))
+            assert result["prompt_tokens"] == len(ids), name
+        messages = conversation_rows()[0]["messages"]
+        assert prepared(model, conversation_rows()) == [package.apply_chat_template(messages, return_dict=False)], name
+        result = json.loads(command("generate", "--model", model, "--chat", "-p", "a b", "-n", "1", "--json", "-", "-q"))
+        assert result["prompt_tokens"] == len(package.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False))
+
+
+def token(content, **flags):
+    return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True, **flags}
+
+
+# tokenizer_config.json, special_tokens_map.json and added_tokens.json, each alone and against each other.
+ADDING = [
+    {"config": {"eos_token": "<end>"}},
+    {"config": {"eos_token": "<end>", "pad_token": "<pad>", "additional_special_tokens": ["<tool>", "<x>"]}},
+    {"config": {"additional_special_tokens": ["<tool>"], "extra_special_tokens": ["<x>"]}},
+    {"config": {"additional_special_tokens": ["<tool>"], "extra_special_tokens": []}},
+    {"config": {"extra_special_tokens": {"image_token": "<image>", "audio_token": "<audio>"}, "tool_token": "<tool>"}},
+    {"config": {"eos_token": {**token("<end>", lstrip=True), "__type": "AddedToken"}}},
+    {"config": {"added_tokens_decoder": {"18": token("<late>"), "16": token("<x>", special=False), "17": token("<tool>", lstrip=True)},
+                "eos_token": "<x>", "additional_special_tokens": ["<tool>", "<more>"]}},
+    {"config": {"added_tokens_decoder": {"1": token("<s>", lstrip=True), "7": token("a", special=False)}}},
+    {"config": {"added_tokens_decoder": {"30": token("<x>", normalized=True, single_word=True)}},
+     "map": {"eos_token": "<end>", "pad_token": "<pad>"}, "added": {"<tool>": 16}},
+    {"config": {"eos_token": "</s>"}, "map": {"eos_token": "<end>", "pad_token": token("<pad>")}},
+    {"config": {}, "added": {"<tool>": 17, "<x>": 16, "<end>": 18}, "map": {"eos_token": "<end>", "additional_special_tokens": ["<x>"]}},
+    {"config": {"additional_special_tokens": ["<tool>"]}, "map": {"additional_special_tokens": ["<x>"]}},
+    {"added": {"<tool>": 16, "b": 8}},
+]
+
+
+def test_tokens_that_the_other_files_add():
+    texts = ["a <tool> b <end>", "<x> <x>a b <pad>", "<image> <audio> c", "<late> a <more>", "<s> a <s> b", "a<end>b  <tool>", "b </s> b"]
+    for case in ADDING:
+        directory = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+        shutil.copy(CASES / "added-tokens-of-the-config" / "m" / "tokenizer.json", directory)
+        for key, name in (("config", "tokenizer_config.json"), ("map", "special_tokens_map.json"), ("added", "added_tokens.json")):
+            if key in case:
+                content = {"tokenizer_class": "PreTrainedTokenizerFast", **case[key]} if key == "config" else case[key]
+                (directory / name).write_text(json.dumps(content))
+        package = auto_tokenizer(directory)
+        wanted = [package(text).input_ids for text in texts]
+        ours = rows(["--model", str(directory), "--jsonl", "--add-special-tokens"], texts)
+        assert [row["ids"] for row in ours] == wanted, case
+        assert prepared(directory, [{"text": text} for text in texts]) == wanted, case
 
 
 def test_recorded_ids():

@@ -1,6 +1,6 @@
 // C interface of the Rust library dx_tokenizers: Hugging Face `tokenizers` and chat templates by minijinja.
-// Functions that can fail return false and fill `error`. No panic crosses the boundary. Handles are immutable after
-// dx_tokenizer_set_bos_eos and may be shared between threads.
+// Functions that can fail return false and fill `error`. No panic crosses the boundary. Handles are immutable and
+// may be shared between threads.
 #pragma once
 
 #include <stdbool.h>
@@ -37,12 +37,14 @@ typedef struct {
 void dx_string_free(DxString string);
 void dx_encodings_free(DxEncodings encodings);
 
-// From the bytes of a tokenizer.json. Truncation and padding written there are ignored.
-bool dx_tokenizer_load(DxText json, DxTokenizer** out, DxString* error);
+// From the bytes of a tokenizer.json. Truncation and padding written there are ignored. `added_tokens` is a JSON list of what to add to
+// it: [{"token": {content, single_word, lstrip, rstrip, normalized, special}, "replaces": whether an added token of the same content
+// gives way}]. `changed_json` becomes the tokenizer.json with those tokens, empty where they change nothing.
+bool dx_tokenizer_load(DxText json, DxText added_tokens, DxTokenizer** out, DxString* changed_json, DxString* error);
 void dx_tokenizer_free(DxTokenizer* tokenizer);
 
-// Replaces the post-processor: `bos` first and `eos` last, each left out when empty. Fails for a piece without an id.
-bool dx_tokenizer_set_bos_eos(DxTokenizer* tokenizer, DxText bos, DxText eos, DxString* error);
+// What the post-processor puts around the ids of a text, as two texts: before, after.
+bool dx_tokenizer_affixes(const DxTokenizer* tokenizer, DxEncodings* out, DxString* error);
 
 // parse_special = false leaves special tokens that are written in the text as plain text. Texts must be UTF-8.
 bool dx_tokenizer_encode(const DxTokenizer* tokenizer, const DxText* texts, size_t num_texts, bool add_special_tokens, bool parse_special,

@@ -45,7 +45,7 @@ inline TextEncoder byte_encoder(bool with_bos = true) {
     if (piece == "</s>") return kTestEos;
     return std::nullopt;
   };
-  if (with_bos) encoder.bos_id = kTestBos;
+  if (with_bos) encoder.prefix = {kTestBos};
   encoder.eos_id = kTestEos;
   encoder.vocab_size = kTestVocabulary;
   encoder.fingerprint = "bytes";

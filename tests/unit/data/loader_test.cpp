@@ -1,8 +1,11 @@
 // Micro-batches: every row once, the same for the same seed, shared out over ranks and sources, resumed at any place.
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "base/error.h"
 #include "data/loader.h"
@@ -268,6 +271,26 @@ TEST(Loader, RefusesMismatchesAndNamesBothSides) {
   expect_error<ConfigError>([&] { Loader loader(wrong); }, {"rank 1 of 1"});
   expect_error<IoError>([&] { Loader loader(options_of(folder / "nowhere")); }, {"nowhere"});
   expect_error<ConfigError>([] { parse_document_isolation("ful"); }, {"\"ful\"", "did you mean"});
+}
+
+TEST(Loader, WarnsOnceOfDocumentsThatBeginOtherwise) {
+  const Folder folder;
+  write_rows(folder.path(), 10);  // several shards, whose documents begin without BOS
+  auto options = options_of(folder.path());
+  const auto warnings = [&](std::optional<int32_t> begin_id) {
+    std::ostringstream log;
+    const auto previous = spdlog::default_logger();
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+    options.begin_id = begin_id;
+    const Loader loader(options);
+    spdlog::set_default_logger(previous);
+    return log.str();
+  };
+  EXPECT_EQ(warnings(std::nullopt), "");
+  EXPECT_EQ(warnings(-1), "");
+  const std::string other = warnings(1);
+  EXPECT_NE(other.find("begin with id -1, but the tokenizer puts id 1 before a text"), std::string::npos) << other;
+  EXPECT_EQ(other.find("warning"), other.rfind("warning"));
 }
 
 TEST(Loader, LeavesOutRowsWithoutTargetsAndTellsSyntheticText) {

@@ -39,8 +39,8 @@ TEST(Packer, PutsBosFirstAndTheEndLast) {
   for (const bool with_bos : {true, false}) {
     for (const std::string end : {"none", "eos", "<s>"}) {
       const auto encoder = byte_encoder(with_bos);
-      const auto end_id = resolve_document_end(encoder, end);
-      Packer packer(encoder, end_id, BadRowPolicy::skip);
+      const auto end_id = document_end_id(end, encoder.eos_id, encoder.token_id);
+      Packer packer(encoder, end, BadRowPolicy::skip);
       const auto packed = packer.encode(documents);
       const std::vector<int32_t> bos = with_bos ? std::vector<int32_t>{kTestBos} : std::vector<int32_t>{};
       const std::vector<int32_t> last = end_id ? std::vector<int32_t>{*end_id} : std::vector<int32_t>{};
@@ -55,23 +55,39 @@ TEST(Packer, PutsBosFirstAndTheEndLast) {
   }
 }
 
+// What the tokenizer's post-processor appends, and no second one where document_end names it as well.
+TEST(Packer, PutsTheSuffixBeforeTheEnd) {
+  auto encoder = byte_encoder();
+  encoder.prefix = {258, kTestBos};
+  encoder.suffix = {kTestEos};
+  const std::vector<Document> documents = {text_document("ab"), text_document("c", true, false), text_document("d", false, true)};
+  const auto packed = Packer(encoder, "eos", BadRowPolicy::skip).encode(documents);
+  EXPECT_EQ(packed[0].ids, join({{258, kTestBos}, bytes_of("ab"), {kTestEos}}));
+  EXPECT_EQ(packed[1].ids, join({{258, kTestBos}, bytes_of("c")}));
+  EXPECT_EQ(packed[2].ids, join({bytes_of("d"), {kTestEos}}));
+  EXPECT_EQ(Packer(encoder, "none", BadRowPolicy::skip).encode(documents)[0].ids, packed[0].ids);
+  EXPECT_EQ(Packer(encoder, "<s>", BadRowPolicy::skip).encode(documents)[2].ids, join({bytes_of("d"), {kTestEos, kTestBos}}));
+}
+
 TEST(Packer, RefusesAnUnknownEnd) {
   auto encoder = byte_encoder();
-  EXPECT_EQ(resolve_document_end(encoder, "none"), std::nullopt);
-  EXPECT_EQ(resolve_document_end(encoder, "eos"), kTestEos);
-  EXPECT_EQ(resolve_document_end(encoder, "<s>"), kTestBos);
-  expect_error<ConfigError>([&] { resolve_document_end(encoder, "<end>"); }, {"<end>", "none", "eos"});
+  const auto resolve = [&](const std::string& name) { return document_end_id(name, encoder.eos_id, encoder.token_id); };
+  EXPECT_EQ(resolve("none"), std::nullopt);
+  EXPECT_EQ(resolve("eos"), kTestEos);
+  EXPECT_EQ(resolve("<s>"), kTestBos);
+  expect_error<ConfigError>([&] { resolve("<end>"); }, {"<end>", "none", "eos"});
   encoder.eos_id.reset();
-  expect_error<ConfigError>([&] { resolve_document_end(encoder, "eos"); }, {"no eos_token"});
+  expect_error<ConfigError>([&] { resolve("eos"); }, {"no eos_token"});
 }
 
 TEST(Packer, CountsOnlyAnswersOfConversations) {
-  Packer packer(byte_encoder(), kTestEos, BadRowPolicy::skip);
+  Packer packer(byte_encoder(), "eos", BadRowPolicy::skip);
   const auto packed =
       packer.encode(std::vector<Document>{conversation({{"user", "u"}, {"assistant", "yes"}, {"user", "v"}, {"assistant", "no"}}),
                                           text_document("plain"), conversation({{"assistant", "a"}, {"user", "u"}})});
   ASSERT_EQ(packed.size(), 3U);
-  EXPECT_EQ(packed[0].ids, join({{kTestBos}, bytes_of("user:u;assistant:yes;user:v;assistant:no;"), {kTestEos}}));
+  // The template says what begins a conversation, as with apply_chat_template: no BOS is added.
+  EXPECT_EQ(packed[0].ids, join({bytes_of("user:u;assistant:yes;user:v;assistant:no;"), {kTestEos}}));
   std::string counted;
   for (size_t i = 0; i < packed[0].ids.size(); ++i) {
     if (packed[0].counts[i] != 0) counted += packed[0].ids[i] < 256 ? static_cast<char>(packed[0].ids[i]) : '$';
@@ -82,7 +98,7 @@ TEST(Packer, CountsOnlyAnswersOfConversations) {
   EXPECT_EQ(packed[2].counts.back(), 0);
 }
 
-TEST(Packer, AddsNoSecondBosWhereTheTemplateWritesIt) {
+TEST(Packer, KeepsTheBosThatATemplateWritesAndTellsOfOneInAText) {
   auto encoder = byte_encoder();
   encoder.encode_batch = [inner = encoder.encode_batch](std::span<const std::string_view> texts) {
     auto all = inner(texts);
@@ -94,10 +110,15 @@ TEST(Packer, AddsNoSecondBosWhereTheTemplateWritesIt) {
   encoder.render_spans = [](const std::vector<ChatMessage>& messages) {
     return std::vector<ChatSpan>{{"^q", false}, {messages.back().content, true}};
   };
-  Packer packer(encoder, std::nullopt, BadRowPolicy::skip);
+  Packer packer(encoder, "none", BadRowPolicy::skip);
   const auto packed = packer.encode(std::vector<Document>{conversation({{"assistant", "a"}})});
   EXPECT_EQ(packed[0].ids, (std::vector<int32_t>{kTestBos, 'q', 'a'}));
   EXPECT_EQ(packed[0].counts, (std::vector<uint8_t>{0, 0, 1}));
+  EXPECT_FALSE(packed[0].repeats_prefix);
+  const auto texts = packer.encode(std::vector<Document>{text_document("^q"), text_document("q")});
+  EXPECT_EQ(texts[0].ids, (std::vector<int32_t>{kTestBos, kTestBos, 'q'}));
+  EXPECT_TRUE(texts[0].repeats_prefix);
+  EXPECT_FALSE(texts[1].repeats_prefix);
 }
 
 // A tokenizer that joins ":y" into one id: the token over the border between prompt and answer belongs to the answer.
@@ -118,7 +139,7 @@ TEST(Packer, FindsAnswersWhereATokenReachesOverTheirBorder) {
     }
     return all;
   };
-  Packer packer(encoder, std::nullopt, BadRowPolicy::skip);
+  Packer packer(encoder, "none", BadRowPolicy::skip);
   const auto packed = packer.encode(std::vector<Document>{conversation({{"user", "u"}, {"assistant", "yes"}, {"user", "w"}})});
   EXPECT_EQ(packed[0].ids, join({bytes_of("user:u;assistant"), {259}, bytes_of("es;user:w;")}));
   std::vector<int32_t> counted;
@@ -131,7 +152,7 @@ TEST(Packer, FindsAnswersWhereATokenReachesOverTheirBorder) {
 TEST(Packer, DropsConversationsThatTheTemplateRefuses) {
   const std::vector<Document> documents = {conversation({{"refused", "x"}}), text_document("a"), conversation({{"refused", "x"}}),
                                            conversation({{"assistant", "b"}})};
-  Packer packer(byte_encoder(), std::nullopt, BadRowPolicy::skip);
+  Packer packer(byte_encoder(), "none", BadRowPolicy::skip);
   const auto packed = packer.encode(documents);
   ASSERT_EQ(packed.size(), 2U);
   EXPECT_EQ(packed[0].ids, join({{kTestBos}, bytes_of("a")}));
@@ -139,7 +160,7 @@ TEST(Packer, DropsConversationsThatTheTemplateRefuses) {
   EXPECT_EQ(packed[0].refused_conversations, 1U);
   EXPECT_EQ(packed[1].source, 3U);
   EXPECT_EQ(packer.refused_conversations(), 2U);
-  Packer strict(byte_encoder(), std::nullopt, BadRowPolicy::fail);
+  Packer strict(byte_encoder(), "none", BadRowPolicy::fail);
   expect_error<DataError>([&] { strict.encode(documents); }, {"roles must alternate"});
 }
 

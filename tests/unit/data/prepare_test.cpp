@@ -96,6 +96,20 @@ TEST(Prepare, KeepsEveryDocumentInOneOfTheSplits) {
   EXPECT_FALSE(shard.is_synthetic());
 }
 
+// The fingerprint does not tell them apart: a version that followed add_bos_token began documents otherwise with the same tokenizer.
+TEST(Prepare, TakesNoShardsWhoseDocumentsBeginOtherwise) {
+  const Folder folder;
+  write_corpus(folder, 20);
+  const auto options = options_of(folder / "corpus", folder / "out");
+  prepare(options, byte_encoder(false));
+  EXPECT_TRUE(prepare(options, byte_encoder(false)).was_complete);
+  expect_error<ConfigError>([&] { prepare(options, byte_encoder()); },
+                            {"documents begin with id -1, where the tokenizer puts 256", "use another --output, or --overwrite"});
+  auto encoder = byte_encoder(false);
+  encoder.suffix = {kTestEos};
+  expect_error<ConfigError>([&] { prepare(options, encoder); }, {"prefix is new"});
+}
+
 TEST(Prepare, GivesTheSameBytesForAnyBatchSize) {
   const Folder folder;
   write_corpus(folder, 120);

@@ -127,6 +127,22 @@ TEST_F(GgufRefusedTest, TheTinyOneItselfIsFine) {
   EXPECT_THAT(error_of<DataError>([&] { open_model(directory_.path().string()); }), HasSubstr("several GGUF files"));
 }
 
+// Each of eos, eot and eom ends a text, and so do the pieces by which llama.cpp knows an end.
+TEST_F(GgufRefusedTest, StopIds) {
+  const auto with_tokens = [](const std::vector<std::string>& tokens) {
+    return tiny_llama().strings("tokenizer.ggml.tokens", tokens).size("tokenizer.ggml.eos_token_id", 2);
+  };
+  const auto ids_of = [&](const GgufBuilder& builder) { return open(builder).generation_config["eos_token_id"]; };
+  const std::vector<std::string> plain = {"a", "b", "c", "d"};
+  EXPECT_EQ(ids_of(with_tokens(plain)), 2);
+  EXPECT_EQ(ids_of(with_tokens(plain).size("tokenizer.ggml.eot_token_id", 3).size("tokenizer.ggml.eom_token_id", 1)),
+            json::array({1, 2, 3}));
+  EXPECT_EQ(ids_of(with_tokens({"<|endoftext|>", "<|im_start|>", "<|im_end|>", "d"})), json::array({0, 2}));
+  EXPECT_FALSE(open(tiny_llama()).generation_config.contains("eos_token_id"));
+  EXPECT_THAT(error_for(with_tokens(plain).size("tokenizer.ggml.eom_token_id", 4)),
+              HasSubstr("tokenizer.ggml.eom_token_id is 4, it must be an id of the vocabulary of 4 tokens"));
+}
+
 TEST_F(GgufRefusedTest, Architectures) {
   EXPECT_THAT(error_for(GgufBuilder().string("general.architecture", "mamba")),
               HasSubstr("architecture 'mamba' is not supported: llama and qwen2 are"));

@@ -4,6 +4,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
+
+#include <sstream>
 
 #include "base/error.h"
 #include "unit/io/gguf_testing.h"
@@ -81,6 +85,27 @@ TEST_F(GgufTokenizerTest, PreTokenizers) {
   EXPECT_EQ(tokenizer(byte_level("llama-bpe"))["model"]["ignore_merges"], true);
   EXPECT_EQ(parts("default")["pre_tokenizer"]["pretokenizers"].size(), 5U);
   EXPECT_EQ(parts(""), parts("default"));
+}
+
+TEST_F(GgufTokenizerTest, WarnsOnceWhereThePreTokenizerIsNotNamed) {
+  std::ostringstream log;
+  const auto previous = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  const auto warnings = [&](const GgufBuilder& builder) {
+    log.str("");
+    read(builder);
+    read(builder);
+    return log.str();
+  };
+  const std::string missing = warnings(byte_level("")), empty = warnings(byte_level("").string("tokenizer.ggml.pre", ""));
+  const std::string by_default = warnings(byte_level("default")), named = warnings(byte_level("qwen2")), other = warnings(sentencepiece());
+  spdlog::set_default_logger(previous);
+  EXPECT_THAT(missing, HasSubstr("model.gguf: tokenizer.ggml.pre is missing: how the text was cut in training is not known"));
+  EXPECT_EQ(missing.find("warning"), missing.rfind("warning"));
+  EXPECT_THAT(empty, HasSubstr("tokenizer.ggml.pre is empty"));
+  EXPECT_THAT(by_default, HasSubstr("tokenizer.ggml.pre is \"default\""));
+  EXPECT_EQ(named, "");
+  EXPECT_EQ(other, "");
 }
 
 TEST_F(GgufTokenizerTest, BeginAndEnd) {

@@ -106,6 +106,9 @@ TEST_F(ModelFilesTest, CheckpointSeesFrozenWeightsAndTokenizerOfItsRun) {
   EXPECT_EQ(model.tokenizer->tokenizer_json, R"({"from": "run"})");
   EXPECT_EQ(model.tokenizer->tokenizer_config["bos_token"], "<s>");
   EXPECT_EQ(model.tokenizer->tokenizer_config["chat_template"], "{{ messages }}");
+  EXPECT_EQ(model.generation_config, json::object());
+  write_text(checkpoint.parent_path().parent_path() / "generation_config.json", R"({"eos_token_id": [1, 2]})");
+  EXPECT_EQ(open_model(checkpoint.string()).generation_config["eos_token_id"], json::array({1, 2}));
   write_text(checkpoint / "tokenizer.json", R"({"from": "checkpoint"})");
   EXPECT_EQ(open_model(checkpoint.string()).tokenizer->tokenizer_json, R"({"from": "checkpoint"})");
 }
@@ -187,7 +190,7 @@ TEST_F(ModelFilesTest, ChatTemplateList) {
              R"({"eos_token": "<end>", "chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]})");
   const json config = open_model(directory_.path().string()).tokenizer->tokenizer_config;
   EXPECT_EQ(config["chat_template"], "b");
-  EXPECT_EQ(config["eos_token"], "<end>");
+  EXPECT_EQ(config["eos_token"], "</s>");  // as transformers: the map goes first where the configuration lists no added tokens
   EXPECT_EQ(config["pad_token"], "<pad>");
   write_text(directory_ / "tokenizer_config.json", R"({"chat_template": [{"name": "tools", "template": "a"}]})");
   EXPECT_THAT(error_of<DataError>([&] { open_model(directory_.path().string()); }), HasSubstr("'default'"));

@@ -9,6 +9,7 @@
 #include "base/text.h"
 #include "io/model_files_tokenizer.h"
 #include "support/source_directory.h"
+#include "tokenizer/document_borders.h"
 #include "tokenizer_testing.h"
 
 namespace distil_xlstm {
@@ -93,31 +94,79 @@ TEST(Tokenizer, PiecesIdsAndSpecialTokens) {
   EXPECT_EQ(tokenizer.decode(Ids{5, 341, -1, 100000}), tokenizer.decode(Ids{5}));
 }
 
-// The post-processor of the file adds <s>; transformers lets add_bos_token and add_eos_token overrule it.
-TEST(Tokenizer, BosFollowsTheConfigurationElseThePostProcessor) {
+// As transformers 5: add_bos_token and add_eos_token say nothing beside a tokenizer.json, nor need bos_token be named.
+TEST(Tokenizer, PrefixAndSuffixFollowThePostProcessor) {
+  const json golden = parse_json(golden_files().tokenizer_json, "golden");
+  const auto piece = [](const char* name) { return json{{"SpecialToken", {{"id", name}, {"type_id", 0}}}}; };
+  const json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  const auto check = [&](const json& single, const json& settings, const Ids& prefix, const Ids& suffix) {
+    io::TokenizerFiles files = golden_files();
+    files.tokenizer_config.update(settings);
+    json changed = golden;
+    changed["post_processor"] = nullptr;
+    if (!single.is_null()) {
+      changed["post_processor"] = {{"type", "TemplateProcessing"}, {"single", single}, {"pair", json::array()}};
+      changed["post_processor"]["pair"] = json::array({text, {{"Sequence", {{"id", "B"}, {"type_id", 1}}}}});
+      changed["post_processor"]["special_tokens"] =
+          json::parse(R"({"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}, "</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}})");
+    }
+    files.tokenizer_json = changed.dump();
+    const Tokenizer tokenizer(files);
+    SCOPED_TRACE(single.dump() + settings.dump());
+    EXPECT_EQ(tokenizer.prefix_ids(), prefix);
+    EXPECT_EQ(tokenizer.suffix_ids(), suffix);
+    Ids whole = tokenizer.encode("The fox");
+    whole.insert(whole.begin(), prefix.begin(), prefix.end());
+    whole.insert(whole.end(), suffix.begin(), suffix.end());
+    EXPECT_EQ(tokenizer.encode("The fox", true), whole);
+  };
+  check(nullptr, {{"add_bos_token", true}}, {}, {});
+  const json bos = piece("<s>"), eos = piece("</s>"), unchanged = json::object();
+  check(json::array({text}), {{"add_bos_token", true}, {"add_eos_token", true}}, {}, {});
+  check(json::array({bos, text}), {{"add_bos_token", false}}, {0}, {});
+  check(json::array({bos, text}), {{"add_eos_token", true}}, {0}, {});
+  check(json::array({bos, text}), {{"bos_token", nullptr}}, {0}, {});
+  check(json::array({text, eos}), unchanged, {}, {1});
+  check(json::array({eos, bos, text, bos, eos}), unchanged, {1, 0}, {0, 1});
+}
+
+TEST(Tokenizer, PromptsBeginAsDocumentsDoButOnce) {
+  const Tokenizer tokenizer(golden_files());  // its post-processor puts <s> first
+  Ids fox = tokenizer.encode("The fox");
+  fox.insert(fox.begin(), 0);
+  EXPECT_EQ(encode_prompt(tokenizer, "The fox"), fox);
+  EXPECT_EQ(encode_prompt(tokenizer, "<s>The fox"), fox);
+  EXPECT_EQ(encode_prompt(tokenizer, ""), Ids{0});
+  EXPECT_EQ(document_borders(tokenizer, 1).begin, Ids{0});
+  EXPECT_EQ(document_borders(tokenizer, 1).end, Ids{1});
+}
+
+// What the configuration adds, described by the tokenizer.json that results; nothing changes where nothing is new.
+TEST(Tokenizer, TokensThatOtherFilesAdd) {
   io::TokenizerFiles files = golden_files();
-  const Ids plain = Tokenizer(files).encode("The fox");
-  const auto with = [&](Ids before, Ids after) {
-    before.insert(before.end(), plain.begin(), plain.end());
-    before.insert(before.end(), after.begin(), after.end());
-    return before;
+  const auto token = [](const char* content, bool special) {
+    return json{{"content", content}, {"single_word", false}, {"lstrip", false},
+                {"rstrip", false},    {"normalized", false},  {"special", special}};
   };
-  const auto check = [&](const json& settings, bool adds_bos, const Ids& ids) {
-    io::TokenizerFiles changed = files;
-    changed.tokenizer_config.update(settings);
-    const Tokenizer tokenizer(changed);
-    EXPECT_EQ(tokenizer.adds_bos(), adds_bos) << settings;
-    EXPECT_EQ(tokenizer.encode("The fox", true), ids) << settings;
-    EXPECT_EQ(tokenizer.encode("The fox"), plain) << settings;
-  };
-  check(json::object(), true, with({0}, {}));
-  check({{"add_bos_token", true}}, true, with({0}, {}));
-  check({{"add_bos_token", false}}, false, plain);
-  check({{"add_bos_token", nullptr}}, false, plain);
-  check({{"add_bos_token", false}, {"add_eos_token", true}}, false, with({}, {1}));
-  check({{"add_bos_token", true}, {"add_eos_token", true}}, true, with({0}, {1}));
-  files.tokenizer_config = json::object();  // no bos_token: nothing is known to be one
-  check(json::object(), false, with({0}, {}));
+  files.added_tokens = {{{"token", token("<s>", true)}, {"replaces", false}},
+                        {{"token", token("<new>", true)}, {"replaces", true}, {"id", 341}}};
+  const Tokenizer tokenizer(files);
+  EXPECT_EQ(tokenizer.vocab_size(), 342);
+  EXPECT_EQ(tokenizer.encode("<new>"), Ids{341});
+  EXPECT_EQ(tokenizer.decode(Ids{341, 341}, true), "");
+  EXPECT_EQ(tokenizer.fingerprint(), xxh3_128_hex(tokenizer.files().tokenizer_json));
+  EXPECT_NE(tokenizer.fingerprint(), Tokenizer(golden_files()).fingerprint());
+
+  io::TokenizerFiles saved = tokenizer.files();  // as in a run's directory
+  saved.added_tokens = files.added_tokens;
+  const Tokenizer again(saved);
+  EXPECT_EQ(again.fingerprint(), tokenizer.fingerprint());
+  EXPECT_EQ(again.encode("<new>"), Ids{341});
+
+  files.added_tokens.erase(1);
+  EXPECT_EQ(Tokenizer(files).fingerprint(), Tokenizer(golden_files()).fingerprint());
+  files.added_tokens[0]["replaces"] = true;  // golden's <s> is not normalized and special: the same
+  EXPECT_EQ(Tokenizer(files).fingerprint(), Tokenizer(golden_files()).fingerprint());
 }
 
 TEST(Tokenizer, IgnoresTruncationAndPaddingOfTheFile) {

@@ -88,7 +88,7 @@ TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
   const auto output = folder_ / "run";
   EXPECT_EQ(run(output), TrainStatus::finished);
   for (const char* name : {"run.json", "settings.toml", "metrics.jsonl", "frozen.safetensors", "tokenizer.json", "tokenizer_config.json",
-                           "checkpoints/last", "checkpoints/best"}) {
+                           "generation_config.json", "checkpoints/last", "checkpoints/best"}) {
     EXPECT_TRUE(fs::exists(output / name)) << name;
   }
   const auto description = read_json(output / "run.json");

@@ -1,10 +1,11 @@
 //! Hugging Face `tokenizers`.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::Tokenizer;
+use serde_json::Value;
+use tokenizers::{AddedToken, Encoding, PostProcessor, Token, Tokenizer};
 
 use crate::ffi::{guard, slice, DxString, DxText};
 
@@ -24,12 +25,35 @@ pub struct DxEncodings {
 }
 
 impl DxTokenizer {
-    fn load(json: &[u8]) -> Result<Self, String> {
+    /// Also gives the tokenizer.json that describes it, where `added_tokens` changed something.
+    fn load(json: &[u8], added_tokens: &str) -> Result<(Self, Option<String>), String> {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| error.to_string())?;
+        let tokens = tokens_to_add(&tokenizer, added_tokens)?;
+        let changed = if tokens.is_empty() {
+            None
+        } else {
+            tokenizer.add_tokens(tokens).map_err(|error| error.to_string())?;
+            Some(tokenizer.to_string(false).map_err(|error| error.to_string())?)
+        };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
         let vocab_size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| i64::from(id) + 1);
-        Ok(DxTokenizer { tokenizer, plain: OnceLock::new(), vocab_size })
+        Ok((DxTokenizer { tokenizer, plain: OnceLock::new(), vocab_size }, changed))
+    }
+
+    /// The ids that the post-processor puts before and after those of a text: a text of one token that no vocabulary has shows it.
+    fn affixes(&self) -> Result<Vec<Vec<u32>>, String> {
+        const TEXT: u32 = u32::MAX;
+        let Some(processor) = self.tokenizer.get_post_processor() else {
+            return Ok(vec![Vec::new(), Vec::new()]);
+        };
+        let text = Encoding::from_tokens(vec![Token::new(TEXT, String::from("a"), (0, 1))], 0);
+        let whole = processor.process(text, None, true).map_err(|error| error.to_string())?;
+        let parts: Vec<Vec<u32>> = whole.get_ids().split(|&id| id == TEXT).map(<[u32]>::to_vec).collect();
+        match parts.len() {
+            2 => Ok(parts),
+            found => Err(format!("post_processor gives a text back {} times: it must once", found - 1)),
+        }
     }
 
     fn with_special(&self, parse_special: bool) -> &Tokenizer {
@@ -42,31 +66,27 @@ impl DxTokenizer {
             plain
         })
     }
+}
 
-    fn set_bos_eos(&mut self, bos: &str, eos: &str) -> Result<(), String> {
-        let mut pieces = Vec::new();
-        let mut special_tokens = Vec::new();
-        for (piece, is_bos) in [(bos, true), (eos, false)] {
-            if !is_bos {
-                pieces.push("$A:0".to_string());
-            }
-            if piece.is_empty() {
-                continue;
-            }
-            let id = self.tokenizer.token_to_id(piece).ok_or_else(|| format!("'{piece}' is not in the vocabulary"))?;
-            pieces.push(format!("{piece}:0"));
-            special_tokens.push((piece.to_string(), id));
+/// Those of `list` (JSON: [{"token": {content and flags}, "replaces": bool}]) that change the tokenizer. One that replaces nothing is
+/// left out where an added token of that content is there already.
+fn tokens_to_add(tokenizer: &Tokenizer, list: &str) -> Result<Vec<AddedToken>, String> {
+    let list: Vec<Value> = serde_json::from_str(list).map_err(|error| format!("added tokens: {error}"))?;
+    let mut there: HashMap<String, AddedToken> =
+        tokenizer.get_added_tokens_decoder().into_values().map(|token| (token.content.clone(), token)).collect();
+    let mut tokens = Vec::new();
+    for entry in list {
+        let token: AddedToken = serde_json::from_value(entry["token"].clone()).map_err(|error| format!("added tokens: {error}"))?;
+        let changes = match there.get(&token.content) {
+            Some(old) => entry["replaces"] == Value::Bool(true) && *old != token,
+            None => !token.content.is_empty(),
+        };
+        if changes {
+            there.insert(token.content.clone(), token.clone());
+            tokens.push(token);
         }
-        let processor = TemplateProcessing::builder()
-            .try_single(pieces)
-            .map_err(|error| error.to_string())?
-            .special_tokens(special_tokens)
-            .build()
-            .map_err(|error| error.to_string())?;
-        self.tokenizer.with_post_processor(Some(processor));
-        self.plain = OnceLock::new();
-        Ok(())
     }
+    Ok(tokens)
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
@@ -117,10 +137,17 @@ pub unsafe extern "C" fn dx_encodings_free(encodings: DxEncodings) {
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn dx_tokenizer_load(json: DxText, out: *mut *mut DxTokenizer, error: *mut DxString) -> bool {
+pub unsafe extern "C" fn dx_tokenizer_load(
+    json: DxText,
+    added_tokens: DxText,
+    out: *mut *mut DxTokenizer,
+    changed_json: *mut DxString,
+    error: *mut DxString,
+) -> bool {
     guard(error, || {
-        let tokenizer = DxTokenizer::load(unsafe { json.bytes() })?;
+        let (tokenizer, changed) = unsafe { DxTokenizer::load(json.bytes(), added_tokens.text()?) }?;
         unsafe { out.write(Box::into_raw(Box::new(tokenizer))) };
+        unsafe { changed_json.write(DxString::new(changed.unwrap_or_default())) };
         Ok(())
     })
 }
@@ -133,13 +160,16 @@ pub unsafe extern "C" fn dx_tokenizer_free(tokenizer: *mut DxTokenizer) {
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn dx_tokenizer_set_bos_eos(
-    tokenizer: *mut DxTokenizer,
-    bos: DxText,
-    eos: DxText,
+pub unsafe extern "C" fn dx_tokenizer_affixes(
+    tokenizer: *const DxTokenizer,
+    out: *mut DxEncodings,
     error: *mut DxString,
 ) -> bool {
-    guard(error, || unsafe { (*tokenizer).set_bos_eos(bos.text()?, eos.text()?) })
+    guard(error, || {
+        let affixes = unsafe { &*tokenizer }.affixes()?;
+        unsafe { out.write(DxEncodings::new(affixes)) };
+        Ok(())
+    })
 }
 
 #[no_mangle]
