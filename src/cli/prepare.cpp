@@ -28,6 +28,9 @@ void print_report(const data::PrepareOptions& options, const data::PrepareReport
   fmt::print("{}: {}\n", options.output.string(), report.was_complete ? "already complete" : "complete");
   fmt::print("  documents          {}  ({} of text)\n", counts.documents, format_bytes(static_cast<double>(counts.text_bytes)));
   fmt::print("  train tokens       {}\n  validation tokens  {}\n", report.train_tokens, report.validation_tokens);
+  if (report.targets.conversations > 0) {
+    fmt::print("  target tokens      {}  (that count for the loss)\n", report.targets.target_tokens);
+  }
   fmt::print("  shards             {}\n", report.shards.size());
   const std::pair<const char*, uint64_t> faults[] = {
       {"empty documents left out", counts.empty_documents},
@@ -35,6 +38,7 @@ void print_report(const data::PrepareOptions& options, const data::PrepareReport
       {options.reader.bad_rows == data::BadRowPolicy::replace ? "texts with invalid UTF-8 repaired" : "texts with invalid UTF-8 left out",
        counts.invalid_utf8},
       {"conversations the template refused", report.refused_conversations},
+      {"conversations without an answer that counts", report.targets.without_answer},
       {"long documents encoded in parts", counts.cut_documents}};
   for (const auto& [name, number] : faults) {
     if (number > 0) fmt::print("  {}: {}\n", name, number);
@@ -69,7 +73,7 @@ void add_prepare_command(CLI::App& app) {
   command->footer(
       "Example: distil-xlstm prepare data/fineweb/*.parquet --model Qwen/Qwen2.5-1.5B --context-length 512 --output data/tokens\n"
       "An interrupted run goes on when the same command is given again.");
-  command->add_option("INPUT", options.reader.inputs, "Files, directories or globs: .txt .md .jsonl .ndjson (+ .gz .zst), .parquet")
+  command->add_option("INPUT", options.reader.inputs, "Files, directories or globs: .txt .md .jsonl .ndjson .json (+ .gz .zst), .parquet")
       ->required();
   command->add_option("--model,-m", options.model, "Whose tokenizer: a model, or a tokenizer.json")->required();
   command->add_option("--output,-o", arguments->output, "Directory for the shards")->required();
@@ -90,7 +94,9 @@ void add_prepare_command(CLI::App& app) {
       ->capture_default_str()
       ->group(rows);
   command->add_option("--text-key", options.reader.text_key, "Key or column of the text")->capture_default_str()->group(rows);
-  command->add_option("--messages-key", options.reader.messages_key, "Key of a conversation: [{role, content}]")
+  command
+      ->add_option("--messages-key", options.reader.messages_key,
+                   "Key or column of a conversation: [{role, content, ...}]; conversations is known as well")
       ->capture_default_str()
       ->group(rows);
   command->add_option("--prompt-key", options.reader.prompt_key, "Key or column of a prompt; prompt, instruction and question are known")

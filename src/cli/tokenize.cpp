@@ -9,6 +9,7 @@
 #include "cli/counted.h"
 #include "io/model_files.h"
 #include "io/model_files_tokenizer.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/document_borders.h"
 
 namespace distil_xlstm::cli {
@@ -132,27 +133,37 @@ void decode(const Tokenizer& tokenizer, const Options& options) {
   }
 }
 
-std::vector<ChatMessage> read_messages(const json& value) {
-  std::vector<ChatMessage> messages;
-  for (const json& message : value.is_object() ? require<json>(value, "messages", "standard input") : value) {
-    messages.push_back({require<std::string>(message, "role", "message"), require<std::string>(message, "content", "message")});
-  }
-  return messages;
+Conversation read_conversation(json value) {
+  Conversation conversation;
+  if (!value.is_object() && !value.is_array())
+    throw DataError("standard input: a conversation is a list of messages, or an object with 'messages'");
+  if (const auto problem = take_conversation(std::move(value), "messages", conversation); !problem.empty())
+    throw DataError("standard input: {}", problem);
+  return conversation;
 }
 
 void render_chat(const Tokenizer& tokenizer, const Options& options) {
   const ChatTemplate chat_template(tokenizer.files());
-  const std::vector<json> conversations = options.jsonl ? read_lines() : std::vector{parse_json(read_stdin(), "standard input")};
-  for (const json& conversation : conversations) {
-    const std::vector<ChatMessage> messages = read_messages(conversation);
-    const std::string text = chat_template.render(messages, options.generation_prompt);
+  std::vector<json> values = options.jsonl ? read_lines() : std::vector{parse_json(read_stdin(), "standard input")};
+  for (json& value : values) {
+    const Conversation conversation = read_conversation(std::move(value));
+    const std::string text = chat_template.render(conversation, options.generation_prompt);
     if (!options.as_json) {
       fmt::print("{}", text);
       continue;
     }
+    const std::vector<ChatSpan> answers = chat_template.render_spans(conversation);
     json spans = json::array();
-    for (const ChatSpan& span : chat_template.render_spans(messages)) spans.push_back({{"text", span.text}, {"is_answer", span.is_answer}});
-    fmt::print("{}\n", json{{"text", text}, {"ids", tokenizer.encode(text)}, {"spans", spans}}.dump());
+    std::string whole;
+    for (const ChatSpan& span : answers) {
+      spans.push_back({{"text", span.text}, {"is_answer", span.is_answer}});
+      whole += span.text;
+    }
+    const std::string_view view = whole;
+    const EncodedText encoded = tokenizer.encode_ranges({&view, 1}).front();
+    json printed = {{"text", text}, {"ids", tokenizer.encode(text)}, {"spans", spans}};
+    if (whole == text) printed["counts"] = answer_mask(encoded, answers);  // of each id
+    fmt::print("{}\n", printed.dump());
   }
 }
 

@@ -11,6 +11,7 @@
 #include "commands/compute.h"
 #include "commands/loaded_model.h"
 #include "generate/generator.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/stop_ids.h"
 
@@ -81,27 +82,28 @@ void finish(const generate::GenerateResult& result, const Options& options) {
 void chat(const LoadedModel& loaded, Options options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const ChatTemplate chat_template(tokenizer.files());
-  std::vector<ChatMessage> messages;
-  if (!options.system.empty()) messages.push_back({"system", unescape(options.system)});
+  Conversation conversation{json::array(), nullptr};
+  json& messages = conversation.messages;
+  if (!options.system.empty()) messages.push_back(chat_message("system", unescape(options.system)));
   std::string text = given_text(options);
   const bool is_single = !text.empty();
   if (!is_single && !options.json_path.empty()) throw ConfigError("--json with --chat: needs --prompt or --prompt-file: one turn");
   options.generate.continues_text = false;
   const auto read_turn = [&] {
-    if (is_single) return messages.empty() || messages.back().role == "system";
+    if (is_single) return messages.empty() || messages.back()["role"] == "system";
     if (!options.quiet) std::cerr << "> ";
     if (!std::getline(std::cin, text)) return false;
     text = unescape(text);
     return true;
   };
   while (read_turn()) {
-    messages.push_back({"user", text});
-    const auto prompt = tokenizer.encode(chat_template.render(messages, true));  // the template writes BOS where it is wanted
+    messages.push_back(chat_message("user", text));
+    const auto prompt = tokenizer.encode(chat_template.render(conversation, true));  // the template writes BOS where it is wanted
     warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
     const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
       if (options.json_path != "-") show(piece);
     });
-    messages.push_back({"assistant", result.text});
+    messages.push_back(chat_message("assistant", result.text));
     finish(result, options);
   }
 }

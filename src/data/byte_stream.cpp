@@ -4,6 +4,7 @@
 #include <zstd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -133,8 +134,12 @@ class ZstdStream : public CompressedStream {
 }  // namespace
 
 std::unique_ptr<ByteStream> open_byte_stream(const fs::path& path) {
-  if (path.extension() == ".gz") return std::make_unique<GzipStream>(path);
-  if (path.extension() == ".zst") return std::make_unique<ZstdStream>(path);
+  std::array<char, 4> magic{};
+  PlainStream(path).read(magic.data(), magic.size());
+  const std::string_view begin(magic.data(), magic.size());
+  // No text in UTF-8 begins like this, so that a name without its ending is no reason to take the bytes for one.
+  if (path.extension() == ".gz" || begin.starts_with("\x1F\x8B")) return std::make_unique<GzipStream>(path);
+  if (path.extension() == ".zst" || begin == "\x28\xB5\x2F\xFD") return std::make_unique<ZstdStream>(path);
   return std::make_unique<PlainStream>(path);
 }
 
@@ -143,7 +148,8 @@ fs::path without_compression(const fs::path& path) {
   return compressed ? path.parent_path() / path.stem() : path;
 }
 
-LineReader::LineReader(std::unique_ptr<ByteStream> stream, size_t max_bytes) : stream_(std::move(stream)), max_bytes_(max_bytes) {}
+LineReader::LineReader(std::unique_ptr<ByteStream> stream, size_t max_bytes, char newline)
+    : stream_(std::move(stream)), max_bytes_(max_bytes), newline_(newline) {}
 
 // Reads more behind what is there, moving or growing the buffer when it is full.
 bool LineReader::fill() {
@@ -165,7 +171,7 @@ bool LineReader::next(std::string_view& line, bool& too_long) {
   size_t searched = 0;  // bytes from begin_ on that hold no newline
   for (;;) {
     const char* from = buffer_.data() + begin_ + searched;
-    const auto* newline = static_cast<const char*>(std::memchr(from, '\n', end_ - begin_ - searched));
+    const auto* newline = static_cast<const char*>(std::memchr(from, newline_, end_ - begin_ - searched));
     if (newline != nullptr) {
       line = {buffer_.data() + begin_, static_cast<size_t>(newline - buffer_.data()) - begin_};
       begin_ += line.size() + 1;

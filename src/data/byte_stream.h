@@ -19,7 +19,7 @@ class ByteStream {
   [[nodiscard]] virtual uint64_t bytes_done() const = 0;
 };
 
-// By the name's ending: .gz (any number of members), .zst (any number of frames, windows up to 2^31), else as it is.
+// By the name's ending or the first bytes: gzip (any number of members), zstd (any number of frames, windows up to 2^31), else as it is.
 std::unique_ptr<ByteStream> open_byte_stream(const fs::path& path);
 
 // The name without .gz or .zst.
@@ -28,7 +28,7 @@ fs::path without_compression(const fs::path& path);
 // Lines of a stream. A line longer than `max_bytes` is given as its first max_bytes with `too_long` set; the rest is passed over.
 class LineReader {
  public:
-  LineReader(std::unique_ptr<ByteStream> stream, size_t max_bytes);
+  LineReader(std::unique_ptr<ByteStream> stream, size_t max_bytes, char newline = '\n');
   bool next(std::string_view& line, bool& too_long);  // without its newline; valid until the next call
   [[nodiscard]] uint64_t bytes_done() const { return stream_->bytes_done(); }
 
@@ -36,6 +36,7 @@ class LineReader {
   bool fill();
   std::unique_ptr<ByteStream> stream_;
   size_t max_bytes_;
+  char newline_;
   std::string buffer_;
   size_t begin_ = 0;  // of what is not yet given
   size_t end_ = 0;    // of what is read

@@ -1,4 +1,4 @@
-// Rows of a JSONL file: a text, or a conversation.
+// Rows of a JSONL file, or of one JSON array: a text, or a conversation.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -7,8 +7,11 @@
 #include "base/error.h"
 #include "base/json_limits.h"
 #include "data/byte_stream.h"
+#include "data/json_array_reader.h"
+#include "data/row_json.h"
 #include "data/row_keys.h"
 #include "data/text_reader.h"
+#include "data/text_stream.h"
 
 namespace distil_xlstm::data {
 
@@ -81,43 +84,6 @@ class TextHandler {
   bool is_wanted_ = false;
 };
 
-// A row as a tree. Not the project's ordered `json`, which looks through all keys of an object at each insertion.
-using Row = nlohmann::json;
-
-std::optional<std::string> string_at(const Row& row, const std::string& key) {
-  const auto it = row.find(key);
-  if (it == row.end() || !it->is_string()) return std::nullopt;
-  return it->get<std::string>();
-}
-
-// [{role, content}]: "" or what is wrong.
-std::string read_messages(const Row& list, const std::string& key, std::vector<ChatMessage>& messages) {
-  if (!list.is_array() || list.empty()) return fmt::format("'{}' is not a list of messages", key);
-  for (const auto& entry : list) {
-    auto role = entry.is_object() ? string_at(entry, "role") : std::nullopt;
-    auto content = entry.is_object() ? string_at(entry, "content") : std::nullopt;
-    if (!role || !content) return fmt::format("a message in '{}' lacks the strings 'role' and 'content'", key);
-    messages.push_back({std::move(*role), std::move(*content)});
-  }
-  return "";
-}
-
-std::string read_conversation(const Row& row, const ReaderOptions& options, std::vector<ChatMessage>& messages) {
-  if (options.prompt_key.empty()) {
-    const auto list = row.find(options.messages_key);
-    if (list != row.end()) return read_messages(*list, options.messages_key, messages);
-  }
-  for (const auto& keys : prompt_answer_keys(options)) {
-    auto prompt = string_at(row, keys.prompt);
-    auto answer = string_at(row, keys.answer);
-    if (!prompt || !answer) continue;
-    const auto input = keys.input.empty() ? std::nullopt : string_at(row, keys.input);
-    add_turn(std::move(*prompt), input.value_or(""), std::move(*answer), messages);
-    return "";
-  }
-  return fmt::format("no {}{}", options.rows == RowKind::chat ? "" : "'" + options.text_key + "' and no ", conversation_keys(options));
-}
-
 // The line with null for every NaN, Infinity and number beyond double, outside of strings.
 std::string without_odd_numbers(std::string_view line) {
   constexpr std::string_view kOfNumbers = "+-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -146,7 +112,17 @@ std::string without_odd_numbers(std::string_view line) {
 
 class JsonlSource : public RowSource {
  public:
-  JsonlSource(const fs::path& path, const ReaderOptions& options) : options_(options), lines_(open_byte_stream(path), kMaxLineBytes) {}
+  JsonlSource(const fs::path& path, const ReaderOptions& options) : path_(path), options_(options) {
+    auto text = open_text_stream(path);
+    const size_t first = text.head.find_first_not_of(" \t\r\n");
+    if (first != std::string::npos && text.head[first] == '[') {
+      elements_.emplace(std::move(text.bytes), kMaxLineBytes);
+      return;
+    }
+    // Lines of a file that was written on an old Macintosh end in a carriage return alone.
+    const bool has_newline = text.head.find('\n') != std::string::npos;
+    lines_.emplace(std::move(text.bytes), kMaxLineBytes, !has_newline && text.head.find('\r') != std::string::npos ? '\r' : '\n');
+  }
 
   bool next(Document& document, RowStatus& status, std::string& problem) override {
     std::string_view line;
@@ -161,7 +137,7 @@ class JsonlSource : public RowSource {
     if (!problem.empty()) {
       // Python writes NaN and Infinity, and numbers may be too large for a double: no reason to lose the text beside them.
       if (const std::string plain = without_odd_numbers(line); plain != line) {
-        document.messages.clear();
+        document.conversation = {};
         if (parse(plain, document).empty()) problem.clear();
       }
     }
@@ -174,7 +150,7 @@ class JsonlSource : public RowSource {
     if (utf8 == RowStatus::ok) return true;
     if (utf8 == RowStatus::repaired) {
       document.text.clear();
-      document.messages.clear();
+      document.conversation = {};
       problem = parse(copy, document);
       if (!problem.empty()) return true;
     }
@@ -189,14 +165,17 @@ class JsonlSource : public RowSource {
     for (; num_rows > 0 && next_line(line, too_long); --num_rows) {
     }
   }
-  [[nodiscard]] uint64_t bytes_done() const override { return lines_.bytes_done(); }
-  [[nodiscard]] std::string row_name() const override { return fmt::format("line {}", line_number_); }
+  [[nodiscard]] uint64_t bytes_done() const override { return elements_ ? elements_->bytes_done() : lines_->bytes_done(); }
+  [[nodiscard]] std::string row_name() const override { return fmt::format("{} {}", elements_ ? "element" : "line", line_number_); }
 
  private:
   bool next_line(std::string_view& line, bool& too_long) {
-    while (lines_.next(line, too_long)) {
+    while (elements_ ? elements_->next(line, too_long) : lines_->next(line, too_long)) {
       ++line_number_;
-      if (line.find_first_not_of(" \t\r") != std::string_view::npos) return true;
+      if (line.find_first_not_of(" \t\r\n") != std::string_view::npos) return true;
+    }
+    if (elements_ && elements_->is_cut()) {
+      throw DataError("{}: a JSON array that does not end: the file is cut short", path_.string());
     }
     return false;
   }
@@ -212,44 +191,23 @@ class JsonlSource : public RowSource {
       if (handler.has_other) return fmt::format("'{}' is not a string", options_.text_key);
       if (options_.rows == RowKind::text) return fmt::format("no '{}' (--text-key names another)", options_.text_key);
     }
-    if (const auto place = json_too_deep_at(line))
-      return fmt::format("more than {} levels of lists and objects inside each other at byte {} of the line", kMaxJsonDepth, *place);
-    const Row row = Row::parse(line.begin(), line.end(), nullptr, false);
-    if (row.is_discarded()) return "not JSON";
+    json row;
+    if (auto problem = parse_row(line, row); !problem.empty()) return problem;
     if (!row.is_object()) return "not a JSON object";
-    return read_conversation(row, options_, document.messages);
+    return read_conversation(std::move(row), options_, document.conversation);
   }
 
+  fs::path path_;
   const ReaderOptions& options_;
-  LineReader lines_;
-  uint64_t line_number_ = 0;  // of the last line, from 1, empty ones counted
+  std::optional<LineReader> lines_;          // one row a line
+  std::optional<JsonArrayReader> elements_;  // or all of them in one array
+  uint64_t line_number_ = 0;                 // of the last line or element, from 1, empty lines counted
 };
 
 }  // namespace
 
 std::unique_ptr<RowSource> open_jsonl_source(const fs::path& path, const ReaderOptions& options) {
   return std::make_unique<JsonlSource>(path, options);
-}
-
-std::vector<PromptAnswerKeys> prompt_answer_keys(const ReaderOptions& options) {
-  if (!options.prompt_key.empty()) return {{options.prompt_key, options.answer_key, options.prompt_key == "instruction" ? "input" : ""}};
-  return {{"prompt", "response", ""}, {"instruction", "output", "input"}, {"instruction", "response", ""}, {"question", "answer", ""}};
-}
-
-std::string conversation_keys(const ReaderOptions& options) {
-  std::string text = options.prompt_key.empty() ? "'" + options.messages_key + "' or " : "";
-  for (const auto& keys : prompt_answer_keys(options)) {
-    if (keys.prompt != prompt_answer_keys(options).front().prompt || keys.answer != prompt_answer_keys(options).front().answer)
-      text += ", ";
-    text += fmt::format("'{}' with '{}'", keys.prompt, keys.answer);
-  }
-  return text;
-}
-
-void add_turn(std::string prompt, std::string_view input, std::string answer, std::vector<ChatMessage>& messages) {
-  if (!input.empty()) prompt += fmt::format("\n\n{}", input);
-  messages.push_back({"user", std::move(prompt)});
-  messages.push_back({"assistant", std::move(answer)});
 }
 
 }  // namespace distil_xlstm::data

@@ -45,6 +45,7 @@ struct Loader::Impl {
   std::vector<RowPlace> order;  // of this rank
   int64_t num_blank = 0;        // last entries of `order` whose mask is emptied
   int64_t tokens_per_epoch = 0;
+  bool has_told_of_template = false;
 
   explicit Impl(const LoaderOptions& given) : options(given) {
     check_options();
@@ -113,11 +114,32 @@ struct Loader::Impl {
           "prepare the text again, to train as the model will be used",
           where, shard.header().bos_id, *options.begin_id);
     }
+    check_chat_template(shard);
     const auto vocab_size = static_cast<int64_t>(shard.header().vocab_size);
     if (options.vocab_size != 0 && vocab_size > options.vocab_size) {
       throw DataError("{}: prepared with a vocabulary of {} ids, but the model has {}: prepare the text again with the model's tokenizer",
                       where, vocab_size, options.vocab_size);
     }
+  }
+
+  // Only conversations mask targets. Turns in another form than the model's own would teach it what its --chat never writes.
+  void check_chat_template(const TokenShard& shard) {
+    if (!options.chat_template_fingerprint || !shard.has_loss_mask()) return;
+    const auto rendered_by = get_or<std::string>(shard.metadata(), "chat_template", "", shard.path().string());
+    const std::string& wanted = *options.chat_template_fingerprint;
+    if (rendered_by.empty() || rendered_by == wanted) return;  // "" of a version that did not write it down
+    if (!wanted.empty()) {
+      throw DataError(
+          "{}: its conversations were rendered with a chat template of fingerprint {}, but this model's has {}: prepare the text again "
+          "with "
+          "this model's, or give the model the other (chat_template.jinja)",
+          shard.path().string(), rendered_by, wanted);
+    }
+    if (!has_told_of_template) {
+      spdlog::warn("{}: its conversations were rendered with a chat template (fingerprint {}), and this model has none of its own",
+                   shard.path().string(), rendered_by);
+    }
+    has_told_of_template = true;
   }
 
   void describe_shards() {

@@ -40,6 +40,8 @@ struct LoaderOptions {
   int world_size = 1;
   DocumentIsolation document_isolation = DocumentIsolation::full;
   std::string tokenizer_fingerprint;  // when not empty, must equal the shards'
+  // When set, must equal that of shards that hold conversations; "" (a model without one) warns.
+  std::optional<std::string> chat_template_fingerprint;
   std::optional<int32_t> begin_id;    // what the tokenizer puts before a text, -1: nothing; shards with another one get a warning
   int64_t vocab_size = 0;             // when not 0, every id must be below it (checked against the header)
   bool verify_checksums = true;       // false: trust tokens on disk (only headers, borders and masks are checked)

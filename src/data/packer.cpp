@@ -4,17 +4,18 @@
 
 #include <algorithm>
 #include <memory>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/text.h"
 
 namespace distil_xlstm::data {
 
 TextEncoder make_encoder(const Tokenizer& tokenizer) {
   TextEncoder encoder;
   encoder.encode_batch = [&tokenizer](std::span<const std::string_view> texts) { return tokenizer.encode_batch(texts, false); };
-  encoder.render_spans = [&tokenizer, chat = std::shared_ptr<ChatTemplate>()](const std::vector<ChatMessage>& messages) mutable {
+  encoder.encode_ranges = [&tokenizer](std::span<const std::string_view> texts) { return tokenizer.encode_ranges(texts); };
+  encoder.render_spans = [&tokenizer, chat = std::shared_ptr<ChatTemplate>()](const Conversation& conversation) mutable {
     if (!chat) {
       // Not a fault of one row: no conversation can be prepared with this tokenizer.
       try {
@@ -23,7 +24,7 @@ TextEncoder make_encoder(const Tokenizer& tokenizer) {
         throw ConfigError("the text holds conversations, but the tokenizer cannot render them: {}", error.what());
       }
     }
-    return chat->render_spans(messages);
+    return chat->render_spans(conversation);
   };
   encoder.token_id = [&tokenizer](std::string_view piece) { return tokenizer.token_id(piece); };
   encoder.prefix = tokenizer.prefix_ids();
@@ -31,6 +32,7 @@ TextEncoder make_encoder(const Tokenizer& tokenizer) {
   encoder.eos_id = tokenizer.eos_id();
   encoder.vocab_size = tokenizer.vocab_size();
   encoder.fingerprint = tokenizer.fingerprint();
+  encoder.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());
   return encoder;
 }
 
@@ -44,20 +46,19 @@ Packer::Packer(TextEncoder encoder, const std::string& document_end, BadRowPolic
       borders_(borders_of(encoder_, document_end)),
       bad_rows_(bad_rows) {}
 
-// A rendered conversation: encoded whole, as `transformers` does, and span by span, to find where answers begin and end.
-struct Packer::Conversation {
-  std::string whole;
-  std::vector<ChatSpan> spans;
-};
-
 namespace {
-
-size_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {
-  return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
-}
 
 uint64_t hash_of(std::string_view text) {
   return xxh3_64(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+std::string roles_of(const Conversation& conversation) {
+  std::vector<std::string> roles;
+  for (const json& message : conversation.messages) {
+    const auto role = get_or<std::string>(message, "role", "");
+    if (roles.size() < 8 && std::ranges::find(roles, role) == roles.end()) roles.push_back(role);
+  }
+  return join(roles, ", ");
 }
 
 }  // namespace
@@ -78,72 +79,62 @@ void Packer::add_end(TokenDocument& conversation) const {
   conversation.ids.push_back(*document_end_id_);
 }
 
-std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
-  std::vector<Conversation> conversations(documents.size());
-  std::vector<std::string_view> texts;
-  std::vector<bool> refused(documents.size(), false);
-  bool any_refused = false;
-  for (size_t i = 0; i < documents.size(); ++i) {
-    auto& conversation = conversations[i];
-    if (documents[i].messages.empty()) {
-      texts.push_back(documents[i].text);
-      continue;
-    }
-    try {
-      conversation.spans = encoder_.render_spans(documents[i].messages);
-    } catch (const DataError& error) {
-      if (bad_rows_ == BadRowPolicy::fail) throw;
-      if (refused_ == 0 && !any_refused) spdlog::warn("a conversation cannot be rendered: {}", error.what());
-      refused[i] = any_refused = true;
-      continue;
-    }
-    for (const auto& span : conversation.spans) conversation.whole += span.text;
-    texts.push_back(conversation.whole);
-    for (const auto& span : conversation.spans) texts.push_back(span.text);
+std::vector<ChatSpan> Packer::render(const Document& document, bool& is_refused) {
+  try {
+    return encoder_.render_spans(document.conversation);
+  } catch (const DataError& error) {
+    if (bad_rows_ == BadRowPolicy::fail) throw DataError("{}: {} (--bad-rows skip goes on)", document.row_name, error.what());
+    if (!has_told_) spdlog::warn("{}: a conversation cannot be rendered: {}", document.row_name, error.what());
+    is_refused = has_told_ = true;
+    return {};
   }
-  auto encoded = encoder_.encode_batch(texts);
+}
+
+std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
+  std::vector<std::vector<ChatSpan>> spans(documents.size());
+  std::vector<std::string> rendered(documents.size());
+  std::vector<uint8_t> refused(documents.size(), 0);
+  std::vector<std::string_view> texts, conversations;
+  for (size_t i = 0; i < documents.size(); ++i) {
+    if (documents[i].conversation.empty()) {
+      texts.emplace_back(documents[i].text);
+      continue;
+    }
+    bool is_refused = false;
+    spans[i] = render(documents[i], is_refused);
+    refused[i] = is_refused ? 1 : 0;
+    if (is_refused) continue;
+    for (const auto& span : spans[i]) rendered[i] += span.text;
+    conversations.emplace_back(rendered[i]);
+  }
+  auto plain = encoder_.encode_batch(texts);
+  auto chat = encoder_.encode_ranges(conversations);
 
   std::vector<TokenDocument> result;
   result.reserve(documents.size());
-  size_t next = 0;
+  size_t next_plain = 0, next_chat = 0;
   for (size_t i = 0; i < documents.size(); ++i) {
-    if (refused[i]) {
-      ++refused_;
-      continue;
-    }
-    const size_t whole = next++;
-    TokenDocument document{
-        std::move(encoded[whole]), {}, documents[i].begins, documents[i].ends, hash_of(texts[whole]), i, refused_, false};
-    const auto& spans = conversations[i].spans;
-    if (!spans.empty()) {
-      // Where the pieces are those of the whole, the spans' lengths are the answers' places. Elsewhere a token reaches over a
-      // border: then the beginning of the text up to that border is encoded, and what agrees with the whole lies before it.
-      const std::span pieces(encoded.data() + next, spans.size());
-      next += spans.size();
-      document.counts.assign(document.ids.size(), 0);
-      std::vector<int32_t> joined;
-      for (const auto& piece : pieces) joined.insert(joined.end(), piece.begin(), piece.end());
-      const bool exact = joined == document.ids;
-      std::string prefix;
-      size_t begin = 0;
-      for (size_t s = 0; s < spans.size(); ++s) {
-        size_t end = begin + pieces[s].size();
-        if (!exact) {
-          prefix += spans[s].text;
-          const std::string_view view = prefix;
-          const auto ids = s + 1 == spans.size() ? document.ids : encoder_.encode_batch({&view, 1}).front();
-          end = std::max(begin, common_prefix(ids, document.ids));
-        }
-        if (spans[s].is_answer)
-          std::fill(document.counts.begin() + static_cast<ptrdiff_t>(begin), document.counts.begin() + static_cast<ptrdiff_t>(end),
-                    uint8_t{1});
-        begin = end;
-      }
-    }
-    if (documents[i].messages.empty()) {
-      add_borders(document);
+    refused_ += refused[i];
+    if (refused[i] != 0) continue;
+    const bool is_chat = !documents[i].conversation.empty();
+    TokenDocument document;
+    document.begins = documents[i].begins;
+    document.ends = documents[i].ends;
+    document.hash = hash_of(is_chat ? rendered[i] : documents[i].text);
+    document.source = i;
+    document.is_conversation = is_chat;
+    document.refused_conversations = refused_;
+    if (is_chat) {
+      document.counts = answer_mask(chat[next_chat], spans[i]);
+      document.ids = std::move(chat[next_chat++].ids);
+      if (std::ranges::find(document.counts, 1) == document.counts.end()) document.roles = roles_of(documents[i].conversation);
     } else {
+      document.ids = std::move(plain[next_plain++]);
+    }
+    if (is_chat) {
       add_end(document);
+    } else {
+      add_borders(document);
     }
     result.push_back(std::move(document));
   }

@@ -19,12 +19,14 @@ namespace distil_xlstm::data {
 // What packing needs of a tokenizer. All functions may be called from any one thread.
 struct TextEncoder {
   std::function<std::vector<std::vector<int32_t>>(std::span<const std::string_view>)> encode_batch;  // no special tokens added
-  std::function<std::vector<ChatSpan>(const std::vector<ChatMessage>&)> render_spans;                // throws Error where it cannot
+  std::function<std::vector<EncodedText>(std::span<const std::string_view>)> encode_ranges;          // the same with places
+  std::function<std::vector<ChatSpan>(const Conversation&)> render_spans;                            // throws Error where it cannot
   std::function<std::optional<int32_t>(std::string_view)> token_id;
   std::vector<int32_t> prefix, suffix;  // what the tokenizer puts around a text
   std::optional<int32_t> eos_id;
   int64_t vocab_size = 0;
   std::string fingerprint;
+  std::string chat_template_fingerprint;  // "" when it has no chat template
 };
 
 // A view of `tokenizer`, which must outlive it. Its chat template is compiled when the first conversation comes.
@@ -37,6 +39,8 @@ DocumentBorders borders_of(const TextEncoder& encoder, const std::string& docume
 struct TokenDocument {
   std::vector<int32_t> ids;
   std::vector<uint8_t> counts;  // empty: all count
+  bool is_conversation = false;
+  std::string roles;  // of a conversation in which nothing counts: its roles, for messages
   bool begins = true;
   bool ends = true;
   uint64_t hash = 0;                   // of its text: decides the split
@@ -55,7 +59,7 @@ class Packer {
   void set_refused_conversations(uint64_t count) { refused_ = count; }
 
  private:
-  struct Conversation;
+  std::vector<ChatSpan> render(const Document& document, bool& is_refused);
   void add_borders(TokenDocument& document) const;
   void add_end(TokenDocument& conversation) const;
   TextEncoder encoder_;
@@ -63,6 +67,7 @@ class Packer {
   DocumentBorders borders_;
   BadRowPolicy bad_rows_;
   uint64_t refused_ = 0;
+  bool has_told_ = false;
 };
 
 }  // namespace distil_xlstm::data

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
@@ -67,6 +68,7 @@ json describe_settings(const PrepareOptions& options, const TextEncoder& encoder
   const auto& r = options.reader;
   json settings = {{"model", options.model},
                    {"tokenizer_fingerprint", encoder.fingerprint},
+                   {"chat_template", encoder.chat_template_fingerprint},
                    {"vocab_size", encoder.vocab_size},
                    {"context_length", options.context_length},
                    {"document_end", options.document_end},
@@ -91,6 +93,7 @@ json describe_settings(const PrepareOptions& options, const TextEncoder& encoder
 // Names the first setting in which two runs differ.
 std::string first_difference(const json& here, const json& there) {
   for (const auto& [key, value] : here.items()) {
+    if (key == "chat_template" && !there.contains(key)) continue;  // an output of a version that did not write it down
     if (!there.contains(key)) return fmt::format("{} is new", key);
     if (there[key] != value && key == "inputs") return "the input files, their sizes or their modification times are others";
     if (there[key] != value) return fmt::format("{} is {}, it was {}", key, value.dump(), there[key].dump());
@@ -140,6 +143,7 @@ class Preparation {
     settings.shard_bytes = options_.shard_bytes;
     settings.source = {{"inputs", options_.reader.inputs}, {"tokenizer", options_.model}, {"document_end", options_.document_end}};
     settings.source.update(unusual_borders(encoder));
+    if (!encoder.chat_template_fingerprint.empty()) settings.source["chat_template"] = encoder.chat_template_fingerprint;
     return settings;
   }
 
@@ -315,6 +319,7 @@ class Preparation {
       }
       if (document.repeats_prefix) ++num_repeated_;
       (static_cast<Split>(journal_.split) == Split::train ? train_ : validation_).add(ids, counts, document.begins);
+      count_targets(document, ids.size());
       if (reached_max_tokens_) {
         journal_.counts = batch.text.counts[document.source];
         journal_.refused_conversations = document.refused_conversations;
@@ -324,6 +329,19 @@ class Preparation {
     journal_.place = batch.text.place;
     journal_.counts = batch.text.counts_at_end;
     journal_.refused_conversations = batch.refused_conversations;
+  }
+
+  void count_targets(const TokenDocument& document, size_t num_ids) {
+    constexpr size_t kMaxRoles = 8;
+    auto& targets = journal_.targets;
+    const auto end = document.counts.begin() + static_cast<ptrdiff_t>(std::min(num_ids, document.counts.size()));
+    targets.target_tokens += document.is_conversation ? std::count(document.counts.begin(), end, 1) : static_cast<int64_t>(num_ids);
+    if (!document.is_conversation) return;
+    ++targets.conversations;
+    if (document.roles.empty()) return;
+    ++targets.without_answer;
+    const bool is_new = std::find(targets.roles.begin(), targets.roles.end(), document.roles) == targets.roles.end();
+    if (is_new && targets.roles.size() < kMaxRoles) targets.roles.push_back(document.roles);
   }
 
   [[nodiscard]] std::string progress_text(const TokenBatch& batch, uint64_t bytes_before, int64_t tokens_before) const {
@@ -353,6 +371,7 @@ class Preparation {
     PrepareReport report;
     report.counts = journal_.counts;
     report.refused_conversations = journal_.refused_conversations;
+    report.targets = journal_.targets;
     report.train_tokens = train_.num_tokens();
     report.validation_tokens = validation_.num_tokens();
     report.reached_max_tokens = reached_max_tokens_;
@@ -403,13 +422,19 @@ void check_output(const PrepareOptions& options) {
                          prepared_text(), inputs);
 }
 
-}  // namespace
+// Conversations that teach nothing are rather a mistake: another name for the assistant, or prompts alone.
+void warn_of_no_answers(const PrepareReport& report, const fs::path& output) {
+  const auto& targets = report.targets;
+  if (targets.without_answer == 0) return;
+  std::vector<std::string> roles;
+  for (const json& set : targets.roles) roles.push_back(set.get<std::string>());
+  spdlog::warn(
+      "{}: {} of {} have no answer that counts (roles: {}): the loss counts what the role 'assistant' says, or what the template marks",
+      output.string(), targets.without_answer,
+      targets.conversations == 1 ? "1 conversation" : fmt::format("{} conversations", targets.conversations), join(roles, "; "));
+}
 
-PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder) {
-  check_options(options);
-  check_output(options);
-  const OutputLock lock(options.output);
-  check_output(options);  // another process may have written before the lock was ours
+PrepareReport run(const PrepareOptions& options, const TextEncoder& encoder) {
   try {
     return Preparation(options, encoder).run();
   } catch (const CannotResume& error) {
@@ -418,6 +443,18 @@ PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder)
   }
   remove_prepared(options.output);
   return Preparation(options, encoder).run();
+}
+
+}  // namespace
+
+PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder) {
+  check_options(options);
+  check_output(options);
+  const OutputLock lock(options.output);
+  check_output(options);  // another process may have written before the lock was ours
+  PrepareReport report = run(options, encoder);
+  warn_of_no_answers(report, options.output);
+  return report;
 }
 
 PrepareReport prepare(const PrepareOptions& options) {

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "data/packer.h"
+#include "data/prepare_journal.h"
 #include "data/shard_writer.h"
 #include "data/text_reader.h"
 
@@ -36,6 +37,7 @@ struct PrepareOptions {
 struct PrepareReport {
   ReaderCounts counts;
   uint64_t refused_conversations = 0;  // the chat template would not render them
+  TargetCounts targets;                // nothing in an output of a version that did not count them
   int64_t train_tokens = 0;
   int64_t validation_tokens = 0;
   std::vector<ShardSummary> shards;  // of both splits

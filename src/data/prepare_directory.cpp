@@ -49,6 +49,7 @@ void write_index(const fs::path& directory, const json& settings, const PrepareR
   write_json(index_path(directory), {{"settings", settings},
                                      {"counts", to_json(report.counts)},
                                      {"refused_conversations", report.refused_conversations},
+                                     {"targets", to_json(report.targets)},
                                      {"reached_max_tokens", report.reached_max_tokens},
                                      {"train_tokens", report.train_tokens},
                                      {"validation_tokens", report.validation_tokens},
@@ -59,6 +60,7 @@ PrepareReport report_of(const json& index, const std::string& where) {
   PrepareReport report;
   report.counts = reader_counts(require<json>(index, "counts", where), where);
   report.refused_conversations = require<uint64_t>(index, "refused_conversations", where);
+  if (index.contains("targets")) report.targets = target_counts(index["targets"], where);
   report.train_tokens = require<int64_t>(index, "train_tokens", where);
   report.validation_tokens = require<int64_t>(index, "validation_tokens", where);
   report.reached_max_tokens = require<bool>(index, "reached_max_tokens", where);

@@ -28,6 +28,22 @@ ReaderCounts reader_counts(const json& value, std::string_view where) {
   return counts;
 }
 
+json to_json(const TargetCounts& targets) {
+  return {{"conversations", targets.conversations},
+          {"without_answer", targets.without_answer},
+          {"roles", targets.roles},
+          {"target_tokens", targets.target_tokens}};
+}
+
+TargetCounts target_counts(const json& value, std::string_view where) {
+  TargetCounts targets;
+  targets.conversations = require<uint64_t>(value, "conversations", where);
+  targets.without_answer = require<uint64_t>(value, "without_answer", where);
+  targets.roles = require<std::vector<std::string>>(value, "roles", where);
+  targets.target_tokens = require<int64_t>(value, "target_tokens", where);
+  return targets;
+}
+
 void write_journal(const fs::path& directory, const PrepareJournal& journal) {
   const json content = {{"settings", journal.settings},
                         {"file", journal.place.file},
@@ -35,6 +51,7 @@ void write_journal(const fs::path& directory, const PrepareJournal& journal) {
                         {"piece", journal.place.piece},
                         {"counts", to_json(journal.counts)},
                         {"refused_conversations", journal.refused_conversations},
+                        {"targets", to_json(journal.targets)},
                         {"split", journal.split},
                         {"train", journal.train},
                         {"validation", journal.validation}};
@@ -53,6 +70,7 @@ std::optional<PrepareJournal> read_journal(const fs::path& directory) {
                    require<uint64_t>(content, "piece", where)};
   journal.counts = reader_counts(require<json>(content, "counts", where), where);
   journal.refused_conversations = require<uint64_t>(content, "refused_conversations", where);
+  journal.targets = target_counts(require<json>(content, "targets", where), where);
   journal.split = require<uint32_t>(content, "split", where);
   journal.train = require<json>(content, "train", where);
   journal.validation = require<json>(content, "validation", where);

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/json.h"
 #include "data/text_reader.h"
 
 namespace distil_xlstm::data {
@@ -19,7 +20,9 @@ struct PromptAnswerKeys {
 std::vector<PromptAnswerKeys> prompt_answer_keys(const ReaderOptions& options);
 // The same in words, for messages.
 std::string conversation_keys(const ReaderOptions& options);
+// A conversation of a row that is a tree: its messages, else its prompt and answer. "" or what is wrong with it.
+std::string read_conversation(json&& row, const ReaderOptions& options, Conversation& conversation);
 // A user's message and the assistant's.
-void add_turn(std::string prompt, std::string_view input, std::string answer, std::vector<ChatMessage>& messages);
+void add_turn(std::string prompt, std::string_view input, const std::string& answer, Conversation& conversation);
 
 }  // namespace distil_xlstm::data

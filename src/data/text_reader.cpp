@@ -12,6 +12,7 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "data/byte_stream.h"
+#include "data/text_stream.h"
 
 namespace distil_xlstm::data {
 
@@ -39,10 +40,22 @@ RowKind parse_row_kind(std::string_view name) {
   throw ConfigError("rows = \"{}\": allowed are \"auto\", \"text\", \"chat\"{}", name, did_you_mean(name, {"auto", "text", "chat"}));
 }
 
-uint64_t Document::size_bytes() const {
-  uint64_t size = text.size();
-  for (const auto& message : messages) size += message.content.size();
+namespace {
+
+uint64_t text_bytes(const json& value) {
+  if (value.is_string()) return value.get_ref<const std::string&>().size();
+  uint64_t size = 0;
+  if (!value.is_structured()) return size;
+  for (const auto& [key, item] : value.items()) {
+    if (key != "role") size += text_bytes(item);
+  }
   return size;
+}
+
+}  // namespace
+
+uint64_t Document::size_bytes() const {
+  return text.size() + text_bytes(conversation.messages) + text_bytes(conversation.variables);
 }
 
 RowStatus check_utf8(std::string& text, BadRowPolicy policy, std::string& problem) {
@@ -76,7 +89,7 @@ namespace {
 class TextSource : public RowSource {
  public:
   TextSource(const fs::path& path, const ReaderOptions& options)
-      : stream_(open_byte_stream(path)),
+      : stream_(open_text_stream(path).bytes),
         max_bytes_(std::min<uint64_t>(options.max_piece_bytes, std::numeric_limits<size_t>::max() / 2)),  // room for one byte more
         policy_(options.bad_rows) {}
 
@@ -103,7 +116,6 @@ class TextSource : public RowSource {
       buffer_.resize(have + got);
       at_end_ = got == 0;
     }
-    if (is_first_ && buffer_.starts_with("\xEF\xBB\xBF")) buffer_.erase(0, 3);  // byte order mark
     if (given_end_) return false;
     const size_t size = piece_end(buffer_, max_bytes_);
     document.text.assign(buffer_, 0, size);
@@ -127,7 +139,7 @@ std::optional<FileFormat> format_of(const fs::path& path) {
   const fs::path plain = without_compression(path);
   const std::string ending = to_lower(plain.extension().string());
   if (ending == ".txt" || ending == ".md") return FileFormat::text;
-  if (ending == ".jsonl" || ending == ".ndjson") return FileFormat::jsonl;
+  if (ending == ".jsonl" || ending == ".ndjson" || ending == ".json") return FileFormat::jsonl;
   if (ending == ".parquet" && plain == path) return FileFormat::parquet;
   return std::nullopt;
 }
@@ -186,11 +198,13 @@ struct TextReader::Impl {
           throw IoError("{}: not a regular file: text is read from files, whose size is known", path.string());
         if (!seen.insert(fs::canonical(path)).second) continue;
         const auto format = options.format == FileFormat::automatic ? format_of(path) : options.format;
-        if (!format && is_directory) {
+        // A directory's .json files rather describe its data.
+        const bool is_beside = is_directory && options.format == FileFormat::automatic && without_compression(path).extension() == ".json";
+        if (is_directory && (!format || is_beside)) {
           ++num_passed_over;
         } else if (!format) {
           throw ConfigError(
-              "{}: the name's ending tells no format: allowed are .txt, .md, .jsonl, .ndjson (each also .gz, .zst) and .parquet; "
+              "{}: the name's ending tells no format: allowed are .txt, .md, .jsonl, .ndjson, .json (each also .gz, .zst) and .parquet; "
               "say --format text, jsonl or parquet",
               path.string());
         } else {
@@ -239,7 +253,7 @@ struct TextReader::Impl {
           "about 100 times as much memory)",
           files[place.file].string(), row_name(), format_bytes(limit));
     }
-    if (!document.messages.empty() && document.size_bytes() > options.max_piece_bytes && status == RowStatus::ok) {
+    if (!document.conversation.empty() && document.size_bytes() > options.max_piece_bytes && status == RowStatus::ok) {
       status = RowStatus::malformed;
       problem = fmt::format("a conversation of more than {}, which cannot be cut", format_bytes(limit));
     }
@@ -263,7 +277,7 @@ struct TextReader::Impl {
 
   // Applies the text options. False when nothing of the document is left.
   bool clean(Document& document) {
-    if (!document.messages.empty()) return true;
+    if (!document.conversation.empty()) return true;
     if (options.normalize_newlines) normalize_newlines(document.text);
     if (options.strip) strip(document.text, document.begins, document.ends);
     if (!document.text.empty() || !document.begins || !document.ends) return true;
@@ -274,7 +288,7 @@ struct TextReader::Impl {
   void take_piece(Document& document) {
     const std::string_view left = std::string_view(long_text).substr(long_begin);
     const size_t size = piece_end(left, options.max_piece_bytes);
-    document.messages.clear();
+    document.conversation = {};
     document.text = left.substr(0, size);
     document.place = place;
     document.begins = long_begins && long_begin == 0;
@@ -306,7 +320,7 @@ struct TextReader::Impl {
       std::string problem;
       document.begins = document.ends = true;
       document.text.clear();
-      document.messages.clear();
+      document.conversation = {};
       if (!source->next(document, status, problem)) {
         source.reset();
         finished_bytes += sizes[place.file];
@@ -326,6 +340,7 @@ struct TextReader::Impl {
         continue;
       }
       document.place = place;
+      if (!document.conversation.empty()) document.row_name = fmt::format("{}: {}", files[place.file].string(), row_name());
       ++place.row;
       break;
     }

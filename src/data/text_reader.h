@@ -1,8 +1,8 @@
 // Corpus files -> documents, streamed: plain text, JSONL and Parquet, also compressed; memory does not grow with the corpus.
 //   .txt .md      one file is one document
-//   .jsonl .ndjson .json  one object a line: its text, or a conversation
-//   .parquet      FineWeb's layout: a string column, row groups streamed; or the string columns of a prompt and its answer
-// The first two may end in .gz or .zst as well.
+//   .jsonl .ndjson .json  one object a line, or one JSON array of objects: a text, or a conversation
+//   .parquet      FineWeb's layout: a string column, row groups streamed; or the columns of a conversation
+// The first two may end in .gz or .zst as well; content that is compressed is read as such under any name.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "base/file.h"
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/chat_template.h"
 
 namespace distil_xlstm::data {
 
@@ -32,7 +32,7 @@ struct ReaderOptions {
   FileFormat format = FileFormat::automatic;
   RowKind rows = RowKind::automatic;
   std::string text_key = "text";
-  std::string messages_key = "messages";  // [{role, content}]
+  std::string messages_key = "messages";  // [{role, content, ...}]; "conversations" is known as well
   std::string prompt_key;                 // "": prompt/response, instruction(+input)/output and question/answer are known
   std::string answer_key;
   BadRowPolicy bad_rows = BadRowPolicy::skip;
@@ -50,11 +50,12 @@ struct ReaderPlace {
 };
 
 struct Document {
-  std::string text;                   // UTF-8
-  std::vector<ChatMessage> messages;  // not empty: a conversation, then `text` is empty
-  bool begins = true;                 // false: goes on with the document before
-  bool ends = true;                   // false: the next one goes on with it
-  ReaderPlace place;                  // its own
+  std::string text;           // UTF-8
+  Conversation conversation;  // not empty: then `text` is
+  std::string row_name;       // of a conversation: file and line or row, for messages
+  bool begins = true;         // false: goes on with the document before
+  bool ends = true;           // false: the next one goes on with it
+  ReaderPlace place;          // its own
 
   [[nodiscard]] uint64_t size_bytes() const;
 };

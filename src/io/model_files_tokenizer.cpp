@@ -16,16 +16,6 @@ json read_object_if_there(const fs::path& path) {
   return value;
 }
 
-// Some files hold several templates by name: the one for chat is called "default".
-json default_template(const json& chat_template, const std::string& where) {
-  if (!chat_template.is_array()) return chat_template;
-  for (const json& named : chat_template) {
-    if (named.is_object() && get_or<std::string>(named, "name", "", where) == "default")
-      return require<std::string>(named, "template", where);
-  }
-  throw DataError("{}: chat_template is a list without one named 'default'", where);
-}
-
 // tokenizer_config.json and the tokens that it and its neighbours add.
 void read_tokenizer_config(const fs::path& directory, TokenizerFiles& files) {
   const fs::path path = directory / "tokenizer_config.json", added = directory / "added_tokens.json";
@@ -35,7 +25,6 @@ void read_tokenizer_config(const fs::path& directory, TokenizerFiles& files) {
   for (const char* key : kNamedTokens) {
     if (config.contains(key) && !config[key].is_null()) config[key] = token_text(config[key], fmt::format("{}: {}", path.string(), key));
   }
-  if (config.contains("chat_template")) config["chat_template"] = default_template(config["chat_template"], path.string());
   if (const fs::path jinja = directory / "chat_template.jinja"; fs::exists(jinja)) {
     const std::string source = read_file(jinja);
     throw_if_foreign(source, jinja.string(), ContentKind::text);

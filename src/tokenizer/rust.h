@@ -51,6 +51,20 @@ class Encodings {
   DxEncodings encodings_{nullptr, 0, nullptr, 0};
 };
 
+class Ranges {
+ public:
+  Ranges() = default;
+  ~Ranges() { dx_ranges_free(ranges_); }
+  Ranges(const Ranges&) = delete;
+  Ranges& operator=(const Ranges&) = delete;
+  DxRanges* out() { return &ranges_; }
+  [[nodiscard]] size_t size() const { return ranges_.num_bounds / 2; }
+  std::pair<size_t, size_t> operator[](size_t index) const { return {ranges_.bounds[2 * index], ranges_.bounds[2 * index + 1]}; }
+
+ private:
+  DxRanges ranges_{nullptr, 0};
+};
+
 // A handle with its function that frees it.
 template <typename T, void (*kFree)(T*)>
 class Handle {

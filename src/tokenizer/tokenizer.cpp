@@ -118,6 +118,28 @@ std::vector<std::vector<int32_t>> Tokenizer::encode_batch(std::span<const std::s
   return result;
 }
 
+std::vector<EncodedText> Tokenizer::encode_ranges(std::span<const std::string_view> texts) const {
+  std::vector<DxText> borrowed;
+  borrowed.reserve(texts.size());
+  for (const std::string_view text : texts) borrowed.push_back(rust::text(text));
+  rust::Encodings encodings;
+  rust::Ranges ranges;
+  rust::Error error;
+  if (!dx_tokenizer_encode_offsets(impl_->handle.get(), borrowed.data(), borrowed.size(), encodings.out(), ranges.out(), error.out())) {
+    throw DataError("{}: cannot encode: {}", impl_->files.origin, error.message());
+  }
+  std::vector<EncodedText> result(texts.size());
+  size_t next = 0;
+  for (size_t index = 0; index < texts.size(); ++index) {
+    result[index].ids = encodings.of(index);
+    for (size_t i = 0; i < result[index].ids.size(); ++i) {
+      const auto [begin, end] = ranges[next++];
+      result[index].ranges.push_back({begin, end});
+    }
+  }
+  return result;
+}
+
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
   rust::String decoded;
   rust::Error error;

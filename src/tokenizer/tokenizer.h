@@ -1,4 +1,4 @@
-// Hugging Face `tokenizers` itself (its Rust crate behind the C interface in rust/), and chat templates by minijinja.
+// Hugging Face `tokenizers` itself (its Rust crate behind the C interface in rust/).
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,16 @@
 #include "io/model_files.h"
 
 namespace distil_xlstm {
+
+// Bytes of a text that an id stands for.
+struct TextRange {
+  size_t begin = 0, end = 0;
+};
+
+struct EncodedText {
+  std::vector<int32_t> ids;
+  std::vector<TextRange> ranges;  // one for each
+};
 
 // Immutable, shared between threads. Token ids are what the Python package gives for the same tokenizer.json with files.added_tokens.
 class Tokenizer {
@@ -30,6 +40,8 @@ class Tokenizer {
   // The same for many texts on all cores (RAYON_NUM_THREADS is honoured).
   [[nodiscard]] std::vector<std::vector<int32_t>> encode_batch(std::span<const std::string_view> texts,
                                                                bool add_special_tokens = false) const;
+  // Without special tokens added, and with the place of each id.
+  [[nodiscard]] std::vector<EncodedText> encode_ranges(std::span<const std::string_view> texts) const;
   [[nodiscard]] std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
 
   [[nodiscard]] int64_t vocab_size() const;  // greatest id + 1, added tokens included
@@ -65,35 +77,6 @@ class StreamDecoder {
   std::vector<int32_t> ids_;
   size_t prefix_ = 0;
   size_t read_ = 0;
-};
-
-struct ChatMessage {
-  std::string role;  // "system", "user", "assistant"
-  std::string content;
-};
-
-// Part of a rendered conversation: the loss counts only where is_answer.
-struct ChatSpan {
-  std::string text;
-  bool is_answer = false;
-};
-
-// The `chat_template` of tokenizer_config.json (or chat_template.jinja), rendered as `transformers` does
-// (trim_blocks, lstrip_blocks, raise_exception, strftime_now, tojson, generation tag tolerated).
-class ChatTemplate {
- public:
-  // Throws DataError when the files carry no template or it does not parse.
-  explicit ChatTemplate(const io::TokenizerFiles& files);
-  ~ChatTemplate();
-  ChatTemplate(ChatTemplate&&) noexcept;
-  ChatTemplate& operator=(ChatTemplate&&) noexcept;
-  [[nodiscard]] std::string render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
-  // Rendered whole and cut into spans: answers are the assistants' contents with the end-of-turn that follows them.
-  [[nodiscard]] std::vector<ChatSpan> render_spans(const std::vector<ChatMessage>& messages) const;
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace distil_xlstm

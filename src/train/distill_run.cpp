@@ -15,6 +15,7 @@
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/stop_ids.h"
 #include "train/checkpoint.h"
 #include "train/origin.h"
@@ -234,6 +235,7 @@ void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
   options.document_isolation = data::parse_document_isolation(settings.document_isolation);
   options.tokenizer_fingerprint = tokenizer.fingerprint();
   options.begin_id = tokenizer.prefix_ids().empty() ? -1 : tokenizer.prefix_ids().front();
+  options.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());
   options.vocab_size = vocab_size;
   s.train = std::make_unique<data::Loader>(options);
 

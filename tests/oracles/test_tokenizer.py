@@ -330,6 +330,95 @@ def check_spans(result, turns, prompt):
         assert span["is_answer"] or not any(role == "assistant" and content in span["text"] for role, content in turns if len(content) > 8)
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Tells the weather é.", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string", "description": "Where"}, "days": {"type": "integer", "description": "How long"}},
+    "required": ["city"]}}}]
+CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 2, "x": 0.5, "y": None, "z": [True]}}}
+ROWS = [
+    dict(messages=[{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                   {"role": "tool", "name": "weather", "tool_call_id": "abcdefghi", "content": "{\"sun\": 1}"}, {"role": "assistant", "content": "Sunny."}],
+         tools=TOOLS),
+    dict(messages=[{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
+                   {"role": "tool", "content": "rain"}, {"role": "tool", "content": "sun"}, {"role": "assistant", "content": "Both.", "name": None}]),
+    dict(messages=[{"role": "user", "content": "6 * 7?"}, {"role": "assistant", "content": "42", "reasoning_content": "hm\n6 times 7"}]),
+    dict(messages=[{"role": "user", "content": "6 * 7?"}, {"role": "assistant", "content": "42", "thinking": "hm"}, {"role": "user", "content": "Sure?"},
+                   {"role": "assistant", "content": "Yes", "reasoning": "once more"}]),
+    dict(messages=[{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}],
+         chat_template_kwargs={"enable_thinking": False, "custom_instructions": "C"}),
+    dict(messages=[{"role": "user", "content": "U"}], documents=[{"title": "T", "text": "X"}], chat_template_kwargs={"enable_thinking": False}),
+    dict(messages=[{"role": "user", "content": [{"type": "text", "text": "part"}]}, {"role": "assistant", "content": [{"type": "text", "text": "other"}]}]),
+    dict(messages=[{"role": "user", "content": "U"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "V"}, {"role": "assistant", "content": "W"}]),
+]
+
+
+def applied(package, row, **options):
+    return package.apply_chat_template(row["messages"], tools=row.get("tools"), documents=row.get("documents"), **row.get("chat_template_kwargs", {}), **options)
+
+
+def test_every_key_of_a_row_equals_transformers():
+    """Tools, tool calls, reasoning, documents, further variables: the text that real templates make of them, or both refuse."""
+    need_data()
+    for path in template_sources():
+        config, template = template_of(path)
+        if isinstance(template, list):
+            continue
+        names = {key: config[key] for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)}
+        names = {key: value["content"] if isinstance(value, dict) else value for key, value in names.items()}
+        target = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+        shutil.copy(SHIPPED / "tokenizer.json", target / "tokenizer.json")
+        (target / "tokenizer_config.json").write_text(json.dumps({**names, "chat_template": template}), encoding="utf-8")
+        package = PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / "tokenizer.json"), chat_template=template, **names)
+        same = 0
+        for row in ROWS:
+            ours = run(["--model", str(target), "--chat", "--jsonl"], [row], check=False)
+            try:
+                expected = applied(package, row, tokenize=False)
+            except Exception as error:
+                assert ours.returncode == 1, (path, row, error, ours.stdout)
+                continue
+            if "[{'type': 'text'" in expected:  # the template prints a list as Python does: an error of ours
+                assert ours.returncode == 1 and "list of parts" in ours.stderr, (path, ours)
+                continue
+            assert ours.returncode == 0 and ours.stdout == expected, (path, row, ours.stderr, ours.stdout, expected)
+            same += 1
+        assert same >= 4, (path, same)
+
+
+MARKED = {
+    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}"
+              "{% endgeneration %}{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}",
+    "reasoning": "{% for m in messages %}\n{%- if m.role == 'assistant' %}\n  {%- generation -%}\n<think>{{ m.reasoning_content }}</think>"
+                 "{{ m.content }}{{ eos_token }}\n  {%- endgeneration -%}\n{% else %}[INST] {{ m.content }} [/INST]{% endif %}\n{% endfor %}",
+    "words": "{% for m in messages %}{% if m.role == 'assistant' %} {% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}"
+             "{% endif %}{% endfor %}",
+}
+
+
+def test_generation_marks_equal_the_assistant_mask_of_transformers():
+    need_data()
+    conversations = [
+        [{"role": "user", "content": "é?"}, {"role": "assistant", "content": "\n\n- 1\n"}, {"role": "user", "content": "and?"}, {"role": "assistant", "content": "Yes."}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "日本語 🦊 naïve", "reasoning_content": "hm"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": "none"}],
+    ]
+    for name in ["stories260K", "qwen2.5", "smollm2", "llama3", "gpt2", "mistral-7b-instruct-v0.2"]:
+        for kind, template in MARKED.items():
+            target = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+            shutil.copy(folder(name) / "tokenizer.json", target / "tokenizer.json")
+            (target / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": template}), encoding="utf-8")
+            package = PreTrainedTokenizerFast(tokenizer_file=str(target / "tokenizer.json"), chat_template=template, eos_token="</s>")
+            rows_of = rows(["--model", str(target), "--chat", "--jsonl"], conversations)
+            for result, messages in zip(rows_of, conversations):
+                if kind == "words" and messages[-1]["role"] != "assistant":
+                    continue
+                expected = package.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+                assert result["ids"] == expected["input_ids"], (name, kind)
+                wanted = expected["assistant_masks"]
+                if kind == "words" and "🦊" in messages[1]["content"]:
+                    continue  # a mark behind a character of several tokens: transformers counts the first of them alone
+                assert result["counts"] == wanted, (name, kind, result["ids"], result["counts"], wanted)
+
+
 def test_batches_are_as_fast_as_the_package():
     """Best of interleaved rounds on the same texts and cores: at least 0.9 of the package's speed."""
     need_data()

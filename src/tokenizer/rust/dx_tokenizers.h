@@ -34,8 +34,15 @@ typedef struct {
   size_t num_texts;
 } DxEncodings;
 
+// Begin and end of ranges of a text, in bytes, one after the other. To be freed by dx_ranges_free.
+typedef struct {
+  size_t* bounds;
+  size_t num_bounds;
+} DxRanges;
+
 void dx_string_free(DxString string);
 void dx_encodings_free(DxEncodings encodings);
+void dx_ranges_free(DxRanges ranges);
 
 // From the bytes of a tokenizer.json. Truncation and padding written there are ignored. `added_tokens` is a JSON list of what to add to
 // it: [{"token": {content, single_word, lstrip, rstrip, normalized, special}, "replaces": whether an added token of the same content
@@ -49,6 +56,9 @@ bool dx_tokenizer_affixes(const DxTokenizer* tokenizer, DxEncodings* out, DxStri
 // parse_special = false leaves special tokens that are written in the text as plain text. Texts must be UTF-8.
 bool dx_tokenizer_encode(const DxTokenizer* tokenizer, const DxText* texts, size_t num_texts, bool add_special_tokens, bool parse_special,
                          DxEncodings* out, DxString* error);
+// No special tokens added, those in a text parsed; with the range of its text that each id stands for.
+bool dx_tokenizer_encode_offsets(const DxTokenizer* tokenizer, const DxText* texts, size_t num_texts, DxEncodings* out, DxRanges* ranges,
+                                 DxString* error);
 // Ids without a piece are skipped.
 bool dx_tokenizer_decode(const DxTokenizer* tokenizer, const int32_t* ids, size_t num_ids, bool skip_special_tokens, DxString* out,
                          DxString* error);
@@ -57,11 +67,15 @@ int64_t dx_tokenizer_vocab_size(const DxTokenizer* tokenizer);                  
 int64_t dx_tokenizer_token_id(const DxTokenizer* tokenizer, DxText piece);         // -1: none
 bool dx_tokenizer_piece(const DxTokenizer* tokenizer, int32_t id, DxString* out);  // false: none
 
-// A Jinja template in the dialect of `transformers`.
+// A Jinja template in the dialect of `transformers`. It is a program of strangers: source, steps, values and texts have bounds
+// (template.rs, template_source.rs, template_values.rs), and one that passes them is an error.
 bool dx_template_compile(DxText source, DxTemplate** out, DxString* error);
 void dx_template_free(DxTemplate* compiled);
 // `context` is a JSON object.
 bool dx_template_render(const DxTemplate* compiled, DxText context, DxString* out, DxString* error);
+// Whether `{% generation %}` stands in the template; the same text with the ranges that it marks.
+bool dx_template_marks_generation(const DxTemplate* compiled);
+bool dx_template_render_marked(const DxTemplate* compiled, DxText context, DxString* out, DxRanges* generated, DxString* error);
 
 #ifdef __cplusplus
 }

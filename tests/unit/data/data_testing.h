@@ -31,12 +31,23 @@ inline TextEncoder byte_encoder(bool with_bos = true) {
     }
     return all;
   };
-  encoder.render_spans = [](const std::vector<ChatMessage>& messages) {
+  encoder.encode_ranges = [](std::span<const std::string_view> texts) {
+    std::vector<EncodedText> all(texts.size());
+    for (size_t t = 0; t < texts.size(); ++t) {
+      for (size_t i = 0; i < texts[t].size(); ++i) {
+        all[t].ids.push_back(static_cast<unsigned char>(texts[t][i]));
+        all[t].ranges.push_back({i, i + 1});
+      }
+    }
+    return all;
+  };
+  encoder.render_spans = [](const Conversation& conversation) {
     std::vector<ChatSpan> spans;
-    for (const auto& message : messages) {
-      if (message.role == "refused") throw DataError("roles must alternate");
-      spans.push_back({message.role + ":", false});
-      spans.push_back({message.content + ";", message.role == "assistant"});
+    for (const auto& message : conversation.messages) {
+      const auto role = message.at("role").get<std::string>();
+      if (role == "refused") throw DataError("roles must alternate");
+      spans.push_back({role + ":", false});
+      spans.push_back({message.at("content").get<std::string>() + ";", role == "assistant"});
     }
     return spans;
   };

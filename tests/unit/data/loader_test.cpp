@@ -22,6 +22,7 @@ struct Corpus {
   Split split = Split::train;
   int32_t first_id = 0;
   bool synthetic = false;
+  std::string chat_template;  // with it the first id does not count, as in a conversation
 };
 
 // `num_rows` rows of one document, in which row r begins with the id first_id + 4 r.
@@ -32,11 +33,14 @@ void write_rows(const fs::path& directory, int64_t num_rows, const Corpus& corpu
   settings.vocab_size = corpus.vocab_size;
   settings.tokenizer_fingerprint = corpus.fingerprint;
   settings.synthetic = corpus.synthetic;
+  settings.source["chat_template"] = corpus.chat_template;
   settings.shard_bytes = 3 * 2 * static_cast<uint64_t>(corpus.context_length);  // three rows a shard
   ShardWriter writer(directory, settings);
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < num_rows * corpus.context_length + 1; ++i) ids.push_back(corpus.first_id + static_cast<int32_t>(i));
-  writer.add(ids);
+  std::vector<uint8_t> counts(corpus.chat_template.empty() ? 0 : ids.size(), 1);
+  if (!counts.empty()) counts[0] = 0;
+  writer.add(ids, counts);
   writer.finish();
 }
 
@@ -307,6 +311,22 @@ TEST(Loader, LeavesOutRowsWithoutTargetsAndTellsSyntheticText) {
   EXPECT_EQ(loader.rows_per_epoch(), 1);
   EXPECT_EQ(loader.tokens_per_epoch(), 2);
   EXPECT_EQ(rows_of(loader), std::vector<int32_t>{5});
+}
+
+TEST(Loader, TakesConversationsOfTheModelsOwnTemplateAlone) {
+  const Folder folder;
+  write_rows(folder / "chat", 2, {.chat_template = "template-a"});
+  write_rows(folder / "text", 2);
+  auto options = options_of(folder / "chat");
+  EXPECT_EQ(Loader(options).rows_per_epoch(), 2);  // not asked
+  for (const char* own : {"template-a", ""}) {     // the same, or none: then it warns
+    options.chat_template_fingerprint = own;
+    EXPECT_EQ(Loader(options).rows_per_epoch(), 2);
+  }
+  options.chat_template_fingerprint = "template-b";
+  expect_error<DataError>([&] { Loader loader(options); }, {"chat/train-00000.dxts", "template-a", "template-b", "prepare the text again"});
+  options.sources = {{(folder / "text").string(), 1.0}};  // plain text fits any
+  EXPECT_EQ(Loader(options).rows_per_epoch(), 2);
 }
 
 }  // namespace

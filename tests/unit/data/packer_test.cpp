@@ -27,9 +27,10 @@ Document text_document(const std::string& text, bool begins = true, bool ends = 
   return document;
 }
 
-Document conversation(std::vector<ChatMessage> messages) {
+Document conversation(const std::vector<std::pair<std::string, std::string>>& messages) {
   Document document;
-  document.messages = std::move(messages);
+  for (const auto& [role, content] : messages) document.conversation.messages.push_back(chat_message(role, content));
+  document.row_name = "chat.jsonl: line 7";
   return document;
 }
 
@@ -100,15 +101,15 @@ TEST(Packer, CountsOnlyAnswersOfConversations) {
 
 TEST(Packer, KeepsTheBosThatATemplateWritesAndTellsOfOneInAText) {
   auto encoder = byte_encoder();
-  encoder.encode_batch = [inner = encoder.encode_batch](std::span<const std::string_view> texts) {
+  encoder.encode_ranges = [inner = encoder.encode_ranges](std::span<const std::string_view> texts) {
     auto all = inner(texts);
-    for (auto& ids : all) {
-      if (!ids.empty() && ids[0] == '^') ids[0] = kTestBos;
+    for (auto& text : all) {
+      if (!text.ids.empty() && text.ids[0] == '^') text.ids[0] = kTestBos;
     }
     return all;
   };
-  encoder.render_spans = [](const std::vector<ChatMessage>& messages) {
-    return std::vector<ChatSpan>{{"^q", false}, {messages.back().content, true}};
+  encoder.render_spans = [](const Conversation& rendered) {
+    return std::vector<ChatSpan>{{"^q", false}, {rendered.messages.back().at("content").get<std::string>(), true}};
   };
   Packer packer(encoder, "none", BadRowPolicy::skip);
   const auto packed = packer.encode(std::vector<Document>{conversation({{"assistant", "a"}})});
@@ -124,17 +125,14 @@ TEST(Packer, KeepsTheBosThatATemplateWritesAndTellsOfOneInAText) {
 // A tokenizer that joins ":y" into one id: the token over the border between prompt and answer belongs to the answer.
 TEST(Packer, FindsAnswersWhereATokenReachesOverTheirBorder) {
   auto encoder = byte_encoder(false);
-  encoder.encode_batch = [](std::span<const std::string_view> texts) {
-    std::vector<std::vector<int32_t>> all;
+  encoder.encode_ranges = [](std::span<const std::string_view> texts) {
+    std::vector<EncodedText> all;
     for (const auto text : texts) {
-      auto& ids = all.emplace_back();
-      for (size_t i = 0; i < text.size(); ++i) {
-        if (text.substr(i, 2) == ":y") {
-          ids.push_back(259);
-          ++i;
-        } else {
-          ids.push_back(static_cast<unsigned char>(text[i]));
-        }
+      auto& encoded = all.emplace_back();
+      for (size_t i = 0; i < text.size(); i = encoded.ranges.back().end) {
+        const bool is_joined = text.substr(i, 2) == ":y";
+        encoded.ids.push_back(is_joined ? 259 : static_cast<unsigned char>(text[i]));
+        encoded.ranges.push_back({i, i + (is_joined ? 2 : 1)});
       }
     }
     return all;
@@ -161,7 +159,16 @@ TEST(Packer, DropsConversationsThatTheTemplateRefuses) {
   EXPECT_EQ(packed[1].source, 3U);
   EXPECT_EQ(packer.refused_conversations(), 2U);
   Packer strict(byte_encoder(), "none", BadRowPolicy::fail);
-  expect_error<DataError>([&] { strict.encode(documents); }, {"roles must alternate"});
+  expect_error<DataError>([&] { strict.encode(documents); }, {"chat.jsonl: line 7", "roles must alternate", "--bad-rows"});
+}
+
+TEST(Packer, NamesTheRolesOfAConversationWithoutAnAnswer) {
+  Packer packer(byte_encoder(), "none", BadRowPolicy::skip);
+  const auto packed = packer.encode(std::vector<Document>{conversation({{"user", "u"}, {"model", "m"}, {"user", "u"}}),
+                                                          conversation({{"assistant", "a"}}), text_document("t")});
+  EXPECT_EQ(packed[0].roles, "user, model");
+  EXPECT_TRUE(packed[0].is_conversation && packed[1].is_conversation && !packed[2].is_conversation);
+  EXPECT_EQ(packed[1].roles + packed[2].roles, "");
 }
 
 }  // namespace

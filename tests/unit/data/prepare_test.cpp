@@ -402,6 +402,42 @@ TEST(Prepare, MasksConversations) {
   }
   EXPECT_EQ(counted, "yes;plain");
   EXPECT_EQ(stream.borders.size(), 2U);
+  EXPECT_EQ(report.targets.conversations, 1U);
+  EXPECT_EQ(report.targets.without_answer, 0U);
+}
+
+TEST(Prepare, CountsWhatConversationsTeach) {
+  const Folder folder;
+  folder.write("chat/c.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "yes"}]}
+{"messages": [{"role": "user", "content": "u"}, {"role": "model", "content": "no"}]}
+{"messages": [{"role": "human", "content": "u"}]}
+{"messages": [{"role": "user", "content": "v"}, {"role": "model", "content": "no"}]}
+)");
+  auto options = options_of(folder / "chat", folder / "out");
+  options.validation_fraction = 0;
+  auto encoder = byte_encoder(false);
+  encoder.chat_template_fingerprint = "template-a";
+  const auto check = [](const PrepareReport& report) {
+    EXPECT_EQ(report.targets.conversations, 4U);
+    EXPECT_EQ(report.targets.without_answer, 3U);
+    EXPECT_EQ(report.targets.roles, json({"user, model", "human"}));
+    EXPECT_EQ(report.targets.target_tokens, 4);  // yes;
+  };
+  check(prepare(options, encoder));
+  const auto again = prepare(options, encoder);
+  EXPECT_TRUE(again.was_complete);
+  check(again);
+  const auto shards = shards_of(folder / "out", "train");
+  EXPECT_EQ(TokenShard(shards.at(0)).metadata().at("chat_template"), "template-a");
+  encoder.chat_template_fingerprint = "template-b";
+  expect_error<ConfigError>([&] { prepare(options, encoder); }, {"other settings", "chat_template"});
+
+  // An output of a version that did not write the template down is taken as it is.
+  json index = read_json(folder / "out/prepare.json");
+  index["settings"].erase("chat_template");
+  index.erase("targets");
+  write_json(folder / "out/prepare.json", index);
+  EXPECT_TRUE(prepare(options, encoder).was_complete);
 }
 
 }  // namespace

@@ -254,7 +254,7 @@ TEST(TextReader, KeepsRowsBesideNumbersThatJsonDoesNotHave) {
   const auto documents = read_all(reader);
   ASSERT_EQ(documents.size(), 2U);
   EXPECT_EQ(documents[0].text, "one");
-  EXPECT_EQ(documents[1].messages.at(1).content, "NaN");
+  EXPECT_EQ(documents[1].conversation.messages.at(1).at("content"), "NaN");
   EXPECT_EQ(reader.counts().malformed_rows, 2U);
   options.bad_rows = BadRowPolicy::fail;
   expect_error<DataError>([&] { texts_of(options); }, {"line 4", "not JSON"});
@@ -361,7 +361,7 @@ std::vector<Messages> conversations_of(const ReaderOptions& options) {
   std::vector<Messages> all;
   for (const auto& document : read_all(reader)) {
     all.emplace_back();
-    for (const auto& message : document.messages) all.back().emplace_back(message.role, message.content);
+    for (const auto& message : document.conversation.messages) all.back().emplace_back(message.at("role"), message.at("content"));
   }
   return all;
 }
@@ -395,6 +395,122 @@ TEST(TextReader, ReadsConversations) {
   expect_error<ConfigError>([&] { TextReader reader(named); }, {"prompt_key", "answer_key"});
   named.answer_key = "say";
   EXPECT_EQ(conversations_of(named), (std::vector<Messages>{{{"user", "x"}, {"assistant", "y"}}}));
+}
+
+// All of a row that `transformers` hands to a template, in the order of its keys.
+TEST(TextReader, KeepsWhatAMessageHoldsBesideItsContent) {
+  const Folder folder;
+  const std::string messages =
+      R"([{"role":"user","content":[{"type":"text","text":"u"}]},{"role":"assistant","content":null,"tool_calls":[{"z":1,"a":{"x":[1.5,true,null]}}],"reasoning_content":"r"}])";
+  TextReader reader(
+      options_of(folder.write("t.jsonl", R"({"id": 1, "tools": "[{\"name\": \"f\"}]", "messages": )" + messages +
+                                             R"(, "documents": [{"title": "t"}], "chat_template_kwargs": {"enable_thinking": false}})" +
+                                             "\n" + R"({"prompt": "p", "response": "r", "tools": [{"b": 1, "a": 2, "b": 3}]})")));
+  const auto documents = read_all(reader);
+  ASSERT_EQ(documents.size(), 2U);
+  // As `transformers`: what is null is not there, and reasoning has two names.
+  EXPECT_EQ(documents[0].conversation.messages.dump(),
+            R"([{"role":"user","content":[{"type":"text","text":"u"}]},{"thinking":"r","role":"assistant",)"
+            R"("tool_calls":[{"z":1,"a":{"x":[1.5,true,null]}}],"reasoning_content":"r"}])");
+  EXPECT_EQ(documents[0].conversation.variables.dump(), R"({"enable_thinking":false,"tools":[{"name":"f"}],"documents":[{"title":"t"}]})");
+  EXPECT_EQ(documents[0].row_name, (folder / "t.jsonl").string() + ": line 1");
+  EXPECT_EQ(documents[1].conversation.variables.dump(), R"({"tools":[{"b":3,"a":2}]})");
+}
+
+TEST(TextReader, SaysWhatIsWrongWithAConversation) {
+  const Folder folder;
+  const std::pair<std::string, std::string> cases[] = {
+      {R"({"messages": "x"})", "'messages' is not a list of messages"},
+      {R"({"messages": [5]})", "message 1 of 'messages' is not an object"},
+      {R"({"messages": [{"role": "user", "content": "a"}, {"role": "user"}]})", "message 2 of 'messages' has nothing but a role"},
+      {R"({"conversations": [{"from": "human", "value": "a"}]})",
+       "message 1 of 'conversations' lacks the string 'role' (it has 'from', 'value'): rename"},
+      {R"({"messages": [{"role": "user", "content": 5}]})", "'content' of message 1 of 'messages' is neither a string nor a list of parts"},
+      {R"({"messages": [{"role": "user", "content": "a"}], "tools": ["f"]})", "'tools' is not a list of objects"},
+      {R"({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": 1})", "'chat_template_kwargs' is not an object"},
+      {R"({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"tools": 1}})", "'chat_template_kwargs' holds 'tools'"},
+      {R"({"prompt": null, "response": "r"})", "'prompt' is null"},
+      {R"({"messages": [{"role": "user", "content": "a", "x": )" + std::string(200, '[') + std::string(200, ']') + "}]}",
+       "more than 100 levels of lists and objects"},
+      {R"({"messages": [{"role": "user", "content": "a", "x": )" + std::string(100000, '['), "more than 100 levels of lists and objects"}};
+  for (const auto& [row, problem] : cases) {
+    auto options = options_of(folder.write("t.jsonl", row));
+    options.bad_rows = BadRowPolicy::fail;
+    options.rows = RowKind::chat;
+    expect_error<DataError>([&] { texts_of(options); }, {"t.jsonl", "line 1", problem});
+  }
+}
+
+TEST(TextReader, ReadsConversationsUnderBothNames) {
+  const Folder folder;
+  const auto options = options_of(folder.write("t.jsonl", R"({"conversations": [{"role": "user", "content": "u"}]})"));
+  EXPECT_EQ(conversations_of(options), (std::vector<Messages>{{{"user", "u"}}}));
+}
+
+TEST(TextReader, ReadsAJsonArray) {
+  const Folder folder;
+  const std::string array = "\xEF\xBB\xBF [\n  {\"text\": \"a ] , \\\" [ b\"},\n  {\"x\": [1, {\"y\": []}], \"text\": \"c\"}, 7\n]\n";
+  for (const auto& path : {folder.write("t.json", array), folder.write("t.jsonl", array), folder.write("t.json.gz", gzip(array))}) {
+    TextReader reader(options_of(path));
+    const auto documents = read_all(reader);
+    ASSERT_EQ(documents.size(), 2U);
+    EXPECT_EQ(documents[0].text, "a ] , \" [ b");
+    EXPECT_EQ(documents[1].text, "c");
+    EXPECT_EQ(reader.counts().malformed_rows, 1U);
+    TextReader second(options_of(path));
+    second.restore({0, 1, 0}, {});
+    Document document;
+    ASSERT_TRUE(second.next(document));
+    EXPECT_EQ(document.text, "c");
+  }
+  EXPECT_TRUE(texts_of(options_of(folder.write("none.json", "[]"))).empty());
+  auto options = options_of(folder.write("cut.json", R"([{"text": "a"}, {"text": "b"})"));
+  expect_error<DataError>([&] { texts_of(options); }, {"cut.json", "does not end", "cut short"});
+  options = options_of(folder.write("more.json", "[{\"text\": \"a\"}]\n[{\"text\": \"b\"}]"));
+  options.bad_rows = BadRowPolicy::fail;
+  expect_error<DataError>([&] { texts_of(options); }, {"more.json", "element 2", "not a JSON object"});
+  folder.write("d/a.txt", "one");
+  folder.write("d/dataset_info.json", "{}");
+  EXPECT_EQ(texts_of(options_of(folder / "d")), std::vector<std::string>{"one"});  // beside the texts, not one of them
+}
+
+TEST(TextReader, ReadsCompressedContentUnderAnyName) {
+  const Folder folder;
+  EXPECT_EQ(texts_of(options_of(folder.write("g.jsonl", gzip("{\"text\": \"one\"}\n")))), std::vector<std::string>{"one"});
+  EXPECT_EQ(texts_of(options_of(folder.write("z.jsonl", zstd("{\"text\": \"two\"}\n")))), std::vector<std::string>{"two"});
+  EXPECT_EQ(texts_of(options_of(folder.write("g.txt", gzip("three")))), std::vector<std::string>{"three"});
+  EXPECT_EQ(texts_of(options_of(folder.write("z.txt", zstd("four")))), std::vector<std::string>{"four"});
+}
+
+TEST(TextReader, ReadsLinesThatEndInACarriageReturn) {
+  const Folder folder;
+  const std::string rows = "{\"text\": \"a\"}\r\r{\"text\": \"b\"}\r";
+  EXPECT_EQ(texts_of(options_of(folder.write("cr.jsonl", rows))), (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(texts_of(options_of(folder.write("crlf.jsonl", "{\"text\":\r \"a\"}\r\n{\"text\": \"b\"}\r\n"))),
+            (std::vector<std::string>{"a", "b"}));
+}
+
+TEST(TextReader, TellsWhatIsNoUtf8Text) {
+  using namespace std::string_literals;
+  const Folder folder;
+  const std::string wide = "{\0\"\0t\0e\0x\0t\0\"\0"s;
+  const std::pair<std::string, std::string> cases[] = {
+      {"\xFF\xFE" + wide, "UTF-16"},
+      {"\xFE\xFF\0{\0\"\0t"s, "UTF-16"},
+      {wide, "UTF-16"},
+      {"\xFF\xFE\0\0{\0\0\0"s, "UTF-32"},
+      {"PAR1xxxx", "--format parquet"},
+      {"BZh91AY&SY\0\x01"s, "bzip2"},
+      {"\xFD"
+       "7zXZ\0\0\x04"s,
+       "xz"},
+      {"PK\x03\x04\x14\0"s, "zip"}};
+  for (const auto& [bytes, what] : cases) {
+    for (const char* name : {"t.txt", "t.jsonl"}) {
+      expect_error<DataError>([&, &bytes = bytes] { texts_of(options_of(folder.write(name, bytes))); }, {name, what});
+    }
+  }
+  EXPECT_EQ(texts_of(options_of(folder.write("pk.txt", "PK is a name, BZh another"))).size(), 1U);
 }
 
 TEST(TextReader, RefusesUnknownNames) {
@@ -431,7 +547,7 @@ TEST(TextReader, ReadsParquet) {
   missing.text_key = "content";
   expect_error<DataError>([&] { texts_of(missing); }, {"documents.parquet", "'content'", "--text-key"});
   missing.text_key = "score";
-  expect_error<DataError>([&] { texts_of(missing); }, {"'score'", "no strings"});
+  expect_error<DataError>([&] { texts_of(missing); }, {"'score' is double", "no strings"});
   EXPECT_EQ(conversations_of(options_of(golden / "pairs.parquet")),
             (std::vector<Messages>{{{"user", "p0"}, {"assistant", "r0"}}, {{"user", "p1"}, {"assistant", "r1"}}}));
   const Folder folder;
@@ -496,6 +612,48 @@ TEST(TextReader, DeepRowsAreMalformed) {
   ReaderOptions options = options_of(path);
   options.bad_rows = BadRowPolicy::fail;
   expect_error<DataError>([&] { (void)texts_of(options); }, {"line 1: more than 100 levels of lists and objects inside each other"});
+}
+
+// tests/golden/make_parquet.py: strings of every kind that Arrow has, and conversations as `datasets` stores them.
+TEST(TextReader, ReadsEveryKindOfStringFromParquet) {
+  if (!fs::exists(fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "libdistil_xlstm_parquet.so")) {
+    GTEST_SKIP() << "libdistil_xlstm_parquet.so is not built: no pyarrow in the environment";
+  }
+  auto options = options_of(golden_directory() / "strings.parquet");
+  for (const char* kind : {"string", "large_string", "string_view", "dictionary", "large_dictionary", "binary"}) {
+    SCOPED_TRACE(kind);
+    options.text_key = kind;
+    EXPECT_EQ(texts_of(options), (std::vector<std::string>{"a", "b\xC3\xA9", "a"}));
+  }
+  options.prompt_key = "string_view";
+  options.answer_key = "dictionary";
+  options.rows = RowKind::chat;
+  EXPECT_EQ(conversations_of(options).at(1), (Messages{{"user", "b\xC3\xA9"}, {"assistant", "b\xC3\xA9"}}));
+  options.answer_key = "number";
+  expect_error<DataError>([&] { texts_of(options); }, {"strings.parquet", "column 'number' is int64", "--answer-key"});
+}
+
+TEST(TextReader, ReadsMessagesFromParquet) {
+  if (!fs::exists(fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "libdistil_xlstm_parquet.so")) {
+    GTEST_SKIP() << "libdistil_xlstm_parquet.so is not built: no pyarrow in the environment";
+  }
+  for (const char* key : {"messages", "large", "text"}) {
+    SCOPED_TRACE(key);
+    auto options = options_of(golden_directory() / "messages.parquet");
+    options.rows = RowKind::chat;
+    options.messages_key = key;
+    TextReader reader(options);
+    const auto documents = read_all(reader);
+    ASSERT_EQ(documents.size(), 2U);  // the third row is null
+    EXPECT_EQ(reader.counts().malformed_rows, 1U);
+    EXPECT_EQ(documents[0].conversation.messages.dump(),
+              R"([{"role":"user","content":"q \"1\"\n"},)"
+              R"({"role":"assistant","tool_calls":[{"name":"f","arguments":{"x":1,"y":[true,null]}}],"score":0.5}])");
+    EXPECT_EQ(documents[1].conversation.messages.dump(),
+              R"([{"role":"user","content":"u"},{"role":"assistant","content":"a","tool_calls":[],"score":2.0}])");
+    EXPECT_EQ(documents[0].conversation.variables.dump(), R"({"tools":[{"name":"f"}]})");
+    EXPECT_TRUE(documents[1].conversation.variables.is_null());
+  }
 }
 
 }  // namespace

@@ -17,6 +17,20 @@ pub struct DxString {
     size: usize,
 }
 
+/// Begin and end of ranges, one after the other.
+#[repr(C)]
+pub struct DxRanges {
+    bounds: *mut usize,
+    num_bounds: usize,
+}
+
+impl DxRanges {
+    pub fn new(bounds: Vec<usize>) -> Self {
+        let num_bounds = bounds.len();
+        DxRanges { bounds: Box::into_raw(bounds.into_boxed_slice()) as *mut usize, num_bounds }
+    }
+}
+
 impl DxString {
     pub fn new(text: String) -> Self {
         let bytes = text.into_bytes().into_boxed_slice();
@@ -77,5 +91,12 @@ pub fn guard(error: *mut DxString, work: impl FnOnce() -> Result<(), String>) ->
 pub unsafe extern "C" fn dx_string_free(string: DxString) {
     if !string.data.is_null() {
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(string.data, string.size)) });
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn dx_ranges_free(ranges: DxRanges) {
+    if !ranges.bounds.is_null() {
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(ranges.bounds, ranges.num_bounds)) });
     }
 }

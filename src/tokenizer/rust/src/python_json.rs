@@ -11,75 +11,94 @@ pub struct Style {
     pub sort_keys: bool,
 }
 
-pub fn dumps(value: &Value, style: &Style) -> String {
-    let mut out = String::new();
-    write_value(&mut out, value, style, 0);
-    out
+/// None when the text would be longer than `limit` bytes.
+pub fn dumps(value: &Value, style: &Style, limit: usize) -> Option<String> {
+    let mut writer = Writer { out: String::new(), style, limit };
+    writer.value(value, 0)?;
+    Some(writer.out)
 }
 
-fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) {
-    match value {
-        Value::String(text) => write_string(out, text, style.ensure_ascii),
-        Value::Array(items) => write_items(out, ('[', ']'), items.len(), style, depth, |out, index| {
-            write_value(out, &items[index], style, depth + 1);
-        }),
-        Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().collect();
-            if style.sort_keys {
-                entries.sort_by_key(|(key, _)| key.as_str());
+struct Writer<'a> {
+    out: String,
+    style: &'a Style,
+    limit: usize,
+}
+
+impl Writer<'_> {
+    fn push(&mut self, text: &str) -> Option<()> {
+        if self.out.len().saturating_add(text.len()) > self.limit {
+            return None;
+        }
+        self.out.push_str(text);
+        Some(())
+    }
+
+    fn value(&mut self, value: &Value, depth: usize) -> Option<()> {
+        match value {
+            Value::String(text) => self.string(text),
+            Value::Array(items) => self.items(("[", "]"), items.len(), depth, |writer, index| writer.value(&items[index], depth + 1)),
+            Value::Object(map) => {
+                let mut entries: Vec<_> = map.iter().collect();
+                if self.style.sort_keys {
+                    entries.sort_by_key(|(key, _)| key.as_str());
+                }
+                self.items(("{", "}"), entries.len(), depth, |writer, index| {
+                    let (key, item) = entries[index];
+                    writer.string(key)?;
+                    writer.push(&writer.style.key_separator)?;
+                    writer.value(item, depth + 1)
+                })
             }
-            write_items(out, ('{', '}'), entries.len(), style, depth, |out, index| {
-                let (key, item) = entries[index];
-                write_string(out, key, style.ensure_ascii);
-                out.push_str(&style.key_separator);
-                write_value(out, item, style, depth + 1);
-            });
+            scalar => self.push(&scalar.to_string()),
         }
-        scalar => out.push_str(&scalar.to_string()),
     }
-}
 
-fn write_items(
-    out: &mut String,
-    (open, close): (char, char),
-    count: usize,
-    style: &Style,
-    depth: usize,
-    write_item: impl Fn(&mut String, usize),
-) {
-    let new_line = |out: &mut String, depth: usize| {
-        if let Some(indent) = &style.indent {
-            out.push('\n');
-            out.push_str(&indent.repeat(depth));
+    fn new_line(&mut self, depth: usize) -> Option<()> {
+        if let Some(indent) = &self.style.indent {
+            self.push("\n")?;
+            for _ in 0..depth {
+                self.push(indent)?;
+            }
         }
-    };
-    out.push(open);
-    for index in 0..count {
-        if index > 0 {
-            out.push_str(&style.item_separator);
-        }
-        new_line(out, depth + 1);
-        write_item(out, index);
+        Some(())
     }
-    if count > 0 {
-        new_line(out, depth);
-    }
-    out.push(close);
-}
 
-fn write_string(out: &mut String, text: &str, ensure_ascii: bool) {
-    let quoted = Value::from(text).to_string();
-    if !ensure_ascii {
-        out.push_str(&quoted);
-        return;
+    fn items(
+        &mut self,
+        (open, close): (&str, &str),
+        count: usize,
+        depth: usize,
+        write_item: impl Fn(&mut Self, usize) -> Option<()>,
+    ) -> Option<()> {
+        self.push(open)?;
+        for index in 0..count {
+            if index > 0 {
+                self.push(&self.style.item_separator)?;
+            }
+            self.new_line(depth + 1)?;
+            write_item(self, index)?;
+        }
+        if count > 0 {
+            self.new_line(depth)?;
+        }
+        self.push(close)
     }
-    for character in quoted.chars() {
-        if character.is_ascii() && character != '\u{7f}' {
-            out.push(character);
-            continue;
+
+    fn string(&mut self, text: &str) -> Option<()> {
+        let quoted = Value::from(text).to_string();
+        if !self.style.ensure_ascii {
+            return self.push(&quoted);
         }
-        for unit in character.encode_utf16(&mut [0; 2]) {
-            out.push_str(&format!("\\u{unit:04x}"));
+        let mut ascii = String::with_capacity(quoted.len());
+        for character in quoted.chars() {
+            if character.is_ascii() && character != '\u{7f}' {
+                ascii.push(character);
+                continue;
+            }
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                ascii.push_str(&format!("\\u{unit:04x}"));
+            }
         }
+        self.push(&ascii)
     }
 }

@@ -4,18 +4,43 @@ use std::fmt::Write;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
-use minijinja::{escape_formatter, Environment, Error, ErrorKind};
+use minijinja::{escape_formatter, Environment, Error, ErrorKind, State};
 
-use crate::ffi::{guard, DxString, DxText};
+use crate::ffi::{guard, DxRanges, DxString, DxText};
 use crate::python_json::{dumps, Style};
+use crate::template_source;
+use crate::template_values::{self, weigh, FUEL_BYTES};
 
 const NAME: &str = "chat_template";
+/// Name under which a render finds the two characters that `{% generation %}` writes around its body.
+const MARKS: &str = "__generation_marks";
+
+/// Steps for each MiB of a conversation, begun or whole, and for how many MiB at most. A step is an instruction, or 64 bytes of text.
+const FUEL: u64 = 4 << 20;
+const MAX_FUEL_PARTS: u64 = 8;
+const MAX_INDENT: usize = 100;
+const MAX_MESSAGE_BYTES: usize = 1000;
 
 pub struct DxTemplate {
     environment: Environment<'static>,
+    pub(crate) marks_generation: bool,
 }
 
 fn describe(error: &Error) -> String {
+    let mut text = describe_whole(error);
+    if text.len() > MAX_MESSAGE_BYTES {
+        let cut = (0..=MAX_MESSAGE_BYTES).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(cut);
+        text.push_str(" ...");
+    }
+    text
+}
+
+fn describe_whole(error: &Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+        return format!("{line}it takes too many steps, or makes too much text: the bound is {} million steps (and 64 bytes each) for a MiB of messages", FUEL >> 20);
+    }
     let what = match error.detail() {
         Some(detail) if error.kind() == ErrorKind::InvalidOperation => detail.to_string(),
         Some(detail) => format!("{}: {detail}", error.kind()),
@@ -45,10 +70,14 @@ fn indent_text(indent: Value) -> Result<Option<String>, Error> {
     if let Some(text) = indent.as_str() {
         return Ok(Some(text.to_string()));
     }
-    Ok(Some(" ".repeat(usize::try_from(indent)?)))
+    let width = usize::try_from(indent)?;
+    if width > MAX_INDENT {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: indent={width}: at most {MAX_INDENT}")));
+    }
+    Ok(Some(" ".repeat(width)))
 }
 
-fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let indent = indent_text(kwargs.get::<Option<Value>>("indent")?.unwrap_or(Value::from(())))?;
     let (item_separator, key_separator) = match kwargs.get::<Option<Vec<String>>>("separators")? {
         Some(pair) if pair.len() == 2 => (pair[0].clone(), pair[1].clone()),
@@ -64,40 +93,67 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
         sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     kwargs.assert_all_used()?;
+    weigh(state, value, 0)?;
     let value = serde_json::to_value(value)
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}")))?;
-    Ok(dumps(&value, &style))
+    let limit = state.fuel_levels().map_or(u64::MAX, |(_, left)| left.saturating_mul(FUEL_BYTES));
+    dumps(&value, &style, usize::try_from(limit).unwrap_or(usize::MAX)).ok_or_else(|| Error::from(ErrorKind::OutOfFuel))
 }
 
-/// `{% generation %}` marks the assistant's part for training; here it only opens a scope, as a Jinja call block does.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        let Some(end) = tag.find("%}") else { break };
-        out.push_str(before);
-        let body = &tag[2..end];
-        let replaced = match body.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => body.replace("generation", "with"),
-            "endgeneration" => body.replace("endgeneration", "endwith"),
-            _ => body.to_string(),
-        };
-        out.push_str("{%");
-        out.push_str(&replaced);
-        out.push_str("%}");
-        rest = &tag[end + 2..];
+/// The body of `{% generation %}`, between two marks where the parts are asked for.
+fn generation(state: &State, body: String) -> String {
+    match state.lookup(MARKS).as_ref().and_then(|marks| marks.as_str()) {
+        Some(marks) => {
+            let open = marks.chars().next().map_or(0, char::len_utf8);
+            format!("{}{body}{}", &marks[..open], &marks[open..])
+        }
+        None => body,
     }
-    out.push_str(rest);
-    out
+}
+
+/// Two characters for private use that neither text holds.
+fn free_marks(context: &str, source: &str) -> Result<(char, char), String> {
+    let mut free = ('\u{e000}'..='\u{f8ff}').filter(|&mark| !context.contains(mark) && !source.contains(mark));
+    match (free.next(), free.next()) {
+        (Some(open), Some(close)) => Ok((open, close)),
+        _ => Err("the conversation holds every character for private use: its answers cannot be marked".to_string()),
+    }
+}
+
+/// Takes the marks out of what was rendered: the text, and begin and end of each part that they enclose.
+fn take_out_marks(text: &str, (open, close): (char, char)) -> Result<(String, Vec<usize>), String> {
+    let (mut plain, mut bounds) = (String::with_capacity(text.len()), Vec::new());
+    let mut depth = 0_usize; // marks within marks are part of the outer ones
+    let mut rest = text;
+    while let Some(at) = rest.find([open, close]) {
+        plain.push_str(&rest[..at]);
+        if rest[at..].starts_with(open) {
+            depth += 1;
+        } else {
+            depth = depth.checked_sub(1).ok_or("its generation marks are cut")?;
+        }
+        if depth == usize::from(bounds.len() % 2 == 0) {
+            bounds.push(plain.len());
+        }
+        rest = &rest[at + open.len_utf8()..];
+    }
+    plain.push_str(rest);
+    if depth != 0 {
+        return Err("its generation marks are cut".to_string());
+    }
+    Ok((plain, bounds))
 }
 
 impl DxTemplate {
-    fn compile(source: &str) -> Result<Self, String> {
+    pub(crate) fn compile(source: &str) -> Result<Self, String> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| describe(&error))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        let syntax = syntax.map_err(|error| describe(&error))?;
+        let checked = template_source::check(source, &syntax)?;
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(false);
+        template_values::add_to(&mut environment);
         environment.set_formatter(|out, state, value| match value.kind() {
             ValueKind::None => out.write_str("None").map_err(Error::from),
             ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
@@ -106,16 +162,34 @@ impl DxTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| describe(&error))?;
-        Ok(DxTemplate { environment })
+        environment.add_filter("__generation", generation);
+        environment.add_template_owned(NAME, checked.source).map_err(|error| describe(&error))?;
+        Ok(DxTemplate { environment, marks_generation: checked.marks_generation })
     }
 
-    fn render(&self, context: &[u8]) -> Result<String, String> {
-        let context: serde_json::Value = serde_json::from_slice(context).map_err(|error| error.to_string())?;
-        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
+    fn render_value(&self, context: serde_json::Value, size: usize) -> Result<String, String> {
+        let parts = (size as u64 >> 20).saturating_add(1).min(MAX_FUEL_PARTS);
+        let with_more = (parts > 1).then(|| {
+            let mut environment = self.environment.clone();
+            environment.set_fuel(Some(FUEL * parts));
+            environment
+        });
+        let environment = with_more.as_ref().unwrap_or(&self.environment);
+        let template = environment.get_template(NAME).map_err(|error| describe(&error))?;
         template.render(Value::from(Serde(context))).map_err(|error| describe(&error))
+    }
+
+    pub(crate) fn render(&self, context: &str) -> Result<String, String> {
+        let value = serde_json::from_str(context).map_err(|error| error.to_string())?;
+        self.render_value(value, context.len())
+    }
+
+    pub(crate) fn render_marked(&self, context: &str) -> Result<(String, Vec<usize>), String> {
+        let mut value: serde_json::Value = serde_json::from_str(context).map_err(|error| error.to_string())?;
+        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
+        let marks = free_marks(context, template.source())?;
+        value[MARKS] = format!("{}{}", marks.0, marks.1).into();
+        take_out_marks(&self.render_value(value, context.len())?, marks)
     }
 }
 
@@ -136,6 +210,11 @@ pub unsafe extern "C" fn dx_template_free(compiled: *mut DxTemplate) {
 }
 
 #[no_mangle]
+pub unsafe extern "C" fn dx_template_marks_generation(compiled: *const DxTemplate) -> bool {
+    unsafe { &*compiled }.marks_generation
+}
+
+#[no_mangle]
 pub unsafe extern "C" fn dx_template_render(
     compiled: *const DxTemplate,
     context: DxText,
@@ -143,8 +222,24 @@ pub unsafe extern "C" fn dx_template_render(
     error: *mut DxString,
 ) -> bool {
     guard(error, || {
-        let text = unsafe { &*compiled }.render(unsafe { context.bytes() })?;
+        let text = unsafe { &*compiled }.render(unsafe { context.text() }?)?;
         unsafe { out.write(DxString::new(text)) };
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn dx_template_render_marked(
+    compiled: *const DxTemplate,
+    context: DxText,
+    out: *mut DxString,
+    generated: *mut DxRanges,
+    error: *mut DxString,
+) -> bool {
+    guard(error, || {
+        let (text, places) = unsafe { &*compiled }.render_marked(unsafe { context.text() }?)?;
+        unsafe { out.write(DxString::new(text)) };
+        unsafe { generated.write(DxRanges::new(places)) };
         Ok(())
     })
 }

@@ -10,7 +10,7 @@ use tokenizers::{AddedToken, Encoding, PostProcessor, Token, Tokenizer};
 use crate::ffi::{guard, slice, DxString, DxText};
 
 pub struct DxTokenizer {
-    tokenizer: Tokenizer,
+    pub(crate) tokenizer: Tokenizer,
     /// The same, leaving special tokens in texts as plain text; made at first use.
     plain: OnceLock<Tokenizer>,
     vocab_size: i64,
@@ -111,7 +111,7 @@ fn encode_all(tokenizer: &Tokenizer, texts: &[DxText], add_special_tokens: bool)
 }
 
 impl DxEncodings {
-    fn new(encodings: Vec<Vec<u32>>) -> Self {
+    pub(crate) fn new(encodings: Vec<Vec<u32>>) -> Self {
         let mut ids = Vec::with_capacity(encodings.iter().map(Vec::len).sum());
         let mut ends = Vec::with_capacity(encodings.len());
         for encoding in encodings {
