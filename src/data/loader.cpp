@@ -164,7 +164,13 @@ struct Loader::Impl {
       total_weight += options.sources[s].weight;
       all_one = all_one && options.sources[s].weight == 1.0;
     }
-    if (num_rows == 0) throw DataError("{}: not a single target in its rows", options.sources.front().path);
+    if (num_rows == 0) {
+      const bool is_chat = std::ranges::any_of(shards, [](const TokenShard& shard) { return shard.has_loss_mask(); });
+      throw DataError(
+          "{}: not a single target in its rows{}", options.sources.front().path,
+          is_chat ? ": its conversations have no answer that counts (`prepare` names their roles; 'assistant' is the one that answers)"
+                  : "");
+    }
     double share_end = 0;
     uint64_t given = 0;
     for (size_t s = 0; s < sources.size(); ++s) {

@@ -299,10 +299,16 @@ json tokenizer_config(const GgufFile& file, const Vocabulary& vocabulary, const 
   for (const auto& [key, which] : kTokens) {
     if (const std::optional<SpecialToken> token = special_token(file, vocabulary, which)) config[key] = token->text;
   }
-  if (const std::string* chat_template = file.get<std::string>("tokenizer.chat_template")) {
-    if (valid_utf8_prefix(*chat_template) != chat_template->size())
-      throw DataError("{}: tokenizer.chat_template is not UTF-8", vocabulary.file);
-    config["chat_template"] = *chat_template;
+  const auto chat_template = [&](const std::string& key) {
+    const std::string* text = file.get<std::string>(key);
+    if (text != nullptr && valid_utf8_prefix(*text) != text->size()) throw DataError("{}: {} is not UTF-8", vocabulary.file, key);
+    return text;
+  };
+  const std::string* plain = chat_template("tokenizer.chat_template");
+  const std::string* with_tools = chat_template("tokenizer.chat_template.tool_use");
+  if (plain != nullptr) config["chat_template"] = *plain;
+  if (plain != nullptr && with_tools != nullptr) {
+    config["chat_template"] = {{{"name", "default"}, {"template", *plain}}, {{"name", "tool_use"}, {"template", *with_tools}}};
   }
   return config;
 }

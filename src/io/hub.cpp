@@ -122,6 +122,7 @@ std::vector<std::string> default_model_globs(const HubListing& listing) {
                                     "special_tokens_map.json",
                                     "chat_template.jinja",
                                     "chat_template.json",
+                                    "additional_chat_templates/*.jinja",
                                     "LICENSE*",
                                     "README.md"};
   const std::vector<std::string> weights = weight_globs(listing);

@@ -313,6 +313,18 @@ TEST(Loader, LeavesOutRowsWithoutTargetsAndTellsSyntheticText) {
   EXPECT_EQ(rows_of(loader), std::vector<int32_t>{5});
 }
 
+TEST(Loader, SaysWhyConversationsHoldNoTarget) {
+  const Folder folder;
+  ShardSettings settings;
+  settings.context_length = 4;
+  settings.vocab_size = 10;
+  ShardWriter writer(folder.path(), settings);
+  const std::vector<int32_t> ids = {1, 2, 3, 4, 5};
+  writer.add(ids, std::vector<uint8_t>(ids.size(), 0));
+  writer.finish();
+  expect_error<DataError>([&] { Loader loader(options_of(folder.path())); }, {"not a single target", "no answer that counts", "assistant"});
+}
+
 TEST(Loader, TakesConversationsOfTheModelsOwnTemplateAlone) {
   const Folder folder;
   write_rows(folder / "chat", 2, {.chat_template = "template-a"});

@@ -128,6 +128,10 @@ TEST_F(GgufTokenizerTest, Config) {
   const TokenizerFiles files = read(byte_level("smollm").string("tokenizer.chat_template", "{{ messages }}"));
   EXPECT_EQ(files.tokenizer_config["bos_token"], "<|end|>");
   EXPECT_EQ(files.tokenizer_config["chat_template"], "{{ messages }}");
+  const TokenizerFiles both =
+      read(byte_level("smollm").string("tokenizer.chat_template", "a").string("tokenizer.chat_template.tool_use", "b"));
+  EXPECT_EQ(both.tokenizer_config["chat_template"],
+            json::parse(R"([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}])"));
   EXPECT_EQ(files.tokenizer_config["add_bos_token"], false);
   EXPECT_FALSE(files.tokenizer_config.contains("pad_token"));
   EXPECT_EQ(files.origin, path_.string());

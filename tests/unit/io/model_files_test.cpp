@@ -194,6 +194,21 @@ TEST_F(ModelFilesTest, ChatTemplateList) {
   EXPECT_EQ(config["pad_token"], "<pad>");
 }
 
+TEST_F(ModelFilesTest, TemplatesInFilesOfTheirOwn) {
+  write_floats(directory_ / "model.safetensors", {{"x", {1.0F}}});
+  write_text(directory_ / "config.json", "{}");
+  write_text(directory_ / "tokenizer.json", "{}");
+  write_text(directory_ / "tokenizer_config.json", R"({"chat_template": "old"})");
+  write_text(directory_ / "chat_template.jinja", "plain");
+  const auto chat_template = [&] { return open_model(directory_.path().string()).tokenizer->tokenizer_config["chat_template"]; };
+  EXPECT_EQ(chat_template(), "plain");
+  fs::create_directories(directory_ / "additional_chat_templates");
+  write_text(directory_ / "additional_chat_templates" / "tool_use.jinja", "tools");
+  write_text(directory_ / "additional_chat_templates" / "rag.jinja", "rag");
+  EXPECT_EQ(chat_template(), json::parse(R"([{"name": "default", "template": "plain"}, {"name": "rag", "template": "rag"},
+                                             {"name": "tool_use", "template": "tools"}])"));
+}
+
 TEST(RepositoryNameTest, TakesNamesApart) {
   const std::optional<RepositoryName> name = parse_repository_name("HuggingFaceTB/SmolLM2-135M@v1.0");
   ASSERT_TRUE(name.has_value());
