@@ -494,17 +494,16 @@ TEST(TextReader, TellsWhatIsNoUtf8Text) {
   using namespace std::string_literals;
   const Folder folder;
   const std::string wide = "{\0\"\0t\0e\0x\0t\0\"\0"s;
-  const std::pair<std::string, std::string> cases[] = {
-      {"\xFF\xFE" + wide, "UTF-16"},
-      {"\xFE\xFF\0{\0\"\0t"s, "UTF-16"},
-      {wide, "UTF-16"},
-      {"\xFF\xFE\0\0{\0\0\0"s, "UTF-32"},
-      {"PAR1xxxx", "--format parquet"},
-      {"BZh91AY&SY\0\x01"s, "bzip2"},
-      {"\xFD"
-       "7zXZ\0\0\x04"s,
-       "xz"},
-      {"PK\x03\x04\x14\0"s, "zip"}};
+  const std::pair<std::string, std::string> cases[] = {{"\xFF\xFE" + wide, "UTF-16"},
+                                                       {"\xFE\xFF\0{\0\"\0t"s, "UTF-16"},
+                                                       {wide, "UTF-16"},
+                                                       {"\xFF\xFE\0\0{\0\0\0"s, "UTF-32"},
+                                                       {"PAR1xxxx", "--format parquet"},
+                                                       {"BZh91AY&SY\0\x01"s, "bzip2"},
+                                                       {"\xFD"
+                                                        "7zXZ\0\0\x04"s,
+                                                        "xz"},
+                                                       {"PK\x03\x04\x14\0"s, "zip"}};
   for (const auto& [bytes, what] : cases) {
     for (const char* name : {"t.txt", "t.jsonl"}) {
       expect_error<DataError>([&, &bytes = bytes] { texts_of(options_of(folder.write(name, bytes))); }, {name, what});
