@@ -42,9 +42,9 @@ struct LoaderOptions {
   std::string tokenizer_fingerprint;  // when not empty, must equal the shards'
   // When set, must equal that of shards that hold conversations; "" (a model without one) warns.
   std::optional<std::string> chat_template_fingerprint;
-  std::optional<int32_t> begin_id;    // what the tokenizer puts before a text, -1: nothing; shards with another one get a warning
-  int64_t vocab_size = 0;             // when not 0, every id must be below it (checked against the header)
-  bool verify_checksums = true;       // false: trust tokens on disk (only headers, borders and masks are checked)
+  std::optional<int32_t> begin_id;  // what the tokenizer puts before a text, -1: nothing; shards with another one get a warning
+  int64_t vocab_size = 0;           // when not 0, every id must be below it (checked against the header)
+  bool verify_checksums = true;     // false: trust tokens on disk (only headers, borders and masks are checked)
 };
 
 // An epoch has as many rows as the sources hold. Rows without a single target (a prompt that fills a row, the lone last token)

@@ -190,7 +190,7 @@ TEST_F(ModelFilesTest, ChatTemplateList) {
              R"({"eos_token": "<end>", "chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]})");
   const json config = open_model(directory_.path().string()).tokenizer->tokenizer_config;
   EXPECT_EQ(config["chat_template"].size(), 2U);  // which of them is for a conversation, its tools say
-  EXPECT_EQ(config["eos_token"], "</s>");  // as transformers: the map goes first where the configuration lists no added tokens
+  EXPECT_EQ(config["eos_token"], "</s>");         // as transformers: the map goes first where the configuration lists no added tokens
   EXPECT_EQ(config["pad_token"], "<pad>");
 }
 
