@@ -30,8 +30,8 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
 
 void warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what) {
   if (loaded.files.kind == io::ModelKind::student) return;
-  const auto positions = get_or<int64_t>(loaded.files.config, "max_position_embeddings", 0);
-  if (positions > 0 && num_tokens > positions) {
+  const int64_t positions = teacher::teacher_shape(loaded.files.config).max_position_embeddings;
+  if (num_tokens > positions) {
     spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, positions, loaded.files.name);
   }
 }

@@ -205,7 +205,7 @@ void run_plan(const cli::PlanOptions& options) {
   const int64_t limit_bytes = options.memory.empty() ? 0 : parse_bytes(options.memory);
   Plan p;
   p.config = options.run.load().run;
-  p.teacher = teacher::teacher_shape(read_teacher_config(p.config.teacher.model));
+  p.teacher = read_teacher_shape(p.config.teacher.model);
   p.student = student::derive_student(p.config.student, p.teacher, p.config.data.context_length);
   p.device = ops::parse_device(p.config.train.device);
   p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);

@@ -29,4 +29,14 @@ json read_teacher_config(const std::string& model) {
   return config;
 }
 
+teacher::TeacherShape read_teacher_shape(const std::string& model) {
+  const json config = read_teacher_config(model);
+  std::optional<io::ModelFiles> files;
+  try {
+    files = io::open_model(model);
+  } catch (const Error&) {  // a configuration alone
+  }
+  return files && files->kind == io::ModelKind::transformer ? teacher::teacher_shape(*files) : teacher::teacher_shape(config);
+}
+
 }  // namespace distil_xlstm::commands

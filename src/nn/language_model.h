@@ -2,12 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "ops/tensor.h"
 
 namespace distil_xlstm::nn {
+
+// Sees a tensor under its name.
+using TensorVisitor = std::function<void(const std::string& name, const Tensor& tensor)>;
 
 // What a model carries from token to token: a KV cache, or a recurrent state of constant size.
 class DecodeState {
@@ -39,6 +44,13 @@ class LanguageModel {
   [[nodiscard]] virtual int64_t hidden_size() const = 0;
   [[nodiscard]] virtual at::Device device() const = 0;
   [[nodiscard]] virtual std::string description() const = 0;  // "Llama, 5 layers, 260.0 k parameters"
+  [[nodiscard]] virtual std::string precision() const = 0;    // of its products: "fp32", "bf16", "fp16", "fp64", "fp8"
+
+  // For checks and messages, slower than what they look at.
+  // Every weight whose stored name begins with `prefix`, joined and packed ones taken apart again.
+  virtual void for_each_weight(const TensorVisitor& visit, std::string_view prefix = "") const = 0;
+  // forward_hidden, and what each part leaves, in their order; a part's name begins those of its weights ("model.layers.3").
+  virtual Tensor forward_shown(const Tensor& tokens_BS, const Tensor& is_start_BS, const TensorVisitor& visit) = 0;
 };
 
 }  // namespace distil_xlstm::nn

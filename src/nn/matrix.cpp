@@ -55,6 +55,11 @@ void Matrix::use_fp8() {
   weight_EK_ = Tensor();
 }
 
+Tensor Matrix::values() const {
+  if (packed_KE_.defined()) return packed_KE_.unpacked().t();
+  return weight_EK_.defined() ? weight_EK_ : (fp8_EK_.values_NK.to(at::kFloat) * fp8_EK_.scale_N1).to(dtype_);
+}
+
 Tensor Matrix::product(const MatrixInput& x, const Tensor& bias_E) const {
   if (packed_KE_.defined()) {
     const std::vector<int64_t> sizes = with_width(x.sizes, packed_KE_.columns());

@@ -29,6 +29,8 @@ class Matrix {
   // The weight as loaded; undefined once pack() or use_fp8() has put another form in its place.
   [[nodiscard]] const Tensor& weight() const { return weight_EK_; }
   [[nodiscard]] bool is_fp8() const { return fp8_EK_.values_NK.defined() && !weight_EK_.defined() && !packed_KE_.defined(); }
+  // The values that it multiplies by [E, K], made anew where they are kept in another form.
+  [[nodiscard]] Tensor values() const;
   // Lays it out for products on this CPU, where that is supported.
   void pack();
   // Rounds it to fp8.

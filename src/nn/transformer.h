@@ -84,6 +84,10 @@ class Transformer {
   // attention and the residual stream stay as they are. Gives the layers' weights up for their fp8 form.
   void use_fp8_products();
 
+  // Every weight whose Hugging Face name begins with `prefix` (LanguageModel::for_each_weight).
+  void for_each_weight(const TensorVisitor& visit, std::string_view prefix) const;
+
+  [[nodiscard]] bool has_fp8_products() const { return product_type_ == ProductType::fp8; }
   [[nodiscard]] const TransformerConfig& config() const { return config_; }
   [[nodiscard]] const TransformerWeights& weights() const { return weights_; }
   [[nodiscard]] at::TensorOptions options() const { return weights_.embedding_VD.options(); }

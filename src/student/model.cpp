@@ -1,6 +1,7 @@
 #include "student/model.h"
 
 #include <ATen/Parallel.h>
+#include <spdlog/spdlog.h>
 
 #include <map>
 #include <optional>
@@ -8,6 +9,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "ops/blockdiag.h"
+#include "ops/device.h"
 #include "ops/norm.h"
 #include "student/blocks.h"
 #include "student/parameters.h"
@@ -152,6 +154,26 @@ class XlstmStudent final : public Student {
     return copy;
   }
 
+  void for_each_weight(const nn::TensorVisitor& visit, std::string_view prefix) const override {
+    const auto one = [&](const std::string& name, const Tensor& tensor) {
+      if (name.starts_with(prefix)) visit(name, tensor);
+    };
+    one("token_embedding.weight", embedding_VD_);
+    for (const auto& [name, tensor] : parameters_) one(name, tensor);
+    if (!config_.tie_weights) one("lm_head.weight", head_VD_);
+  }
+
+  Tensor forward_shown(const Tensor& tokens_BS, const Tensor& is_start_BS, const nn::TensorVisitor& visit) override {
+    const at::NoGradGuard no_grad;
+    visit("token_embedding", at::embedding(embedding_VD_, tokens_BS.to(device())));
+    const StudentOutput output = forward(tokens_BS, is_start_BS, {.compute_dtype = step_dtype_, .collect_blocks = true}, nullptr);
+    for (size_t block = 0; block < output.block_outputs_BSD.size(); ++block)
+      visit(fmt::format("xlstm_block_stack.blocks.{}", block), output.block_outputs_BSD[block]);
+    visit("xlstm_block_stack.post_blocks_norm", output.last_hidden_BSD);
+    return output.last_hidden_BSD;
+  }
+
+  [[nodiscard]] std::string precision() const override { return ops::precision_name(step_dtype_); }
   [[nodiscard]] std::string description() const override {
     return fmt::format("xLSTM, {} blocks (sLSTM at [{}]), {} trainable parameters", config_.num_blocks, fmt::join(config_.slstm_at, ", "),
                        format_parameters(static_cast<double>(config_.num_trainable_parameters())));
@@ -254,9 +276,15 @@ std::unique_ptr<Student> Student::create(const StudentConfig& config, const Tens
 std::unique_ptr<Student> Student::load(const io::ModelFiles& files, at::Device device, at::ScalarType parameter_dtype, Tensor embedding_VD,
                                        Tensor head_VD) {
   check_parameter_dtype(parameter_dtype);
-  const StudentConfig config = StudentConfig::from_json(files.config, files.path.string() + " (configuration)");
+  StudentConfig config = StudentConfig::from_json(files.config, files.path.string() + " (configuration)");
   const bool needs_frozen = !embedding_VD.defined() || (!config.tie_weights && !head_VD.defined());
   LoadedTensors loaded = load_tensors(config, files.weights, device, parameter_dtype, needs_frozen);
+  if (loaded.has_own_head && !embedding_VD.defined()) {
+    spdlog::warn("{}: config.json says tie_weights = true, but 'lm_head.weight' differs from the embedding: the stored head is used",
+                 files.path.string());
+    config.tie_weights = false;
+    if (!head_VD.defined()) head_VD = loaded.head_VD;
+  }
   if (!embedding_VD.defined()) embedding_VD = loaded.embedding_VD;
   if (!head_VD.defined()) head_VD = config.tie_weights ? embedding_VD : loaded.head_VD;
   check_frozen("embedding", embedding_VD, config);

@@ -150,7 +150,12 @@ LoadedTensors load_tensors(const StudentConfig& config, const std::shared_ptr<io
   }
   if (needs_frozen) {
     loaded.embedding_VD = load_frozen(source, names.embedding().empty() ? names.head() : names.embedding(), config, device);
-    loaded.head_VD = config.tie_weights ? loaded.embedding_VD : load_frozen(source, names.head(), config, device);
+    const bool stores_both = !names.embedding().empty() && !names.head().empty();
+    loaded.head_VD = config.tie_weights && !stores_both ? loaded.embedding_VD : load_frozen(source, names.head(), config, device);
+    if (config.tie_weights && stores_both) {
+      loaded.has_own_head = !at::equal(loaded.embedding_VD.to(at::kFloat), loaded.head_VD.to(at::kFloat));
+      if (!loaded.has_own_head) loaded.head_VD = loaded.embedding_VD;
+    }
   }
   return loaded;
 }

@@ -9,6 +9,7 @@ namespace distil_xlstm::student {
 struct LoadedTensors {
   NamedTensors parameters;       // by our names, in the order of parameter_specs, of the type asked for
   Tensor embedding_VD, head_VD;  // in their stored type; on a CPU views of the mapped file where they can be
+  bool has_own_head = false;     // the configuration ties it, but one of other values is stored, which head_VD then is
 };
 
 // Reads every parameter, and embedding and head unless `needs_frozen` is false. Throws DataError that names missing, unexpected and

@@ -181,7 +181,7 @@ void ConfigReader::finish() const {
   spdlog::warn("{}: ignored keys that are not known for model_type {}: {}", where_, config_.value("model_type", ""), join(unknown, ", "));
 }
 
-nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_dim) {
+nn::TransformerConfig read_decoder(ConfigReader& reader, const DecoderDefaults& defaults) {
   nn::TransformerConfig config;
   config.vocab_size = reader.size("vocab_size");
   config.hidden_size = reader.size("hidden_size");
@@ -190,16 +190,17 @@ nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_di
   // Far above any model; what is made per layer before the weights are looked at stays small.
   if (config.num_layers > 65536) reader.refuse("num_hidden_layers", "at most 65536 layers are");
   config.num_heads = reader.size("num_attention_heads");
-  config.num_kv_heads = reader.size_or("num_key_value_heads", config.num_heads);
-  config.max_position_embeddings = reader.size_or("max_position_embeddings", 2048);
+  const bool has_own_default = defaults.num_kv_heads != 0 && !reader.has("num_key_value_heads");
+  config.num_kv_heads = reader.size_or("num_key_value_heads", has_own_default ? defaults.num_kv_heads : config.num_heads);
+  config.max_position_embeddings = reader.size_or("max_position_embeddings", defaults.max_position_embeddings);
   config.rms_norm_eps = reader.positive_or("rms_norm_eps", 1e-6);
   config.is_tied = reader.flag_or("tie_word_embeddings", false);
 
   if (config.num_heads % config.num_kv_heads != 0) {
-    throw ConfigError("{}: num_key_value_heads = {} does not divide num_attention_heads = {}", reader.where(), config.num_kv_heads,
-                      config.num_heads);
+    throw ConfigError("{}: num_key_value_heads = {}{} does not divide num_attention_heads = {}", reader.where(), config.num_kv_heads,
+                      has_own_default ? " (the family's default: the key is not there)" : "", config.num_heads);
   }
-  config.head_dim = reader.size_or("head_dim", default_head_dim);
+  config.head_dim = reader.size_or("head_dim", defaults.head_dim);
   if (config.head_dim == 0) {
     if (config.hidden_size % config.num_heads != 0) {
       throw ConfigError("{}: num_attention_heads = {} does not divide hidden_size = {}, and there is no head_dim", reader.where(),
@@ -213,7 +214,8 @@ nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_di
 
   config.rope = read_rope(reader, config.max_position_embeddings);
   require_full_attention(reader, config.num_layers);
-  reader.only("hidden_act", "silu", "only \"silu\" is");
+  if (const json* act = reader.find("hidden_act"); act && *act != "silu" && *act != "swish")  // two names of one function
+    reader.refuse("hidden_act", "only \"silu\", also called \"swish\", is");
   reader.only("rope_interleaved", false, "only the half-split rotation is (q and k rows of an interleaved checkpoint must be reordered)");
   reader.only("quantization_config", json(), "quantised weights are read from GGUF files only; use the unquantised checkpoint");
   reader.only("is_encoder_decoder", false, "only decoders are");

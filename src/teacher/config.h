@@ -42,9 +42,16 @@ class ConfigReader {
 // Whether a key of config.json changes nothing in what a frozen model computes: training, generation, bookkeeping.
 bool is_harmless_key(std::string_view key);
 
+// What a family takes where config.json has not the key, as its class in transformers; the sizes that tensors have must be there.
+struct DecoderDefaults {
+  int64_t max_position_embeddings = 2048;
+  int64_t num_kv_heads = 0;  // 0: num_attention_heads, which null stands for in every family
+  int64_t head_dim = 0;      // 0: hidden_size / num_attention_heads
+};
+
 // What all decoder families share: sizes, norms' epsilon, activation, rotary embedding in either spelling (`rope_theta` with
-// `rope_scaling`, or `rope_parameters`), full attention in every layer. `default_head_dim` 0: hidden_size / num_attention_heads.
-nn::TransformerConfig read_decoder(ConfigReader& reader, int64_t default_head_dim = 0);
+// `rope_scaling`, or `rope_parameters`), full attention in every layer.
+nn::TransformerConfig read_decoder(ConfigReader& reader, const DecoderDefaults& defaults);
 
 // `use_sliding_window` gives the layers from `max_window_layers` on a window of `sliding_window` tokens: refused where it would apply.
 void refuse_sliding_window(ConfigReader& reader, int64_t num_layers);

@@ -5,7 +5,7 @@ namespace distil_xlstm::teacher {
 namespace {
 
 nn::TransformerConfig read_llama(ConfigReader& reader) {
-  nn::TransformerConfig config = read_decoder(reader);
+  nn::TransformerConfig config = read_decoder(reader, {.max_position_embeddings = 2048});
   const bool has_attention_bias = reader.flag_or("attention_bias", false);
   config.has_qkv_bias = has_attention_bias;
   config.has_o_bias = has_attention_bias;

@@ -5,7 +5,7 @@ namespace distil_xlstm::teacher {
 namespace {
 
 nn::TransformerConfig read_qwen2(ConfigReader& reader) {
-  nn::TransformerConfig config = read_decoder(reader);
+  nn::TransformerConfig config = read_decoder(reader, {.max_position_embeddings = 32768, .num_kv_heads = 32});
   config.has_qkv_bias = true;
   refuse_sliding_window(reader, config.num_layers);
   return config;

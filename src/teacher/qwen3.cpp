@@ -5,7 +5,7 @@ namespace distil_xlstm::teacher {
 namespace {
 
 nn::TransformerConfig read_qwen3(ConfigReader& reader) {
-  nn::TransformerConfig config = read_decoder(reader, /*default_head_dim=*/128);
+  nn::TransformerConfig config = read_decoder(reader, {.max_position_embeddings = 32768, .num_kv_heads = 32, .head_dim = 128});
   config.has_qk_norm = true;
   config.has_qkv_bias = config.has_o_bias = reader.flag_or("attention_bias", false);
   refuse_sliding_window(reader, config.num_layers);

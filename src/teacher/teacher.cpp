@@ -97,6 +97,21 @@ class TransformerTeacher final : public Teacher {
     return transformer_.forward(tokens_BS, {}, nn::LayerState::block_output, {}, cache);
   }
 
+  void for_each_weight(const nn::TensorVisitor& visit, std::string_view prefix) const override {
+    transformer_.for_each_weight(visit, prefix);
+  }
+
+  Tensor forward_shown(const Tensor& tokens_BS, const Tensor& is_start_BS, const nn::TensorVisitor& visit) override {
+    visit("model.embed_tokens", at::embedding(embedding_weight(), tokens_BS.to(device())));
+    const nn::LayerVisitor layers = [&](int64_t layer, const Tensor& state_BSD) {
+      visit(fmt::format("model.layers.{}", layer), state_BSD);
+      return false;
+    };
+    const Tensor hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, nn::LayerState::block_output, layers);
+    visit("model.norm", hidden_BSD);
+    return hidden_BSD;
+  }
+
   void use_fp8_products() override { transformer_.use_fp8_products(); }
 
   Tensor logits(const Tensor& hidden) override { return transformer_.logits(hidden); }
@@ -109,6 +124,9 @@ class TransformerTeacher final : public Teacher {
   [[nodiscard]] int64_t num_layers() const override { return transformer_.config().num_layers; }
   [[nodiscard]] int64_t num_parameters() const override { return teacher::num_parameters(transformer_.config()); }
   [[nodiscard]] at::Device device() const override { return transformer_.weights().embedding_VD.device(); }
+  [[nodiscard]] std::string precision() const override {
+    return precision_name({embedding_weight().scalar_type(), transformer_.has_fp8_products()});
+  }
   [[nodiscard]] std::string description() const override {
     return fmt::format("{}, {} layers, {} parameters", family_.title, num_layers(),
                        format_parameters(static_cast<double>(num_parameters())));
@@ -121,9 +139,9 @@ class TransformerTeacher final : public Teacher {
 
 }  // namespace
 
-TeacherShape teacher_shape(const json& config) {
-  const Family& family = find_family(config, "config.json");
-  const nn::TransformerConfig read = read_config(family, config, "config.json");
+namespace {
+
+TeacherShape shape_of(const Family& family, const nn::TransformerConfig& read) {
   TeacherShape shape;
   shape.model_type = family.model_type;
   shape.vocab_size = read.vocab_size;
@@ -137,6 +155,23 @@ TeacherShape teacher_shape(const json& config) {
   shape.num_parameters = num_parameters(read);
   shape.max_position_embeddings = read.max_position_embeddings;
   return shape;
+}
+
+std::string place_of_config(const io::ModelFiles& files) {
+  return fmt::format("{} (configuration)", files.path.string());
+}
+
+}  // namespace
+
+TeacherShape teacher_shape(const json& config) {
+  const Family& family = find_family(config, "config.json");
+  return shape_of(family, read_config(family, config, "config.json"));
+}
+
+TeacherShape teacher_shape(const io::ModelFiles& files) {
+  const std::string where = place_of_config(files);
+  const Family& family = find_family(files.config, where);
+  return shape_of(family, as_stored(read_config(family, files.config, where), *files.weights));
 }
 
 Precision parse_precision(std::string_view name, at::Device device) {
@@ -182,17 +217,18 @@ std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device de
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf) {
     throw ValueError("teacher: precision {} is not supported: use float32, bfloat16 or float16", c10::toString(dtype));
   }
-  const std::string where = fmt::format("{} (configuration)", files.path.string());
+  const std::string where = place_of_config(files);
   const Family& family = find_family(files.config, where);
-  const nn::TransformerConfig config = read_config(family, files.config, where);
+  const nn::TransformerConfig config = as_stored(read_config(family, files.config, where), *files.weights);
   nn::TransformerWeights weights = load_weights(config, files.weights, device, dtype);
   return std::make_unique<TransformerTeacher>(family, config, std::move(weights));
 }
 
-std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, const Precision& precision, at::Device drawn_on) {
+std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, const Precision& precision, at::Device drawn_on,
+                                        double deviation) {
   const Family& family = find_family(config, "config.json");
   const nn::TransformerConfig read = read_config(family, config, "config.json");
-  auto teacher = std::make_unique<TransformerTeacher>(family, read, random_weights(read, device, precision.dtype, drawn_on));
+  auto teacher = std::make_unique<TransformerTeacher>(family, read, random_weights(read, device, precision.dtype, drawn_on, deviation));
   if (precision.has_fp8_products) teacher->use_fp8_products();
   return teacher;
 }

@@ -70,6 +70,8 @@ struct TeacherShape {
   int64_t max_position_embeddings = 0;
 };
 TeacherShape teacher_shape(const json& config);
+// The same of a model whose tensors are there (as_stored); throws DataError too.
+TeacherShape teacher_shape(const io::ModelFiles& files);
 
 // Loads straight to the device and dtype (float32, bfloat16, float16). Throws ConfigError for an unknown model_type or a config key that
 // would change the result and is not supported, DataError for missing or extra tensors.
@@ -78,6 +80,7 @@ std::unique_ptr<Teacher> load_teacher(const io::ModelFiles& files, at::Device de
 // A teacher of this configuration with random weights, drawn on the device `drawn_on`: the same seed of LibTorch's generator gives the same
 // model on every device and in every dtype (float64 too). What it costs in time and memory does not depend on its weights. Throws
 // ConfigError as teacher_shape.
-std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, const Precision& precision, at::Device drawn_on);
+std::unique_ptr<Teacher> random_teacher(const json& config, at::Device device, const Precision& precision, at::Device drawn_on,
+                                        double deviation = 0.02);
 
 }  // namespace distil_xlstm::teacher

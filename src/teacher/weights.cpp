@@ -14,6 +14,8 @@ namespace distil_xlstm::teacher {
 namespace {
 
 constexpr int64_t kPieceElements = 1 << 22;
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kHead = "lm_head.weight";
 
 std::string layer_name(int64_t layer, std::string_view part) {
   return fmt::format("model.layers.{}.{}", layer, part);
@@ -21,15 +23,21 @@ std::string layer_name(int64_t layer, std::string_view part) {
 
 // Old checkpoints store the rotary frequencies, and some a copy of the tied head.
 bool is_redundant(std::string_view name, const nn::TransformerConfig& config) {
-  return name.ends_with(".rotary_emb.inv_freq") || (config.is_tied && name == "lm_head.weight");
+  return name.ends_with(".rotary_emb.inv_freq") || (config.is_tied && name == kHead);
+}
+
+// A tied matrix may be stored under either name.
+std::string stored_name(const std::string& name, const nn::TransformerConfig& config, const io::WeightSource& source) {
+  return config.is_tied && name == kEmbedding && !source.contains(kEmbedding) && source.contains(kHead) ? kHead : name;
 }
 
 void check_tensors(const nn::TransformerConfig& config, const io::WeightSource& source) {
   std::map<std::string, std::vector<int64_t>> expected;
   std::vector<std::string> missing, unexpected;
   for (const TensorSpec& spec : tensor_specs(config)) {
-    expected[spec.name] = spec.shape;
-    if (!source.contains(spec.name)) missing.push_back(spec.name);
+    const std::string name = stored_name(spec.name, config, source);
+    expected[name] = spec.shape;
+    if (!source.contains(name)) missing.push_back(name);
   }
   for (const std::string& name : source.names()) {
     if (!expected.contains(name) && !is_redundant(name, config)) unexpected.push_back(name);
@@ -38,7 +46,9 @@ void check_tensors(const nn::TransformerConfig& config, const io::WeightSource& 
     std::vector<std::string> parts;
     if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), nn::listed(missing)));
     if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), nn::listed(unexpected)));
-    throw DataError("{}: {}: weights and config.json do not belong together", source.origin(), join(parts, ", "));
+    const bool lacks_head = !config.is_tied && !source.contains(kHead);
+    throw DataError("{}: {}: weights and config.json do not belong together{}", source.origin(), join(parts, ", "),
+                    lacks_head ? "; where the head is the embedding, config.json must say tie_word_embeddings = true" : "");
   }
   for (const auto& [name, shape] : expected) {
     const io::TensorView view = source.view(name);
@@ -152,7 +162,7 @@ nn::LayerWeights load_layer(const nn::TransformerConfig& config, const Loader& l
 std::vector<TensorSpec> tensor_specs(const nn::TransformerConfig& config) {
   const int64_t D = config.hidden_size, I = config.intermediate_size, K = config.head_dim;
   const int64_t query = config.num_heads * K, key = config.num_kv_heads * K;
-  std::vector<TensorSpec> specs = {{"model.embed_tokens.weight", {config.vocab_size, D}}};
+  std::vector<TensorSpec> specs = {{kEmbedding, {config.vocab_size, D}}};
   auto linear = [&](const std::string& name, int64_t out, int64_t in, bool has_bias) {
     specs.push_back({name + ".weight", {out, in}});
     if (has_bias) specs.push_back({name + ".bias", {out}});
@@ -173,7 +183,7 @@ std::vector<TensorSpec> tensor_specs(const nn::TransformerConfig& config) {
     linear(layer_name(layer, "mlp.down_proj"), D, I, config.has_mlp_bias);
   }
   specs.push_back({"model.norm.weight", {D}});
-  if (!config.is_tied) specs.push_back({"lm_head.weight", {config.vocab_size, D}});
+  if (!config.is_tied) specs.push_back({kHead, {config.vocab_size, D}});
   return specs;
 }
 
@@ -196,19 +206,19 @@ nn::TransformerWeights load_weights(const nn::TransformerConfig& config, const s
   check_tensors(config, *source);
   const Loader loader(source, device, dtype);
   nn::TransformerWeights weights;
-  weights.embedding_VD = loader.load("model.embed_tokens.weight");
+  weights.embedding_VD = loader.load(stored_name(kEmbedding, config, *source));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) weights.layers.push_back(load_layer(config, loader, layer));
   weights.final_norm_D = loader.load("model.norm.weight");
-  weights.head_VD = config.is_tied ? weights.embedding_VD : loader.load("lm_head.weight");
+  weights.head_VD = config.is_tied ? weights.embedding_VD : loader.load(kHead);
   return weights;
 }
 
-nn::TransformerWeights random_weights(const nn::TransformerConfig& config, at::Device device, at::ScalarType dtype, at::Device drawn_on) {
+nn::TransformerWeights random_weights(const nn::TransformerConfig& config, at::Device device, at::ScalarType dtype, at::Device drawn_on,
+                                      double deviation) {
   const at::NoGradGuard no_grad;
-  constexpr double kDeviation = 0.02;
   const auto drawn = at::TensorOptions(drawn_on).dtype(at::kFloat);
   const auto normal = [&](at::IntArrayRef shape) {
-    return at::empty(shape, drawn).normal_(0.0, kDeviation).to(at::kBFloat16).to(device, dtype);
+    return at::empty(shape, drawn).normal_(0.0, deviation).to(at::kBFloat16).to(device, dtype);
   };
   const auto normal_if = [&](bool exists, at::IntArrayRef shape) { return exists ? normal(shape) : Tensor(); };
   const auto one = [&](int64_t size) { return at::ones({size}, at::TensorOptions(device).dtype(dtype)); };

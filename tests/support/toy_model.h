@@ -32,6 +32,17 @@ class ToyModel : public nn::LanguageModel {
   [[nodiscard]] int64_t hidden_size() const override { return head_.size(1); }
   [[nodiscard]] at::Device device() const override { return at::kCPU; }
   [[nodiscard]] std::string description() const override { return "toy"; }
+  [[nodiscard]] std::string precision() const override { return "fp32"; }
+  void for_each_weight(const nn::TensorVisitor& visit, std::string_view prefix) const override {
+    for (const auto& [name, tensor] : {std::pair{"embedding.weight", embedding_}, {"lm_head.weight", head_}}) {
+      if (std::string_view(name).starts_with(prefix)) visit(name, tensor);
+    }
+  }
+  Tensor forward_shown(const Tensor& tokens_BS, const Tensor& is_start_BS, const nn::TensorVisitor& visit) override {
+    const Tensor hidden = forward_hidden(tokens_BS, is_start_BS);
+    visit("embedding", hidden);
+    return hidden;
+  }
 
   int64_t largest_batch = 0;
 

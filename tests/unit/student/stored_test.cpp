@@ -102,6 +102,25 @@ TEST_F(StoredTest, TiedHeadIsStoredOnce) {
   }
 }
 
+// What is stored beats the configuration, as for teachers, and the export has it.
+TEST_F(StoredTest, AStoredHeadOfOtherValuesIsUsed) {
+  StudentConfig config = small_config();
+  const auto student = small_student(config, at::kCPU, at::kFloat);
+  config.tie_weights = true;
+  auto weights = std::make_shared<MemoryWeights>(student->stored_tensors(SlstmLayout::cuda, true));
+  const auto loaded = Student::load(memory_files(config.to_json(), weights), at::kCPU);
+  EXPECT_TRUE(at::equal(loaded->head_weight(), student->head_weight()));
+  EXPECT_TRUE(at::equal(loaded->embedding_weight(), student->embedding_weight()));
+  EXPECT_FALSE(loaded->config().tie_weights);
+  EXPECT_EQ(loaded->stored_tensors(SlstmLayout::cuda, true).size(), weights->tensors_.size());
+  weights->tensors_["lm_head.weight"] = weights->tensors_.at("token_embedding.weight").clone();
+  const auto tied = Student::load(memory_files(config.to_json(), weights), at::kCPU);
+  EXPECT_TRUE(tied->head_weight().is_same(tied->embedding_weight()));
+  EXPECT_TRUE(tied->config().tie_weights);
+  weights->tensors_["lm_head.weight"] = at::randn({22, 12});
+  EXPECT_THAT(load_error(config.to_json(), weights), HasSubstr("tensor 'lm_head.weight' is [22, 12], config.json asks for [23, 12]"));
+}
+
 TEST_F(StoredTest, GivenFrozenMatricesReplaceStoredOnes) {
   const auto student = small_student(small_config(), at::kCPU, at::kFloat);
   auto weights = std::make_shared<MemoryWeights>(student->stored_tensors(SlstmLayout::cuda, false));

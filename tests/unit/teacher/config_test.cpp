@@ -84,6 +84,40 @@ TEST(TeacherShape, YarnTakesItsMagnitudeFromTheFactor) {
   EXPECT_EQ(rope.original_context, 32768);
 }
 
+// What config.json leaves out is what the family's class in transformers takes.
+TEST(TeacherShape, AbsentKeysAreTheFamilysOwn) {
+  const auto without = [](json config, std::initializer_list<const char*> keys) {
+    for (const char* key : keys) config.erase(key);
+    return parsed(config);
+  };
+  EXPECT_EQ(without(kLlama32, {"max_position_embeddings"}).max_position_embeddings, 2048);
+  EXPECT_EQ(without(kQwen25, {"max_position_embeddings"}).max_position_embeddings, 32768);
+  EXPECT_EQ(without(kQwen3, {"max_position_embeddings"}).max_position_embeddings, 32768);
+  EXPECT_EQ(without(kLlama32, {"num_key_value_heads"}).num_kv_heads, 32);
+  EXPECT_EQ(without(kQwen3, {"num_key_value_heads"}).num_kv_heads, 32);
+  EXPECT_EQ(parsed(with(kQwen25, {{"num_key_value_heads", nullptr}})).num_kv_heads, 12);
+  json few_heads = kQwen25;
+  few_heads.erase("num_key_value_heads");
+  EXPECT_THAT(refusal(few_heads, json::object()),
+              HasSubstr("num_key_value_heads = 32 (the family's default: the key is not there) does not divide num_attention_heads = 12"));
+  for (const auto& config : {kLlama32, kQwen25, kQwen3}) {
+    const auto bare = without(config, {"rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling", "hidden_act"});
+    EXPECT_EQ(bare.rms_norm_eps, 1e-6);
+    EXPECT_FALSE(bare.is_tied);
+    EXPECT_EQ(bare.rope.theta, 10000.0);
+  }
+  // Without a factor YaRN stretches from the original positions to max_position_embeddings.
+  const json yarn = {{"rope_type", "yarn"}, {"factor", nullptr}, {"original_max_position_embeddings", 8192}};
+  json stretched = with(kQwen25, {{"rope_scaling", yarn}});
+  stretched.erase("max_position_embeddings");
+  EXPECT_EQ(parsed(stretched).rope.factor, 4.0);
+}
+
+TEST(TeacherShape, SwishIsSilu) {
+  EXPECT_EQ(refusal(kLlama32, {{"hidden_act", "swish"}}), "<no exception>");
+  EXPECT_THAT(refusal(kLlama32, {{"hidden_act", "gelu"}}), HasSubstr("hidden_act = \"gelu\" is not supported: only \"silu\", also called"));
+}
+
 TEST(TeacherShape, FamiliesDifferWhereTheyShould) {
   EXPECT_TRUE(parsed(kQwen25).has_qkv_bias);
   EXPECT_FALSE(parsed(kQwen25).has_o_bias);

@@ -47,6 +47,7 @@ class MemoryWeights : public io::WeightSource {
     if (name.find("norm") != std::string::npos) values.add_(1);
     values_[name] = dtype_ == io::DType::bf16 ? values.to(at::kBFloat16) : values;
   }
+  void set(const std::string& name, const Tensor& value) { values_[name] = value; }
   void remove(const std::string& name) { values_.erase(name); }
   [[nodiscard]] const Tensor& value(const std::string& name) const { return values_.at(name); }
 

@@ -92,9 +92,81 @@ TEST(LoadTeacher, NamesMissingExtraAndMisshapenTensors) {
 TEST(LoadTeacher, IgnoresTheStoredCopyOfATiedHead) {
   const json config = tiny_config(true);
   const auto source = std::make_shared<MemoryWeights>(parsed(config));
-  source->add("lm_head.weight", {11, 8});
+  source->set("lm_head.weight", source->value("model.embed_tokens.weight").clone());
   const auto teacher = load_teacher(files_of(config, source), at::kCPU, at::kFloat);
   EXPECT_EQ(teacher->head_weight().data_ptr(), source->value("model.embed_tokens.weight").data_ptr());
+  EXPECT_TRUE(teacher->has_tied_head());
+  EXPECT_TRUE(teacher_shape(files_of(config, source)).is_tied);
+}
+
+// As transformers: what is stored beats tie_word_embeddings.
+TEST(LoadTeacher, TakesAStoredHeadOfOtherValuesAndSaysSo) {
+  const json config = tiny_config(true);
+  for (const bool is_plain : {true, false}) {
+    const auto source = std::make_shared<MemoryWeights>(parsed(config), io::DType::f32, is_plain);
+    Tensor head = source->value("model.embed_tokens.weight").clone();
+    head[10][7] += 1e-3;
+    source->set("lm_head.weight", head);
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto teacher = load_teacher(files_of(config, source), at::kCPU, dtype);
+      EXPECT_TRUE(at::equal(teacher->head_weight(), head.to(dtype)));
+      EXPECT_FALSE(teacher->has_tied_head());
+      EXPECT_EQ(teacher->num_parameters(), teacher_shape(config).num_parameters + 11 * 8);
+    }
+    const TeacherShape shape = teacher_shape(files_of(config, source));
+    EXPECT_FALSE(shape.is_tied);
+    EXPECT_EQ(shape.num_parameters, teacher_shape(config).num_parameters + 11 * 8);
+  }
+}
+
+// transformers ties whichever of the two is there.
+TEST(LoadTeacher, TakesATiedMatrixUnderEitherName) {
+  const json config = tiny_config(true);
+  const auto source = std::make_shared<MemoryWeights>(parsed(config));
+  const Tensor matrix = source->value("model.embed_tokens.weight");
+  source->set("lm_head.weight", matrix);
+  source->remove("model.embed_tokens.weight");
+  const auto teacher = load_teacher(files_of(config, source), at::kCPU, at::kFloat);
+  EXPECT_EQ(teacher->embedding_weight().data_ptr(), matrix.data_ptr());
+  EXPECT_EQ(teacher->head_weight().data_ptr(), matrix.data_ptr());
+}
+
+TEST(LoadTeacher, RefusesATiedHeadOfAnotherShape) {
+  const json config = tiny_config(true);
+  const auto source = std::make_shared<MemoryWeights>(parsed(config));
+  source->add("lm_head.weight", {12, 8});
+  EXPECT_THAT(
+      error_of<DataError>([&] { load_teacher(files_of(config, source), at::kCPU, at::kFloat); }),
+      HasSubstr("memory: tensor 'lm_head.weight' is [12, 8], but tie_word_embeddings = true makes the embedding, [11, 8], the head"));
+}
+
+TEST(LoadTeacher, SaysHowAMissingHeadMayBeTheEmbedding) {
+  const json config = tiny_config(false);
+  const auto source = std::make_shared<MemoryWeights>(parsed(config));
+  source->remove("lm_head.weight");
+  EXPECT_THAT(error_of<DataError>([&] { load_teacher(files_of(config, source), at::kCPU, at::kFloat); }),
+              HasSubstr("1 missing tensors (lm_head.weight): weights and config.json do not belong together; where the head is the "
+                        "embedding, config.json must say tie_word_embeddings = true"));
+}
+
+// Llama's attention_bias stands for o as well; models of other families that were stored as Llama have none there: zeros, as transformers
+// fills them in.
+TEST(LoadTeacher, TakesAttentionBiasesWithoutThatOfO) {
+  for (const char* family : {"llama", "qwen3"}) {
+    json config = tiny_config();
+    config["model_type"] = family;
+    config["attention_bias"] = true;
+    const auto source = std::make_shared<MemoryWeights>(parsed(config)), zeros = std::make_shared<MemoryWeights>(*source);
+    zeros->set("model.layers.0.self_attn.o_proj.bias", at::zeros({8}));
+    source->remove("model.layers.0.self_attn.o_proj.bias");
+    const Tensor tokens = at::arange(11, at::kLong).unsqueeze(0);
+    const auto without = load_teacher(files_of(config, source), at::kCPU, at::kFloat);
+    const auto with = load_teacher(files_of(config, zeros), at::kCPU, at::kFloat);
+    EXPECT_LT(relative_error(without->forward_hidden(tokens), with->forward_hidden(tokens)), 1e-6) << family;
+    source->remove("model.layers.0.self_attn.k_proj.bias");
+    EXPECT_THAT(error_of<DataError>([&] { load_teacher(files_of(config, source), at::kCPU, at::kFloat); }),
+                HasSubstr("1 missing tensors (model.layers.0.self_attn.k_proj.bias)"));
+  }
 }
 
 TEST(LoadTeacher, RefusesOtherPrecisions) {
