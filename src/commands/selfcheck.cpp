@@ -310,8 +310,7 @@ std::vector<Check> checks(at::Device device) {
       {"student: a border = two documents apart, with gradients", 1e-10, on(student_borders)},
       {"student: bfloat16 near float32", 5e-2, on(low_precision)},
   };
-  const auto more = precision_checks(device);
-  all.insert(all.end(), more.begin(), more.end());
+  for (const auto& more : {decoding_checks(device), precision_checks(device)}) all.insert(all.end(), more.begin(), more.end());
   return all;
 }
 

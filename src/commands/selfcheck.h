@@ -20,6 +20,9 @@ struct Check {
 // fails all the same.
 double best_of_three(const std::function<double()>& draw);
 
+// Teachers of every family and students of both mixers, token by token beside the whole text, in every type; and that no weight changes.
+std::vector<Check> decoding_checks(at::Device device);
+
 // Kernels and losses, values and gradients, in the types that training uses on `device` against float64 on the CPU.
 std::vector<Check> precision_checks(at::Device device);
 
