@@ -133,6 +133,7 @@ void run_generate(const cli::GenerateOptions& options) {
   const SignalGuard guard;
   const LoadedModel loaded = load_model(options.model, options.device, options.precision);
   Options with_stops = options;
+  with_stops.generate.model_name = options.model;
   if (!options.ignore_eos) with_stops.generate.stop_ids = stop_ids(loaded.files, loaded.require_tokenizer());
   if (options.chat) {
     chat(loaded, std::move(with_stops));

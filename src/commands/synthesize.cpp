@@ -12,6 +12,7 @@
 #include "generate/synthesize.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/stop_ids.h"
+#include "tokenizer/vocabulary.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -52,6 +53,9 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   options.synthesize.stop_ids = stop_ids(loaded.files, tokenizer);
   // A model trained on documents that begin with BOS ends one by beginning the next.
   if (!borders.begin.empty()) options.synthesize.stop_ids.push_back(borders.begin.front());
+  options.synthesize.left_out = rows_without_token(tokenizer, loaded.model->vocab_size());
+  options.synthesize.model_name = options.model;
+  check_rows(options.synthesize.prompt, tokenizer, loaded.model->vocab_size(), "--prompt");
 
   data::ShardSettings shard;
   shard.split = options.is_validation ? data::Split::validation : data::Split::train;

@@ -16,7 +16,8 @@ struct GenerateOptions {
   std::vector<int32_t> stop_ids;  // end-of-text tokens; not part of the text
   int64_t prefill_piece = 512;    // prompt tokens at a time
   bool skip_special_tokens = true;
-  bool continues_text = true;  // false: an answer, a text of its own whose first piece is decoded as such
+  std::string model_name = "the model";  // for messages
+  bool continues_text = true;            // false: an answer, a text of its own whose first piece is decoded as such
 };
 
 }  // namespace distil_xlstm::generate

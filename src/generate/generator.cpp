@@ -5,6 +5,8 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "nn/finite.h"
+#include "tokenizer/vocabulary.h"
 
 namespace distil_xlstm::generate {
 namespace {
@@ -67,13 +69,7 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
                         const GenerateOptions& options, const std::function<void(const std::string&)>& on_text) {
   if (prompt.empty()) throw ValueError("generate: the prompt has no tokens: give a text, or use a tokenizer that adds BOS");
   if (options.max_new_tokens < 1) throw ValueError("max_new_tokens = {}: must be at least 1", options.max_new_tokens);
-  for (const int32_t id : prompt) {
-    if (id < 0 || id >= model.vocab_size()) {
-      throw ValueError(
-          "generate: token {} of the prompt lies outside the model's vocabulary of {}: tokenizer and model do not belong together", id,
-          model.vocab_size());
-    }
-  }
+  check_rows(prompt, tokenizer, model.vocab_size(), options.model_name);
   const at::NoGradGuard no_grad;
   GenerateResult result;
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
@@ -86,7 +82,7 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
   }
   result.prompt_seconds = monotonic_seconds() - begin;
 
-  Sampler sampler(options.sampling);
+  Sampler sampler(options.sampling, /*stream=*/0, rows_without_token(tokenizer, model.vocab_size()));
   StreamDecoder decoder(tokenizer, options.skip_special_tokens);
   if (options.continues_text) begin_after(decoder, prompt);
   StopFilter filter(options.stop);
@@ -103,7 +99,13 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
       break;
     }
     const Tensor logits = model.logits(hidden.select(1, hidden.size(1) - 1)).reshape({-1}).to(at::kCPU, at::kFloat).contiguous();
-    const int32_t next = sampler.sample({logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())}, context);
+    int32_t next = 0;
+    try {
+      next = sampler.sample({logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())}, context);
+    } catch (const NotFiniteLogits&) {
+      const Tensor tokens = to_tensor(context, 0, context.size(), model.device());
+      throw NotFiniteLogits(nn::why_not_finite(model, options.model_name, "--precision", tokens));
+    }
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), next) != options.stop_ids.end()) {
       result.finish_reason = "stop";
       break;

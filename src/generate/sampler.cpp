@@ -2,23 +2,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <unordered_set>
-
-#include "base/error.h"
 
 namespace distil_xlstm::generate {
 namespace {
 
 int32_t argmax(std::span<const float> logits) {
-  int32_t best = -1;
+  size_t best = 0, num_nan = 0;
   for (size_t id = 0; id < logits.size(); ++id) {
-    if (std::isnan(logits[id])) continue;
-    if (best < 0 || logits[id] > logits[static_cast<size_t>(best)]) best = static_cast<int32_t>(id);
+    num_nan += std::isnan(logits[id]) ? 1 : 0;
+    if (logits[id] > logits[best]) best = id;
   }
-  if (best < 0 || !std::isfinite(logits[static_cast<size_t>(best)])) {
-    throw ValueError("sample: none of the {} logits is finite: the model's weights or its input are broken", logits.size());
+  if (num_nan > 0 || logits.empty() || !std::isfinite(logits[best])) {
+    throw NotFiniteLogits(fmt::format("sample: {} of the {} logits are not numbers, and none can be chosen", num_nan, logits.size()));
   }
-  return best;
+  return static_cast<int32_t>(best);
+}
+
+// How many of the last ids of all are left out.
+size_t num_at_end(std::span<const int32_t> left_out, size_t num_ids) {
+  size_t count = 0;
+  while (count < left_out.size() && static_cast<size_t>(left_out[left_out.size() - 1 - count]) == num_ids - 1 - count) ++count;
+  return count;
 }
 
 }  // namespace
@@ -35,22 +41,29 @@ void check(const SamplingOptions& options) {
   }
 }
 
-Sampler::Sampler(const SamplingOptions& options, uint64_t stream) : options_(options), random_(options.seed, stream) {
+Sampler::Sampler(const SamplingOptions& options, uint64_t stream, std::span<const int32_t> left_out)
+    : options_(options), random_(options.seed, stream), left_out_(left_out.begin(), left_out.end()) {
   check(options);
 }
 
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> context) {
+  const size_t padding = num_at_end(left_out_, logits.size());
+  const std::span holes = std::span(left_out_).first(left_out_.size() - padding);
+  logits = logits.first(logits.size() - padding);
+  if (options_.repetition_penalty != 1.0 || !holes.empty()) {
+    changed_.assign(logits.begin(), logits.end());
+    logits = changed_;
+  }
   if (options_.repetition_penalty != 1.0) {
-    penalized_.assign(logits.begin(), logits.end());
     const std::unordered_set<int32_t> seen(context.begin(), context.end());
     const auto penalty = static_cast<float>(options_.repetition_penalty);
     for (const int32_t id : seen) {
-      if (id < 0 || static_cast<size_t>(id) >= penalized_.size()) continue;
-      float& logit = penalized_[static_cast<size_t>(id)];
+      if (id < 0 || static_cast<size_t>(id) >= changed_.size()) continue;
+      float& logit = changed_[static_cast<size_t>(id)];
       logit = logit > 0 ? logit / penalty : logit * penalty;
     }
-    logits = penalized_;
   }
+  for (const int32_t id : holes) changed_[static_cast<size_t>(id)] = -std::numeric_limits<float>::infinity();
   const int32_t best = argmax(logits);
   if (options_.temperature == 0) return best;
 

@@ -5,9 +5,16 @@
 #include <span>
 #include <vector>
 
+#include "base/error.h"
 #include "base/random.h"
 
 namespace distil_xlstm::generate {
+
+// No token can be chosen. Who knows the model says why (nn/finite.h).
+class NotFiniteLogits : public Error {
+ public:
+  using Error::Error;
+};
 
 // Applied in this order, as transformers' processors: repetition penalty, temperature, top-k, top-p, min-p.
 struct SamplingOptions {
@@ -25,15 +32,17 @@ void check(const SamplingOptions& options);
 // One sampler a sequence: its own random stream, so that results do not depend on what else is in a batch.
 class Sampler {
  public:
-  explicit Sampler(const SamplingOptions& options, uint64_t stream = 0);
-  // `logits`: one float a token of the vocabulary; `context`: tokens so far (for the repetition penalty). Throws ValueError when no logit
-  // is finite.
+  // `left_out`: ids that are never chosen, ascending (rows_without_token).
+  explicit Sampler(const SamplingOptions& options, uint64_t stream = 0, std::span<const int32_t> left_out = {});
+  // `logits`: one float a row of the head; `context`: tokens so far (for the repetition penalty). Throws NotFiniteLogits when one of them
+  // is not a number, or the greatest is infinite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> context);
 
  private:
   SamplingOptions options_;
   Random random_;
-  std::vector<float> penalized_;
+  std::vector<int32_t> left_out_;
+  std::vector<float> changed_;  // the logits, where some are penalized or left out
   std::vector<std::pair<double, int32_t>> candidates_;
 };
 

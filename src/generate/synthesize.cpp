@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/signals.h"
+#include "nn/finite.h"
 
 namespace distil_xlstm::generate {
 
@@ -18,13 +19,25 @@ Tensor prompt_rows(const SynthesizeOptions& options, int64_t rows) {
   return at::tensor(wide, at::kLong).unsqueeze(0).expand({rows, static_cast<int64_t>(wide.size())}).contiguous();
 }
 
+int32_t sample(Sampler& sampler, std::span<const float> logits, const std::vector<int32_t>& document, nn::LanguageModel& model,
+               const SynthesizeOptions& options) {
+  try {
+    return sampler.sample(logits, document);
+  } catch (const NotFiniteLogits&) {
+    const std::vector<int64_t> wide(document.begin(), document.end());
+    const Tensor tokens = at::tensor(wide, at::kLong).unsqueeze(0).to(model.device());
+    throw NotFiniteLogits(nn::why_not_finite(model, options.model_name, "--precision", tokens));
+  }
+}
+
 // Writes documents[begin, end), which hold the prompt.
 void write_documents(nn::LanguageModel& model, const SynthesizeOptions& options, uint64_t first_document, Documents& documents,
                      int64_t begin, int64_t end) {
   const at::NoGradGuard no_grad;
   const int64_t rows = end - begin, prompt_size = static_cast<int64_t>(options.prompt.size());
   std::vector<Sampler> samplers;
-  for (int64_t row = begin; row < end; ++row) samplers.emplace_back(options.sampling, first_document + static_cast<uint64_t>(row));
+  for (int64_t row = begin; row < end; ++row)
+    samplers.emplace_back(options.sampling, first_document + static_cast<uint64_t>(row), options.left_out);
   std::vector<uint8_t> is_done(static_cast<size_t>(rows), 0);
 
   auto state = model.new_state(rows, options.max_document_tokens);
@@ -42,7 +55,7 @@ void write_documents(nn::LanguageModel& model, const SynthesizeOptions& options,
         auto& document = documents[static_cast<size_t>(begin + row)];
         chosen[row] = options.prompt[0];  // rows that ended are carried along and thrown away
         if (is_done[index] != 0) continue;
-        const int32_t id = samplers[index].sample({logits + row * vocab_size, static_cast<size_t>(vocab_size)}, document);
+        const int32_t id = sample(samplers[index], {logits + row * vocab_size, static_cast<size_t>(vocab_size)}, document, model, options);
         if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) {
           is_done[index] = 1;
           continue;

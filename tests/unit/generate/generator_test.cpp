@@ -11,6 +11,7 @@ namespace distil_xlstm::generate {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 // After token t comes t + 1.
 ToyModel counting_model(int64_t vocab_size) {
@@ -94,8 +95,77 @@ TEST(Generate, EndsBeforeAStopTextAndStreamsOnlyWhatIsCertain) {
 TEST(Generate, RefusesEmptyAndForeignPrompts) {
   ToyModel model = counting_model(20);
   EXPECT_THROW(generate(model, tokenizer(), {}, {}), ValueError);
-  EXPECT_THROW(generate(model, tokenizer(), {20}, {}), ValueError);
+  EXPECT_THROW(generate(model, tokenizer(), {20}, {}), DataError);
   EXPECT_THROW(generate(model, tokenizer(), {1}, {.max_new_tokens = 0}), ValueError);
+}
+
+TEST(Generate, NamesATokenThatTheModelHasNoRowFor) {
+  ToyModel model = counting_model(300);
+  try {
+    generate(model, tokenizer(), {1, 403}, {.model_name = "m"});
+    FAIL() << "took a token without a row";
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(),
+                HasSubstr("m: the text holds '▁Once' (id 403), for which the model has no row: it has 300, the tokenizer 512"));
+  }
+}
+
+// Models pad their vocabulary; a text never holds what no token stands for.
+TEST(Generate, WritesNoRowWithoutAToken) {
+  const int64_t num_tokens = tokenizer().vocab_size();
+  Tensor logits = at::zeros({num_tokens + 9, num_tokens + 9});
+  logits.narrow(1, num_tokens, 9).fill_(30.0);
+  ToyModel model(logits);
+  for (const double temperature : {0.0, 1.0}) {
+    for (const double repetition_penalty : {1.0, 1.5}) {
+      GenerateOptions options;
+      options.sampling = {.temperature = temperature, .repetition_penalty = repetition_penalty};
+      options.max_new_tokens = 40;
+      for (const int32_t id : generate(model, tokenizer(), {300}, options).tokens) EXPECT_LT(id, num_tokens);
+    }
+  }
+}
+
+TEST(Generate, SaysWhichPartOfTheModelGivesNoNumbers) {
+  Tensor logits = at::zeros({tokenizer().vocab_size(), tokenizer().vocab_size()});
+  logits[300][7] = std::nan("");
+  ToyModel model(logits);
+  try {
+    generate(model, tokenizer(), {300}, {.model_name = "m"});
+    FAIL() << "went on";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), 1);
+    EXPECT_THAT(error.what(), HasSubstr("m in fp32: 1 of the 262144 values of 'lm_head.weight' is not finite"));
+  }
+  SynthesizeOptions options;
+  options.prompt = {300};
+  options.model_name = "m";
+  for (const int64_t batch_size : {1, 70}) {
+    options.batch_size = batch_size;
+    try {
+      synthesize_batch(model, options, 0);
+      FAIL() << "went on";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("m in fp32: 1 of the 262144 values of 'lm_head.weight' is not finite"));
+    }
+  }
+}
+
+TEST(Synthesize, WritesNothingThatIsLeftOut) {
+  Tensor logits = at::zeros({16, 16});
+  logits.select(1, 3).fill_(8.0);
+  logits.narrow(1, 12, 4).fill_(9.0);
+  ToyModel model(logits);
+  SynthesizeOptions options;
+  options.prompt = {1};
+  options.left_out = {3, 12, 13, 14, 15};
+  options.max_document_tokens = 30;
+  for (const int64_t batch_size : {1, 6, 70}) {
+    options.batch_size = batch_size;
+    for (const auto& document : synthesize_batch(model, options, 0)) {
+      for (const int32_t id : document) EXPECT_TRUE(id < 12 && id != 3) << id;
+    }
+  }
 }
 
 TEST(Synthesize, DocumentsDependOnTheirNumberNotOnTheBatch) {

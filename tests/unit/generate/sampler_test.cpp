@@ -78,7 +78,45 @@ TEST(Sampler, RefusesBadOptionsAndBrokenLogits) {
   EXPECT_THROW(Sampler({.repetition_penalty = 0}), ValueError);
   Sampler sampler({});
   const std::vector<float> broken(4, std::numeric_limits<float>::quiet_NaN());
-  EXPECT_THROW(sampler.sample(broken, {}), ValueError);
+  EXPECT_THROW(sampler.sample(broken, {}), NotFiniteLogits);
+}
+
+// Rows without a token: behind the last one, and between others; with every option.
+TEST(Sampler, NeverChoosesWhatIsLeftOut) {
+  const std::vector<float> logits = {9.0F, 1.0F, 2.0F, 8.0F, 0.5F, 7.0F, std::numeric_limits<float>::quiet_NaN()};
+  const std::vector<int32_t> left_out = {0, 3, 5, 6}, context = {0, 1, 3, 6};
+  std::map<int32_t, int> seen;
+  for (const double temperature : {0.0, 0.7, 3.0}) {
+    for (const int64_t top_k : {0, 1, 5}) {
+      for (const double top_p : {0.5, 1.0}) {
+        for (const double repetition_penalty : {1.0, 2.0}) {
+          const SamplingOptions options{
+              .temperature = temperature, .top_k = top_k, .top_p = top_p, .repetition_penalty = repetition_penalty};
+          Sampler sampler(options, 0, left_out);
+          for (int draw = 0; draw < 50; ++draw) ++seen[sampler.sample(logits, context)];
+        }
+      }
+    }
+  }
+  EXPECT_EQ(seen.size(), 3U);
+  for (const auto& [id, count] : seen) EXPECT_TRUE(id == 1 || id == 2 || id == 4) << id;
+}
+
+TEST(Sampler, RowsLeftOutChangeNothingForTheOthers) {
+  std::vector<float> padded = kLogits;
+  padded.insert(padded.end(), {50.0F, 60.0F});
+  const std::vector<int32_t> left_out = {4, 5};
+  for (const uint64_t seed : {1, 2, 3}) {
+    Sampler plain({.temperature = 1.0, .seed = seed}), masked({.temperature = 1.0, .seed = seed}, 0, left_out);
+    for (int draw = 0; draw < 100; ++draw) EXPECT_EQ(masked.sample(padded, {}), plain.sample(kLogits, {}));
+  }
+}
+
+TEST(Sampler, RefusesLogitsOfWhichOneIsNoNumber) {
+  Sampler sampler({});
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
+    EXPECT_THROW(sampler.sample(std::vector<float>{1.0F, bad, 2.0F}, {}), NotFiniteLogits);
+  EXPECT_EQ(Sampler({.temperature = 0}).sample(std::vector<float>{1.0F, -std::numeric_limits<float>::infinity(), 2.0F}, {}), 2);
 }
 
 }  // namespace
