@@ -20,6 +20,7 @@
 #include "eval/unigram.h"
 #include "ops/device.h"
 #include "tokenizer/document_borders.h"
+#include "tokenizer/vocabulary.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -41,7 +42,7 @@ data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const
 }
 
 // Hands the documents of a file to `use` as ids, one at a time, until it says that it has enough.
-void read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer,
+void read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer, int64_t num_rows,
                     const std::function<bool(const eval::EvalDocument&)>& use) {
   const auto borders = document_borders(tokenizer, document_end_id(options.document_end, tokenizer));
   uint64_t num_repeated = 0;
@@ -53,6 +54,7 @@ void read_documents(const fs::path& path, const Options& options, const Tokenize
     if (begins_with(document.tokens, borders.begin)) ++num_repeated;
     document.tokens.insert(document.tokens.begin(), borders.begin.begin(), borders.begin.end());
     document.tokens.insert(document.tokens.end(), borders.end.begin(), borders.end.end());
+    check_rows(document.tokens, tokenizer, num_rows, path.string());
     document.size_bytes = static_cast<int64_t>(text.text.size());
     wants_more = use(document);
   }
@@ -150,6 +152,18 @@ void add_unigram(json& row, double nats, int64_t target_tokens) {
   row["unigram_perplexity"] = std::exp(nats / static_cast<double>(target_tokens));
 }
 
+// The rows of the heads that no token has: whether the distributions run over them is an option.
+std::vector<int32_t> choose_left_out_rows(const LoadedModel& model, const Options& options) {
+  const int64_t num_rows = model.model->vocab_size();
+  auto without_token = rows_without_token(model.require_tokenizer(), num_rows);
+  if (without_token.empty()) return {};
+  const bool leaves_out = options.vocabulary == "tokenizer";
+  spdlog::info("{}: {} of its {} rows have no token: the figures {} (--vocabulary {})", options.model, without_token.size(), num_rows,
+               leaves_out ? "leave them out" : "run over them too", options.vocabulary);
+  if (!leaves_out) without_token.clear();
+  return without_token;
+}
+
 // What the figures depend on.
 json settings_json(const Options& options, const LoadedModel& student, int64_t max_tokens) {
   const auto& perplexity = options.perplexity;
@@ -161,6 +175,7 @@ json settings_json(const Options& options, const LoadedModel& student, int64_t m
                    {"batch_size", perplexity.batch_size},
                    {"stream", options.stream},
                    {"carry_state", perplexity.carry_state},
+                   {"vocabulary", options.vocabulary},
                    {"max_tokens", max_tokens},
                    {"document_end", options.document_end},
                    {"normalize_newlines", options.normalize_newlines},
@@ -186,11 +201,16 @@ void add(eval::PerplexityResult& total, const eval::PerplexityResult& part) {
 }
 
 struct Models {
-  nn::LanguageModel& model;
-  nn::LanguageModel* teacher;
+  const LoadedModel& model;
+  const LoadedModel* teacher;
+
+  void warn_of_length(int64_t num_tokens, std::string_view what) const {
+    warn_beyond_positions(model, num_tokens, what);
+    if (teacher != nullptr) warn_beyond_positions(*teacher, num_tokens, what);
+  }
 };
 
-eval::PerplexityResult score_file(const fs::path& path, const Options& options, const Tokenizer& tokenizer, Models models,
+eval::PerplexityResult score_file(const fs::path& path, const Options& options, const Tokenizer& tokenizer, const Models& models,
                                   int64_t max_tokens, const eval::Unigram* unigram, double& unigram_nats) {
   ProgressLine progress;
   eval::PerplexityScorer::Observers observers;
@@ -198,17 +218,23 @@ eval::PerplexityResult score_file(const fs::path& path, const Options& options, 
   observers.progress = [&](int64_t done) {
     if (progress.due()) progress.update(fmt::format("{}: {} tokens", path.filename().string(), format_count(static_cast<double>(done))));
   };
-  eval::PerplexityScorer scorer(models.model, models.teacher, options.perplexity, std::move(observers));
+  nn::LanguageModel* teacher = models.teacher != nullptr ? models.teacher->model.get() : nullptr;
+  eval::PerplexityScorer scorer(*models.model.model, teacher, options.perplexity, std::move(observers));
+  const int64_t num_rows = models.model.model->vocab_size();
+  int64_t longest = 0;  // document
   if (options.stream) {
     Stream stream(scorer, options, max_tokens);
-    read_documents(path, options, tokenizer, [&](const eval::EvalDocument& document) { return stream.add(document.tokens); });
+    read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) { return stream.add(document.tokens); });
     stream.finish(path);
+    longest = scorer.target_tokens() + 1;
   } else {
-    read_documents(path, options, tokenizer, [&](const eval::EvalDocument& document) {
+    read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) {
       scorer.add(document);
+      longest = std::max(longest, static_cast<int64_t>(document.tokens.size()));
       return true;
     });
   }
+  if (options.perplexity.carry_state) models.warn_of_length(longest, fmt::format("--carry-state: {}", path.string()));
   if (scorer.target_tokens() == 0) throw DataError("{}: no document has two tokens: there is nothing to predict", path.string());
   const auto result = scorer.finish();
   progress.finish(fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
@@ -217,7 +243,8 @@ eval::PerplexityResult score_file(const fs::path& path, const Options& options, 
 
 }  // namespace
 
-void run_eval(const cli::EvalOptions& options) {
+void run_eval(const cli::EvalOptions& given) {
+  Options options = given;
   const SignalGuard guard;
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens > 0 && !options.stream) throw ConfigError("--max-tokens: only with --stream; documents are always evaluated whole");
@@ -243,10 +270,11 @@ void run_eval(const cli::EvalOptions& options) {
                    tokenizer.fingerprint(), teacher->tokenizer->fingerprint());
     }
   }
-  nn::LanguageModel* second = teacher ? teacher->model.get() : nullptr;
-
-  warn_beyond_positions(student, options.perplexity.context_length, "--context-length");
-  if (teacher) warn_beyond_positions(*teacher, options.perplexity.context_length, "--context-length");
+  const Models models{student, teacher ? &*teacher : nullptr};
+  models.warn_of_length(options.perplexity.context_length, "--context-length");
+  options.perplexity.left_out_rows = choose_left_out_rows(student, options);
+  options.perplexity.model_name = options.model;
+  options.perplexity.teacher_name = options.teacher;
 
   json results = settings_json(options, student, max_tokens);
   results["files"] = json::object();
@@ -256,10 +284,9 @@ void run_eval(const cli::EvalOptions& options) {
   if (options.json_path != "-") print_heading(columns);
   for (const fs::path& path : paths) {
     double unigram_nats = 0;
-    const auto result =
-        score_file(path, options, tokenizer, {*student.model, second}, max_tokens, unigram ? &*unigram : nullptr, unigram_nats);
+    const auto result = score_file(path, options, tokenizer, models, max_tokens, unigram ? &*unigram : nullptr, unigram_nats);
     json& row = results["files"][path.string()];
-    row = result.to_json(second != nullptr);
+    row = result.to_json(teacher.has_value());
     if (unigram) {
       total_unigram_nats += unigram_nats;
       add_unigram(row, unigram_nats, result.target_tokens);
@@ -268,7 +295,7 @@ void run_eval(const cli::EvalOptions& options) {
     add(total, result);
   }
   if (paths.size() > 1) {
-    results["total"] = total.to_json(second != nullptr);
+    results["total"] = total.to_json(teacher.has_value());
     if (unigram) add_unigram(results["total"], total_unigram_nats, total.target_tokens);
     if (options.json_path != "-") print_row(columns, "all", results["total"]);
   }

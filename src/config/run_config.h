@@ -69,6 +69,7 @@ struct DistillSettings {
   ScheduleSettings alpha{.schedule = "delta-paper", .start = 0.8, .final = 0.5};
   ScheduleSettings temperature{.schedule = "delta-paper", .start = 2.0, .final = 1.0};
   ScheduleSettings beta{.schedule = "constant", .start = 0.1, .final = 0.1};
+  std::string vocabulary = "model";       // "model" | "tokenizer"
   std::string combine = "convex";         // "convex" | "additive"
   std::string divergence = "forward_kl";  // "forward_kl" | "reverse_kl" | "jsd"
   double jsd_beta = 0.5;

@@ -291,6 +291,9 @@ std::vector<Setting> build_table() {
   t.schedule("distill.alpha", MEMBER(distill.alpha), kFraction);
   t.schedule("distill.temperature", MEMBER(distill.temperature), kPositive);
   t.schedule("distill.beta", MEMBER(distill.beta), kNotNegative);
+  t.text("distill.vocabulary", MEMBER(distill.vocabulary),
+         "what the losses' distributions run over: every row of the model's heads, or those that have a token of the tokenizer",
+         {"model", "tokenizer"});
   t.text("distill.combine", MEMBER(distill.combine), "convex: (1-a-b) CE + a KD + b L_F; additive: (1-a) CE + a KD + b L_F",
          {"convex", "additive"});
   t.text("distill.divergence", MEMBER(distill.divergence), "between the teacher's and the student's distributions",

@@ -7,7 +7,9 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "nn/finite.h"
 #include "ops/head_loss.h"
+#include "ops/head_rows.h"
 
 namespace distil_xlstm::eval {
 namespace {
@@ -47,6 +49,15 @@ void add_sums(PerplexityResult& result, const Tensor& sums, bool has_teacher) {
   result.agreements += std::llround(values[ops::kAgreement]);
 }
 
+// Throws where the sums so far are not finite; `batch` is what was added last.
+void check_finite(const PerplexityResult& result, const PerplexityOptions& options, nn::LanguageModel& model, nn::LanguageModel* teacher,
+                  const WindowBatch& batch) {
+  if (teacher != nullptr && !std::isfinite(result.teacher_nats))
+    throw Error(nn::why_not_finite(*teacher, options.teacher_name, "--precision", batch.tokens_BS));
+  if (!std::isfinite(result.nats) || !std::isfinite(result.kl))
+    throw Error(nn::why_not_finite(model, options.model_name, "--precision", batch.tokens_BS));
+}
+
 }  // namespace
 
 PerplexityScorer::PerplexityScorer(nn::LanguageModel& model, nn::LanguageModel* teacher, const PerplexityOptions& options,
@@ -55,6 +66,9 @@ PerplexityScorer::PerplexityScorer(nn::LanguageModel& model, nn::LanguageModel* 
   if (options_.stride == 0) options_.stride = options_.context_length;
   check_options();
   if (options_.carry_state) options_.batch_size = 1;
+  head_rows_ = ops::HeadRows(options_.left_out_rows, model_.vocab_size(), model_.device());
+  head_VD_ = head_rows_.of_head(model_.head_weight());
+  if (teacher_ != nullptr) teacher_head_VD_ = head_rows_.of_head(teacher_->head_weight());
 }
 
 void PerplexityScorer::check_options() const {
@@ -134,10 +148,10 @@ void PerplexityScorer::score() {
     if (teacher_ != nullptr) teacher_hidden = teacher_->forward_hidden(batch.tokens_BS);
   }
   const ops::HeadLossOptions loss_options{.with_gradient = false};
-  const auto losses =
-      ops::head_losses(hidden, model_.head_weight(), teacher_hidden, teacher_ != nullptr ? teacher_->head_weight() : Tensor(),
-                       batch.targets_BS, batch.mask_BS, loss_options, 1.0);
+  const auto losses = ops::head_losses(hidden, head_VD_, teacher_hidden, teacher_head_VD_, head_rows_.of_ids(batch.targets_BS),
+                                       batch.mask_BS, loss_options, 1.0);
   add_sums(result_, losses.sums, teacher_ != nullptr);
+  check_finite(result_, options_, model_, teacher_, batch);
   for (const auto& window : waiting_) num_scored_ += static_cast<int64_t>(window.tokens.size() - window.first_scored);
   waiting_.clear();
   result_.seconds += monotonic_seconds() - begin;

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "eval/perplexity_options.h"
 #include "nn/language_model.h"
+#include "ops/head_rows.h"
 
 namespace distil_xlstm::eval {
 
@@ -44,6 +45,7 @@ class PerplexityScorer {
   // Throws ValueError for options that make no sense, ShapeError for two vocabularies.
   PerplexityScorer(nn::LanguageModel& model, nn::LanguageModel* teacher, const PerplexityOptions& options, Observers observers = {});
 
+  // This and the following throw Error that names model, precision and layer where a figure is not finite.
   void add(const EvalDocument& document);
   // A document in parts; with carry_state its first part is the whole of it. Throws ValueError for an id outside the vocabulary.
   void append(std::span<const int32_t> tokens);
@@ -73,6 +75,8 @@ class PerplexityScorer {
   int64_t dropped_ = 0, begin_ = 0, scored_ = 1;  // the next window's begin, the next target to score
   std::vector<Window> waiting_;
   std::unique_ptr<nn::DecodeState> state_, teacher_state_;
+  ops::HeadRows head_rows_;
+  Tensor head_VD_, teacher_head_VD_;  // without the rows left out
   PerplexityResult result_;
   int64_t num_scored_ = 0;
 };

@@ -17,6 +17,8 @@
 #include "ops/fp8.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/stop_ids.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/vocabulary.h"
 #include "train/checkpoint.h"
 #include "train/origin.h"
 #include "train/run_directory.h"
@@ -37,7 +39,8 @@ constexpr std::array kFreeSettings = {"output",
                                       "eval.every_steps"};
 
 // And these too where the run ended with status "failed": they are what can make its steps finite.
-constexpr std::array kFreeAfterFailure = {"optimizer.learning_rate", "optimizer.initial_loss_scale", "train.precision"};
+constexpr std::array kFreeAfterFailure = {"optimizer.learning_rate", "optimizer.initial_loss_scale", "train.precision",
+                                          "teacher.precision"};
 
 // Everything of a run in progress, in the order in which it is made.
 struct Session {
@@ -51,9 +54,10 @@ struct Session {
   std::unique_ptr<data::Loader> train, validation;
   std::unique_ptr<teacher::Teacher> teacher;
   std::unique_ptr<student::Student> student;
-  json origin;             // train/origin.h
-  json description;        // run.json
-  json generation_config;  // with the teacher's stop ids
+  ops::HeadRows head_rows;  // that the losses run over
+  json origin;              // train/origin.h
+  json description;         // run.json
+  json generation_config;   // with the teacher's stop ids
 };
 
 void warn_of_ignored_keys(const config::LoadedConfig& loaded) {
@@ -237,6 +241,9 @@ void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
   options.begin_id = tokenizer.prefix_ids().empty() ? -1 : tokenizer.prefix_ids().front();
   options.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());
   options.vocab_size = vocab_size;
+  options.no_row_message = [&tokenizer, vocab_size](int32_t id, const std::string& where) {
+    return no_row_message(id, tokenizer, vocab_size, where);
+  };
   s.train = std::make_unique<data::Loader>(options);
 
   if (s.config.eval.every_steps == 0) return;
@@ -260,6 +267,17 @@ void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
     return;
   }
   s.validation = std::make_unique<data::Loader>(options);
+}
+
+// The rows of the heads that no token has: whether the losses count them is a setting.
+void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
+  const int64_t num_rows = s.teacher->vocab_size();
+  const auto without_token = rows_without_token(tokenizer, num_rows);
+  if (without_token.empty()) return;
+  const bool leaves_out = s.config.distill.vocabulary == "tokenizer";
+  spdlog::info("{} of the {} rows of the heads have no token: the losses {} (distill.vocabulary = \"{}\")", without_token.size(), num_rows,
+               leaves_out ? "leave them out" : "run over them too", s.config.distill.vocabulary);
+  if (leaves_out) s.head_rows = ops::HeadRows(without_token, num_rows, s.device);
 }
 
 void check_length(const Session& s) {
@@ -317,6 +335,7 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
                    .run = s.run,
                    .compute_dtype = s.compute_dtype,
                    .origin = s.origin,
+                   .head_rows = s.head_rows,
                    .resume_from = checkpoint.string(),
                    .stop_after_steps = request.stop_after_steps});
   spdlog::info("{} steps of {} rows of {} tokens, {} epochs; from step {}", trainer.length().total_steps,
@@ -396,7 +415,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   if (files.kind != io::ModelKind::transformer)
     throw ConfigError("teacher.model = \"{}\": is a student, a transformer is needed", s.config.teacher.model);
   if (!files.tokenizer) throw ConfigError("teacher.model = \"{}\": has no tokenizer.json beside it", s.config.teacher.model);
-  const auto shape = teacher::teacher_shape(files.config);
+  const auto shape = teacher::teacher_shape(files);
   s.wanted = student::derive_student(s.config.student, shape, s.config.data.context_length);
   const distill::Alignment fits(s.config.distill.alignment, shape.num_layers, s.wanted.num_blocks);  // throws where depths do not
   if (shape.max_position_embeddings > 0 && s.config.data.context_length > shape.max_position_embeddings) {
@@ -419,6 +438,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   throw_if_interrupted();
   set_origin(s, files, tokenizer, checkpoint);
   load_teacher(s, files);
+  choose_head_rows(s, tokenizer);
   make_student(s, start);
   start.reset();  // an old run's weights are mapped by it
   spdlog::info("student: {}", s.student->description());

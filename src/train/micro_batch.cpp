@@ -87,15 +87,17 @@ void LossSums::add(const LossSums& other) {
   if (other.alignment.defined()) alignment = alignment.defined() ? alignment + other.alignment : other.alignment;
 }
 
-MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment)
+MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment,
+                           const ops::HeadRows& head_rows)
     : teacher_(teacher),
       student_(student),
       alignment_(alignment),
+      head_rows_(head_rows),
       teacher_stream_(make_teacher_stream(teacher.device(), student.device())),
-      student_head_(ops::Head::packed(student.head_weight(), /*with_gradient=*/true)),
+      student_head_(ops::Head::packed(head_rows.of_head(student.head_weight()), /*with_gradient=*/true)),
       teacher_head_(teacher.head_weight().is_alias_of(student.head_weight())
                         ? student_head_
-                        : ops::Head::packed(teacher.head_weight(), /*with_gradient=*/false)) {}
+                        : ops::Head::packed(head_rows.of_head(teacher.head_weight()), /*with_gradient=*/false)) {}
 
 MicroBatches::~MicroBatches() {
   try {
@@ -219,7 +221,7 @@ LossSums MicroBatches::run_losses(const student::StudentOutput& output, const te
   auto head = settings.plan.head;
   head.num_callers = num_shares;
   const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student_head_, teacher.last_hidden_BSD, teacher_head_,
-                                       batch.targets_BS, batch.mask_BS, head, settings.target_scale);
+                                       head_rows_.of_ids(batch.targets_BS), batch.mask_BS, head, settings.target_scale);
   LossSums sums{losses.sums, {}};
   std::vector<Tensor> roots = {output.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};
   if (settings.measures_alignment) {

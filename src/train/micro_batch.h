@@ -47,7 +47,8 @@ struct NextBatch {
 class MicroBatches {
  public:
   // All references must outlive this object.
-  MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment);
+  MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment,
+               const ops::HeadRows& head_rows = {});
   ~MicroBatches();
   MicroBatches(const MicroBatches&) = delete;
   MicroBatches& operator=(const MicroBatches&) = delete;
@@ -81,6 +82,7 @@ class MicroBatches {
   teacher::Teacher& teacher_;
   student::Student& student_;
   const distill::Alignment& alignment_;
+  ops::HeadRows head_rows_;                                  // that the losses run over
   std::optional<c10::Stream> teacher_stream_;                // where teacher and student run side by side
   std::optional<Ahead> ahead_;                               // of the next step
   ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "nn/finite.h"
 #include "ops/device.h"
 #include "train/checkpoint.h"
 
@@ -87,7 +88,7 @@ Trainer::Trainer(const TrainerInputs& inputs)
       length_(run_length(in_.config.train, in_.train.rows_per_epoch(), in_.train.context_length())),
       method_(distill::make_method(in_.config.distill, length_.total_steps, length_.num_epochs, length_.steps_per_epoch)),
       alignment_(in_.config.distill.alignment, in_.teacher.num_layers(), in_.student.config().num_blocks),
-      micro_batches_(in_.teacher, in_.student, alignment_),
+      micro_batches_(in_.teacher, in_.student, alignment_, in_.head_rows),
       scaler_(in_.compute_dtype == at::kHalf, in_.config.optimizer.initial_loss_scale) {
   make_optimizer();
   in_.student.set_compute_dtype(in_.compute_dtype);
@@ -252,8 +253,11 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   r.loss = weighted_loss(r);
 
   r.is_skipped = !std::isfinite(r.grad_norm) || !std::isfinite(r.loss);
-  scaler_.update(r.is_skipped);
-  if (in_.compute_dtype != at::kHalf) backoff_.update(r.is_skipped);  // in float16 an overflow is a matter of the loss scale
+  if (r.is_skipped) find_problem(r, batches);
+  if (!r.is_teachers_problem) {
+    scaler_.update(r.is_skipped);
+    if (in_.compute_dtype != at::kHalf) backoff_.update(r.is_skipped);  // in float16 an overflow is a matter of the loss scale
+  }
   probe_ = first_row(batches.front());
   if (!r.is_skipped) {
     optimizer_->step(r.learning_rate, optim::grad_divisor(r.grad_norm, r.loss_scale, optimizer.max_grad_norm));
@@ -261,6 +265,21 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   }
   optimizer_->zero_grad();
   return r;
+}
+
+// A skipped step's: the teacher's where its figures are not finite, else the student's where its loss is not.
+void Trainer::find_problem(StepResult& result, const std::vector<data::Batch>& batches) {
+  result.is_teachers_problem = !std::isfinite(result.teacher_nll);
+  if (!result.is_teachers_problem && std::isfinite(result.ce_loss)) return;
+  nn::LanguageModel& model = result.is_teachers_problem ? static_cast<nn::LanguageModel&>(in_.teacher) : in_.student;
+  nn::NonFinite found;
+  for (const auto& batch : batches) {
+    const auto on_device = eval::to_device(batch, in_.student.device());
+    found = nn::find_non_finite(model, on_device.tokens_BS, on_device.is_start_BS);
+    if (!found.part.empty()) break;
+  }
+  result.model_problem = nn::description(found, result.is_teachers_problem ? in_.config.teacher.model : "the student");
+  if (result.is_teachers_problem) result.model_problem += ": " + nn::remedy(found, "teacher.precision");
 }
 
 bool Trainer::measures_alignment(const distill::StepPlan& plan, int64_t step) const {
@@ -280,7 +299,8 @@ void Trainer::on_good_step(const StepResult& result, double seconds) {
 
 void Trainer::on_skipped_step(const StepResult& result) {
   ++num_skipped_;
-  const std::string what = !bad_parameters_.empty()       ? "gradient is not finite in " + shortened(bad_parameters_)
+  const std::string what = !result.model_problem.empty()  ? result.model_problem
+                           : !bad_parameters_.empty()     ? "gradient is not finite in " + shortened(bad_parameters_)
                            : std::isinf(result.grad_norm) ? fmt::format("the gradient's norm overflows at loss_scale {}", result.loss_scale)
                                                           : fmt::format("loss is {} (ce {:.4g}, kd {:.4g}), grad_norm {}", result.loss,
                                                                         result.ce_loss, result.kd_loss, result.grad_norm);
@@ -298,23 +318,26 @@ void Trainer::on_skipped_step(const StepResult& result) {
                    {"loss_scale", result.loss_scale},
                    {"learning_rate_scale", result.learning_rate_scale},
                    {"parameters", bad_parameters_}});
+  // What the teacher cannot do with the first rows it will not do with others.
+  if (result.is_teachers_problem && step_ == 0) throw Error(fmt::format("step 0: {}", result.model_problem));
   if (num_skipped_ < limit) return;
-  throw Error(fmt::format("{}: {} steps in a row could not be taken. {}", message, num_skipped_, how_to_go_on()));
+  throw Error(fmt::format("{}: {} steps in a row could not be taken. {}", message, num_skipped_, how_to_go_on(result.is_teachers_problem)));
 }
 
 // After a failure: what there is, and the settings that may then be others.
-std::string Trainer::how_to_go_on() const {
-  const double learning_rate = in_.config.optimizer.learning_rate;
+std::string Trainer::how_to_go_on(bool is_teachers_problem) const {
   std::string advice = "Lower optimizer.learning_rate";
   if (in_.compute_dtype == at::kHalf) advice += ", or set train.precision to bf16 or fp32";
   if (in_.compute_dtype == at::kBFloat16) advice += ", or set train.precision to fp32";
-  const auto last = follow_pointer(in_.run, "last");
-  if (!last) {
-    return fmt::format("No checkpoint was made yet. {}: distil-xlstm distill ... --learning-rate {:g} --overwrite", advice,
-                       learning_rate / 4);
+  std::string option = fmt::format("--learning-rate {:g}", in_.config.optimizer.learning_rate / 4);
+  if (is_teachers_problem) {
+    advice = "The teacher needs another precision";
+    option = "--teacher-precision fp32";
   }
-  return fmt::format("The last checkpoint, {}, is intact. {}: distil-xlstm distill --resume --output {} --learning-rate {:g}",
-                     last->string(), advice, in_.run.string(), learning_rate / 4);
+  const auto last = follow_pointer(in_.run, "last");
+  if (!last) return fmt::format("No checkpoint was made yet. {}: distil-xlstm distill ... {} --overwrite", advice, option);
+  return fmt::format("The last checkpoint, {}, is intact. {}: distil-xlstm distill --resume --output {} {}", last->string(), advice,
+                     in_.run.string(), option);
 }
 
 void Trainer::log_step(const StepResult& r, double seconds) {
@@ -365,7 +388,11 @@ std::string Trainer::progress_text(const StepResult& r) const {
 }
 
 void Trainer::validate() {
-  const auto result = eval::validate(in_.student, in_.teacher, *in_.validation, in_.config.eval.max_tokens);
+  const auto result =
+      eval::validate(in_.student, in_.teacher, *in_.validation,
+                     {.max_tokens = in_.config.eval.max_tokens, .head_rows = in_.head_rows, .teacher_name = in_.config.teacher.model});
+  if (!result.teacher_problem.empty()) throw Error(fmt::format("step {}: validation: {}", step_, result.teacher_problem));
+  if (!result.student_problem.empty()) spdlog::warn("step {}: validation: {}", step_, result.student_problem);
   metrics_->write("validation", step_, result.to_json());
   spdlog::info("step {}: validation perplexity {:.3f}, teacher {:.3f} (ratio {:.3f}), agreement {:.1f} %, KL {:.3f}, {} tokens", step_,
                std::exp(result.ce_loss), std::exp(result.teacher_nll), std::exp(result.ce_loss - result.teacher_nll),

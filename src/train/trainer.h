@@ -30,6 +30,7 @@ struct TrainerInputs {
   fs::path run;                        // the run's directory, which exists
   at::ScalarType compute_dtype = at::kFloat;
   json origin = nullptr;         // what the run is trained from (train/origin.h): kept in every checkpoint
+  ops::HeadRows head_rows;       // that the losses run over
   std::string resume_from;       // a checked checkpoint's directory, "" = a fresh run; the student already has its weights
   int64_t stop_after_steps = 0;  // save and return after so many steps of this process; 0: never
 };
@@ -38,6 +39,8 @@ struct TrainerInputs {
 struct StepResult {
   distill::StepPlan plan;
   bool is_skipped = false;
+  std::string model_problem;  // of a skipped step: which model's figures are not finite, and why; "" where the gradient alone is not
+  bool is_teachers_problem = false;
   double loss = 0.0, ce_loss = 0.0, kd_loss = 0.0, kl_at_1 = 0.0, teacher_nll = 0.0, agreement = 0.0, mse_loss = 0.0, mixed_ce = 0.0;
   std::optional<double> alignment_loss;  // when it was measured
   double grad_norm = 0.0;                // before clipping
@@ -86,7 +89,8 @@ class Trainer {
   void restore_best(const fs::path& checkpoint);
   void make_optimizer();
   [[nodiscard]] json numerics() const;
-  [[nodiscard]] std::string how_to_go_on() const;
+  void find_problem(StepResult& result, const std::vector<data::Batch>& batches);
+  [[nodiscard]] std::string how_to_go_on(bool is_teachers_problem = false) const;
   [[nodiscard]] std::string what_is_kept() const;
   [[nodiscard]] distill::StepContext context() const;
   [[nodiscard]] std::string progress_text(const StepResult& result) const;

@@ -25,6 +25,10 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time")->check(at_least(1))->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
+  command
+      ->add_option("--vocabulary", options->vocabulary, "Rows that the distributions run over: model = all, tokenizer = those with a token")
+      ->check(CLI::IsMember({"model", "tokenizer"}))
+      ->capture_default_str();
   command->add_flag("--stream", options->stream, "Join the documents of a file, cut into whole windows, drop the remainder");
   command->add_option("--max-tokens", options->max_tokens, "With --stream: targets at most (32k, 1M); 0 = all")->capture_default_str();
   command->add_option("--document-end", options->document_end, "With --stream: none, eos or a token put after each document")

@@ -234,7 +234,7 @@ bool is_finite_checkpoint(const fs::path& checkpoint, data::Loader& validation) 
   auto& teacher = small_teacher();
   const auto student =
       student::Student::load(io::open_model(checkpoint.string()), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
-  return std::isfinite(eval::validate(*student, teacher, validation, 0).ce_loss);
+  return std::isfinite(eval::validate(*student, teacher, validation).ce_loss);
 }
 
 TEST_F(TrainerTest, StopsAfterTooManySkippedStepsWithTheCheckpointIntact) {
@@ -379,9 +379,9 @@ TEST_F(TrainerTest, ValidationInHalfPrecisionUsesTheNewWeights) {
   config.optimizer.warmup_ratio = 0.0;
   config.optimizer.initial_loss_scale = 1.0;
   SmallRun run(config, data_, folder_ / "run");
-  const auto before = eval::validate(*run.student, small_teacher(), *run.validation, 0);
+  const auto before = eval::validate(*run.student, small_teacher(), *run.validation);
   ASSERT_FALSE(run.trainer->train_step(batches_of(*run.train, 2)).is_skipped);
-  const auto after = eval::validate(*run.student, small_teacher(), *run.validation, 0);
+  const auto after = eval::validate(*run.student, small_teacher(), *run.validation);
   EXPECT_NE(before.ce_loss, after.ce_loss);
   EXPECT_EQ(before.teacher_nll, after.teacher_nll);
 }
