@@ -115,10 +115,12 @@ struct Loader::Impl {
           where, shard.header().bos_id, *options.begin_id);
     }
     check_chat_template(shard);
-    const auto vocab_size = static_cast<int64_t>(shard.header().vocab_size);
-    if (options.vocab_size != 0 && vocab_size > options.vocab_size) {
-      throw DataError("{}: prepared with a vocabulary of {} ids, but the model has {}: prepare the text again with the model's tokenizer",
-                      where, vocab_size, options.vocab_size);
+    // A tokenizer may have more tokens than a model has rows: what counts is what the text uses.
+    if (options.vocab_size == 0 || static_cast<int64_t>(shard.header().vocab_size) <= options.vocab_size) return;
+    if (const int64_t id = shard.greatest_id(); id >= options.vocab_size) {
+      if (options.no_row_message) throw DataError("{}", options.no_row_message(static_cast<int32_t>(id), where));
+      throw DataError("{}: holds id {}, but the model has {} rows: prepare the text again with the model's tokenizer", where, id,
+                      options.vocab_size);
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -43,8 +44,9 @@ struct LoaderOptions {
   // When set, must equal that of shards that hold conversations; "" (a model without one) warns.
   std::optional<std::string> chat_template_fingerprint;
   std::optional<int32_t> begin_id;  // what the tokenizer puts before a text, -1: nothing; shards with another one get a warning
-  int64_t vocab_size = 0;           // when not 0, every id must be below it (checked against the header)
-  bool verify_checksums = true;     // false: trust tokens on disk (only headers, borders and masks are checked)
+  int64_t vocab_size = 0;           // when not 0, every id must be below it
+  std::function<std::string(int32_t id, const std::string& where)> no_row_message;  // of an id that is not; empty: a plain one
+  bool verify_checksums = true;  // false: trust tokens on disk (only headers, borders and masks are checked)
 };
 
 // An epoch has as many rows as the sources hold. Rows without a single target (a prompt that fills a row, the lone last token)

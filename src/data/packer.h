@@ -25,6 +25,7 @@ struct TextEncoder {
   std::vector<int32_t> prefix, suffix;  // what the tokenizer puts around a text
   std::optional<int32_t> eos_id;
   int64_t vocab_size = 0;
+  int64_t num_rows = 0;  // of the model whose tokenizer it is, which may be fewer; 0: not known
   std::string fingerprint;
   std::string chat_template_fingerprint;  // "" when it has no chat template
 };

@@ -20,6 +20,7 @@
 #include "data/prepare_journal.h"
 #include "data/shard_directory.h"
 #include "data/tokenizer_files.h"
+#include "tokenizer/vocabulary.h"
 
 namespace distil_xlstm::data {
 
@@ -136,6 +137,7 @@ class Preparation {
     settings.split = split;
     settings.context_length = options_.context_length;
     settings.vocab_size = encoder.vocab_size;
+    settings.num_rows = encoder.num_rows;
     settings.tokenizer_fingerprint = encoder.fingerprint;
     const DocumentBorders borders = borders_of(encoder, options_.document_end);
     if (!borders.begin.empty()) settings.bos_id = borders.begin.front();
@@ -445,6 +447,20 @@ PrepareReport run(const PrepareOptions& options, const TextEncoder& encoder) {
   return Preparation(options, encoder).run();
 }
 
+// 0 where `name` is a tokenizer alone.
+int64_t num_model_rows(const std::string& name) {
+  const fs::path path(name);
+  std::error_code ignored;
+  json config = json::object();
+  if (fs::is_regular_file(path / "config.json", ignored)) {
+    config = read_json(path / "config.json");
+  } else if (!fs::is_directory(path, ignored) && path.filename() != "tokenizer.json") {
+    config = io::open_model(name).config;
+  }
+  const auto size = config.is_object() ? config.find("vocab_size") : config.end();
+  return size != config.end() && size->is_number_integer() ? size->get<int64_t>() : 0;
+}
+
 }  // namespace
 
 PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder) {
@@ -463,7 +479,13 @@ PrepareReport prepare(const PrepareOptions& options) {
   // Read by the encoder's thread pool when it starts.
   if (options.num_threads > 0) ::setenv("RAYON_NUM_THREADS", std::to_string(options.num_threads).c_str(), 1);
   const Tokenizer tokenizer(open_tokenizer_files(options.model));
-  return prepare(options, make_encoder(tokenizer));
+  TextEncoder encoder = make_encoder(tokenizer);
+  encoder.num_rows = num_model_rows(options.model);
+  try {
+    return prepare(options, encoder);
+  } catch (const NoRow& error) {
+    throw DataError("{}", no_row_message(error.id(), tokenizer, encoder.num_rows, options.model));
+  }
 }
 
 }  // namespace distil_xlstm::data

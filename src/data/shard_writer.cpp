@@ -238,6 +238,7 @@ struct ShardWriter::Impl {
       if (id < 0 || id >= settings.vocab_size) {
         throw ValueError("{}: id {} is outside the tokenizer's vocabulary of {}", name(index), id, settings.vocab_size);
       }
+      if (settings.num_rows > 0 && id >= settings.num_rows) throw NoRow(id);
     }
   }
 };

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "data/token_shard.h"
@@ -18,12 +19,23 @@ struct ShardSettings {
   Split split = Split::train;
   int64_t context_length = 0;
   int64_t vocab_size = 0;                  // Tokenizer::vocab_size()
+  int64_t num_rows = 0;                    // of the model that the shards are for, which may be fewer; 0: not known
   std::string tokenizer_fingerprint;       // at most 63 ASCII characters
   std::optional<int32_t> bos_id;           // what documents begin with, for the header; the writer adds nothing
   std::optional<int32_t> document_end_id;  // what they end with, likewise
   bool synthetic = false;                  // written by a model, not found in the world
   json source = json::object();            // where the text came from
   uint64_t shard_bytes = 512ULL << 20;     // a shard closes before its ids outgrow this (but holds a row at least)
+};
+
+// ShardWriter::add was given a token that the model has no row for. Who knows the tokenizer says which (no_row_message).
+class NoRow : public Error {
+ public:
+  explicit NoRow(int32_t id) : Error(fmt::format("id {} has no row in the model", id)), id_(id) {}
+  [[nodiscard]] int32_t id() const { return id_; }
+
+ private:
+  int32_t id_;
 };
 
 struct ShardSummary {

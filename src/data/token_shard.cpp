@@ -80,8 +80,7 @@ TokenShard::TokenShard(const fs::path& path, bool verify_content) : file_(path),
   if (xxh3_64(tokens) != header_.tokens.checksum) {
     throw DataError("{}: the checksum of its tokens is wrong: the file is damaged, prepare the text again", path.string());
   }
-  const uint32_t greatest = header_.id_size == 2 ? max_id<uint16_t>(tokens) : max_id<uint32_t>(tokens);
-  if (greatest >= header_.vocab_size) {
+  if (const int64_t greatest = greatest_id(); greatest >= static_cast<int64_t>(header_.vocab_size)) {
     throw DataError("{}: holds id {}, but its vocabulary has {} ids", path.string(), greatest, header_.vocab_size);
   }
   if (!is_zero(tokens.subspan(header_.num_tokens * header_.id_size))) throw DataError("{}: its padding is not zero", path.string());
@@ -150,6 +149,11 @@ void TokenShard::check_content() const {
 
 std::span<const std::byte> TokenShard::section(const ShardHeader::Section& part) const {
   return file_.bytes().subspan(part.offset, part.size);
+}
+
+int64_t TokenShard::greatest_id() const {
+  const auto tokens = section(header_.tokens);
+  return header_.id_size == 2 ? max_id<uint16_t>(tokens) : max_id<uint32_t>(tokens);
 }
 
 std::string TokenShard::fingerprint() const {

@@ -100,6 +100,7 @@ class TokenShard {
   [[nodiscard]] bool has_loss_mask() const { return (header_.flags & ShardHeader::kHasLossMask) != 0; }
   [[nodiscard]] bool continues() const { return (header_.flags & ShardHeader::kContinues) != 0; }
   [[nodiscard]] std::string fingerprint() const;
+  [[nodiscard]] int64_t greatest_id() const;  // of its tokens; reads them all
   [[nodiscard]] const json& metadata() const { return metadata_; }
   [[nodiscard]] std::span<const uint64_t> borders() const { return borders_; }
 
