@@ -1,6 +1,7 @@
-// A chat template and a conversation: {"template": text, "messages": [{"role", "content"}], "config": more of tokenizer_config.json}.
+// A chat template and a conversation: {"template": text, "messages": [{"role", ...}], "tools", "documents", "chat_template_kwargs",
+// "config": more of tokenizer_config.json}.
 #include "fuzz/fuzz_target.h"
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/chat_template.h"
 
 DISTIL_XLSTM_RECIPE_MUTATOR({"{% for message in messages %}",
                              "{% endfor %}",
@@ -11,6 +12,12 @@ DISTIL_XLSTM_RECIPE_MUTATOR({"{% for message in messages %}",
                              "{% else %}",
                              "{% set x = namespace(a=[]) %}",
                              "{% set x = x + x %}",
+                             "{% set n = namespace(x=1) %}",
+                             "{% set n.x = [n.x, n.x] %}",
+                             "{% set n.x = n %}",
+                             "{{ n.x }}",
+                             "{{ 'a'.replace('a', 'aa') }}",
+                             "{{ '{:9}'.format(1) }}",
                              "{{ messages | tojson(indent=2) }}",
                              "{{ bos_token }}",
                              "{% generation %}",
@@ -46,7 +53,11 @@ DISTIL_XLSTM_RECIPE_MUTATOR({"{% for message in messages %}",
                              "messages",
                              "config",
                              "bos_token",
-                             "tools"});
+                             "tools",
+                             "tool_calls",
+                             "reasoning_content",
+                             "chat_template_kwargs",
+                             "documents"});
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace distil_xlstm;
@@ -54,18 +65,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (recipe.is_null()) return -1;
   json config = recipe.contains("config") && recipe["config"].is_object() ? recipe["config"] : json::object();
   config["chat_template"] = fuzz::text_or(recipe, "template", "{{ messages[0].content }}");
-  std::vector<ChatMessage> messages;
-  for (const json& message : fuzz::list_or_empty(recipe, "messages")) {
-    if (!message.is_object()) continue;
-    ChatMessage one;
-    one.role = fuzz::text_or(message, "role", "user");
-    one.content = fuzz::text_or(message, "content", "");
-    messages.push_back(std::move(one));
+  Conversation conversation;
+  json row = {{"messages", fuzz::list_or_empty(recipe, "messages")}};
+  for (const char* key : {"tools", "documents", "chat_template_kwargs"}) {
+    if (recipe.contains(key)) row[key] = recipe[key];
   }
+  if (!take_conversation(std::move(row), "messages", conversation).empty()) return -1;
   fuzz::tolerate([&] {
     const ChatTemplate chat(io::TokenizerFiles{.tokenizer_json = "", .tokenizer_config = config, .origin = "fuzz"});
-    fuzz::tolerate([&] { (void)chat.render(messages, true); });
-    fuzz::tolerate([&] { (void)chat.render_spans(messages); });
+    fuzz::tolerate([&] { (void)chat.render(conversation, true); });
+    fuzz::tolerate([&] { (void)chat.render_spans(conversation); });
   });
   return 0;
 }
