@@ -7,28 +7,26 @@ namespace {
 
 constexpr std::string_view kHead = "lm_head";
 
-int64_t count_non_finite(const Tensor& tensor) {
-  return tensor.isfinite().logical_not().sum().item<int64_t>();
+bool has_non_finite(const Tensor& tensor) {
+  return !tensor.isfinite().all().item<bool>();
 }
 
 // The first part whose output is not finite; "" where all are.
 std::string first_part(LanguageModel& model, const Tensor& tokens_BS, const Tensor& is_start_BS) {
   std::string found;
   const auto look = [&](const std::string& part, const Tensor& output) {
-    if (found.empty() && count_non_finite(output) > 0) found = part;
+    if (found.empty() && has_non_finite(output)) found = part;
   };
   const Tensor hidden_BSD = model.forward_shown(tokens_BS, is_start_BS, look);
   for (int64_t s = 0; s < hidden_BSD.size(1) && found.empty(); ++s) look(std::string(kHead), model.logits(hidden_BSD.select(1, s)));
   return found;
 }
 
-// Of the first such weight of a part; "" where all are finite.
-std::string broken_weights(const LanguageModel& model, const std::string& part) {
+// The first weight of a part that is not finite; "" where all are.
+std::string broken_weight(const LanguageModel& model, const std::string& part) {
   std::string found;
   const auto look = [&](const std::string& name, const Tensor& weight) {
-    if (!found.empty()) return;
-    if (const int64_t count = count_non_finite(weight); count > 0)
-      found = fmt::format("{} of the {} values of '{}'", count, weight.numel(), name);
+    if (found.empty() && has_non_finite(weight)) found = name;
   };
   if (part == kHead) {
     look("lm_head.weight", model.head_weight());  // the embedding where they are tied
@@ -42,23 +40,23 @@ std::string broken_weights(const LanguageModel& model, const std::string& part) 
 
 NonFinite find_non_finite(LanguageModel& model, const Tensor& tokens_BS, const Tensor& is_start_BS) {
   const at::NoGradGuard no_grad;
-  NonFinite found{.part = first_part(model, tokens_BS, is_start_BS), .weights = "", .precision = model.precision()};
-  if (!found.part.empty()) found.weights = broken_weights(model, found.part);
+  NonFinite found{.part = first_part(model, tokens_BS, is_start_BS), .weight = "", .precision = model.precision()};
+  if (!found.part.empty()) found.weight = broken_weight(model, found.part);
   return found;
 }
 
 std::string description(const NonFinite& found, std::string_view name) {
   const std::string where = fmt::format("{} in {}", name, found.precision);
   if (found.part.empty()) return fmt::format("{}: its figures are not finite, though every layer's output is on these tokens alone", where);
-  if (found.weights.empty()) return fmt::format("{}: the output of {} is not finite", where, found.part);
-  return fmt::format("{}: {} {} finite", where, found.weights, found.weights.starts_with("1 of") ? "is not" : "are not");
+  if (found.weight.empty()) return fmt::format("{}: the output of {} is not finite", where, found.part);
+  return fmt::format("{}: '{}' holds values that are not finite", where, found.weight);
 }
 
 std::string remedy(const NonFinite& found, std::string_view key) {
   const bool is_fp16 = found.precision == "fp16";
   const std::string other = fmt::format("set {} to {}", key, is_fp16 ? "bf16 or fp32" : "fp32");
-  if (!found.weights.empty() && !is_fp16) return "the model is damaged: get it, or train it, again";
-  if (is_fp16) return (found.weights.empty() ? "its values outgrow fp16: " : "they outgrow fp16, or the model is damaged: ") + other;
+  if (!found.weight.empty() && !is_fp16) return "the model is damaged: get it, or train it, again";
+  if (is_fp16) return (found.weight.empty() ? "its values outgrow fp16: " : "they outgrow fp16, or the model is damaged: ") + other;
   return found.precision == "fp32" ? "the model's weights are too large, or damaged" : other;
 }
 

@@ -10,7 +10,7 @@ namespace distil_xlstm::nn {
 
 struct NonFinite {
   std::string part;       // the first whose output is not finite ("model.layers.3"); "": none
-  std::string weights;    // of that part: "3 of the 128 values of 'model.layers.3.mlp.down_proj.weight'"; "": they are finite
+  std::string weight;     // of that part, the first that is not finite ("model.layers.3.mlp.down_proj.weight"); "": all are
   std::string precision;  // of the model
 };
 

@@ -135,7 +135,7 @@ TEST(Generate, SaysWhichPartOfTheModelGivesNoNumbers) {
     FAIL() << "went on";
   } catch (const Error& error) {
     EXPECT_EQ(error.exit_code(), 1);
-    EXPECT_THAT(error.what(), HasSubstr("m in fp32: 1 of the 262144 values of 'lm_head.weight' is not finite"));
+    EXPECT_THAT(error.what(), HasSubstr("m in fp32: 'lm_head.weight' holds values that are not finite"));
   }
   SynthesizeOptions options;
   options.prompt = {300};
@@ -146,7 +146,7 @@ TEST(Generate, SaysWhichPartOfTheModelGivesNoNumbers) {
       synthesize_batch(model, options, 0);
       FAIL() << "went on";
     } catch (const Error& error) {
-      EXPECT_THAT(error.what(), HasSubstr("m in fp32: 1 of the 262144 values of 'lm_head.weight' is not finite"));
+      EXPECT_THAT(error.what(), HasSubstr("m in fp32: 'lm_head.weight' holds values that are not finite"));
     }
   }
 }

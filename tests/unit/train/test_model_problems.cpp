@@ -125,8 +125,7 @@ TEST_F(ModelProblems, AStudentIsNamedByItsBlockAndWeight) {
   const auto result = trainer->train_step(batches());
   EXPECT_TRUE(result.is_skipped);
   EXPECT_FALSE(result.is_teachers_problem);
-  EXPECT_EQ(result.model_problem,
-            fmt::format("the student in fp32: {} of the {} values of '{}' are not finite", weight.numel(), weight.numel(), name));
+  EXPECT_EQ(result.model_problem, fmt::format("the student in fp32: '{}' holds values that are not finite", name));
 }
 
 }  // namespace
