@@ -203,6 +203,54 @@ def test_conversations():
         assert counted == ("\n" + answers if answers.startswith("\n") else answers)
 
 
+def test_masks_of_generation_marks():
+    """Rows of a real data set through a template that marks its answers: ids and masks are those of transformers."""
+    source, _ = tokenizer_of("smollm2")
+    directory = fresh_directory()
+    (directory / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    template = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+                "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content + '<|im_end|>' }}"
+                "{% endgeneration %}{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}")
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), chat_template=template)
+    rows = []
+    for number, row in enumerate(rows_of(SHARED / "train" / "instruct" / "gsm8k_train.jsonl.zst")[:300]):
+        answer = {"role": "assistant", "content": row["answer"] if number % 7 else "", "weight": None}
+        if number % 3 == 0:
+            answer["reasoning"] = row["answer"][:20]
+        rows.append([{"role": "user", "content": row["question"]}, answer])
+    output = fresh_directory()
+    (output / "chat.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    prepare(output / "out", "--validation-fraction", 0, inputs=[output / "chat.jsonl"], model=directory)
+    documents = read_split(output / "out")
+    assert len(documents) == len(rows)
+    for messages, (ids, mask) in zip(rows, documents):
+        expected = reference.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        assert ids == expected["input_ids"] and mask == expected["assistant_masks"]
+
+
+def test_conversations_in_parquet_equal_jsonl():
+    """Messages as lists of structs: every row has every key, null where it has none; as JSONL, nulls are as keys that are not there."""
+    directory, _ = tokenizer_of("smollm2")
+    tmp_path = fresh_directory()
+    rows = [{"messages": [{"role": "user", "content": "é?"}, {"role": "assistant", "content": "A", "reasoning_content": "R",
+                                                             "tool_calls": [{"name": "f", "arguments": {"x": 1, "y": [0.5]}}]}],
+             "tools": [{"name": "f", "parameters": {"x": "int"}}]},
+            {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}], "tools": None}]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "chat.parquet")
+    pq.write_table(table.cast(pa.schema([field.with_type(pa.large_list(field.type.value_type)) for field in table.schema])), tmp_path / "large.parquet")
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "nulls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=2))
+    for name in ("chat.parquet", "large.parquet", "chat.jsonl", "nulls.jsonl", "array.json"):
+        prepare(tmp_path / "out" / name, "--validation-fraction", 0, "--context-length", 32, inputs=[tmp_path / name], model=directory)
+    wanted = read_split(tmp_path / "out" / "chat.jsonl")
+    assert len(wanted) == 2
+    for name in ("chat.parquet", "large.parquet", "nulls.jsonl", "array.json"):
+        assert read_split(tmp_path / "out" / name) == wanted, name
+
+
 def contents(directory):
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
