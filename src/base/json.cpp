@@ -1,5 +1,7 @@
 #include "base/json.h"
 
+#include <unordered_set>
+
 #include "base/foreign_content.h"
 #include "base/json_limits.h"
 
@@ -14,22 +16,40 @@ std::string_view reason(std::string_view what) {
   return what;
 }
 
-// Counts levels and stops where they are too many, for a format whose reader goes down by recursion.
-struct DepthHandler : nlohmann::json_sax<json> {
+// Sees everything and keeps nothing: what to look at is overridden.
+template <typename Json>
+struct SilentHandler : nlohmann::json_sax<Json> {
+  using Base = nlohmann::json_sax<Json>;
   bool null() override { return true; }
   bool boolean(bool) override { return true; }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
-  bool binary(binary_t&) override { return true; }
-  bool key(string_t&) override { return true; }
-  bool start_object(size_t) override { return ++depth <= kMaxJsonDepth; }
-  bool start_array(size_t) override { return ++depth <= kMaxJsonDepth; }
+  bool number_integer(typename Base::number_integer_t) override { return true; }
+  bool number_unsigned(typename Base::number_unsigned_t) override { return true; }
+  bool number_float(typename Base::number_float_t, const typename Base::string_t&) override { return true; }
+  bool string(typename Base::string_t&) override { return true; }
+  bool binary(typename Base::binary_t&) override { return true; }
+  bool key(typename Base::string_t&) override { return true; }
+  bool start_object(size_t) override { return begin(); }
+  bool start_array(size_t) override { return begin(); }
   bool end_object() override { return --depth, true; }
   bool end_array() override { return --depth, true; }
-  bool parse_error(size_t, const std::string&, const json::exception&) override { return false; }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+  virtual bool begin() { return ++depth, true; }
   size_t depth = 0;
+};
+
+// Stops where levels are too many, for a format whose reader goes down by recursion.
+struct DepthHandler : SilentHandler<json> {
+  bool begin() override { return ++depth <= kMaxJsonDepth; }
+};
+
+struct KeyHandler : SilentHandler<UnorderedJson> {
+  bool key(std::string& name) override {
+    if (depth != 1 || seen.insert(name).second) return true;
+    repeated = name;
+    return false;
+  }
+  std::unordered_set<std::string> seen;
+  std::optional<std::string> repeated;
 };
 
 // Strings and blobs of unknown length may hold others, each a byte and a call of the reader. Nothing that is written here has them, so a
@@ -73,14 +93,14 @@ std::optional<size_t> json_too_deep_at(std::string_view text) {
 namespace {
 
 template <typename Json>
-Json parse_bounded(std::string_view text, std::string_view where, const typename Json::parser_callback_t& callback = nullptr) {
+Json parse_bounded(std::string_view text, std::string_view where) {
   if (const auto place = json_too_deep_at(text)) {
     throw DataError(
         "{}: more than {} levels of lists and objects inside each other (at byte {}): no file that this program reads needs them", where,
         kMaxJsonDepth, *place);
   }
   try {
-    return Json::parse(text, callback);
+    return Json::parse(text);
   } catch (const typename Json::parse_error& error) {
     throw DataError("{}: not JSON at byte {}: {}", where, error.byte, reason(error.what()));
   } catch (const typename Json::exception& error) {  // a number that is too large
@@ -94,8 +114,14 @@ json parse_json(std::string_view text, std::string_view where) {
   return parse_bounded<json>(text, where);
 }
 
-UnorderedJson parse_unordered_json(std::string_view text, std::string_view where, const UnorderedJson::parser_callback_t& callback) {
-  return parse_bounded<UnorderedJson>(text, where, callback);
+UnorderedJson parse_unordered_json(std::string_view text, std::string_view where) {
+  return parse_bounded<UnorderedJson>(text, where);
+}
+
+std::optional<std::string> repeated_key(std::string_view text) {
+  KeyHandler keys;
+  UnorderedJson::sax_parse(text, &keys);
+  return keys.repeated;
 }
 
 json parse_cbor(std::string_view bytes) {

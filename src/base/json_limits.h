@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "base/json.h"
@@ -15,10 +16,13 @@ inline constexpr size_t kMaxJsonDepth = 100;
 // Byte of the bracket that opens one level too many. Every reader of JSON asks this first (parse_json does), or uses sax_parse.
 std::optional<size_t> json_too_deep_at(std::string_view text);
 
-// parse_json for objects of many keys (the ordered one looks through all of them at each insertion) or with a callback.
+// parse_json for objects of many keys: the ordered one looks through all of them at each insertion. (The library's parser with a callback
+// looks through a whole list or object after each of its members: it is not used.)
 using UnorderedJson = nlohmann::json;
-UnorderedJson parse_unordered_json(std::string_view text, std::string_view where,
-                                   const UnorderedJson::parser_callback_t& callback = nullptr);
+UnorderedJson parse_unordered_json(std::string_view text, std::string_view where);
+
+// A key of the outermost object that stands there twice: two readers would see two different files. `text` is valid JSON.
+std::optional<std::string> repeated_key(std::string_view text);
 
 // CBOR, which keeps the program's own unfinished work: a discarded value where it is broken or too deep.
 json parse_cbor(std::string_view bytes);

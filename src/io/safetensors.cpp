@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <set>
 
 #include "base/foreign_content.h"
 #include "base/hash.h"
@@ -42,16 +41,7 @@ std::string_view header_text(const MappedFile& file) {
   return {reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length};
 }
 
-// A key that occurs twice would let two readers see two different files.
 Header parse_header(std::string_view text, const fs::path& path) {
-  std::set<std::string> seen;
-  std::string twice;
-  const auto watch = [&](int depth, Header::parse_event_t event, Header& value) {
-    if (event == Header::parse_event_t::key && depth == 1 && !seen.insert(value.get_ref<const std::string&>()).second) {
-      twice = value.get_ref<const std::string&>();
-    }
-    return true;
-  };
   if (const auto place = json_too_deep_at(text)) {
     throw DataError(
         "{}: the header has more than {} levels of lists and objects inside each other (at byte {}): this is not a safetensors file",
@@ -59,12 +49,12 @@ Header parse_header(std::string_view text, const fs::path& path) {
   }
   Header header;
   try {
-    header = Header::parse(text, watch);
+    header = Header::parse(text);
   } catch (const nlohmann::json::exception& error) {
     throw DataError("{}: the header is not JSON ({}): this is not a safetensors file", path.string(), error.what());
   }
-  if (!twice.empty()) throw DataError("{}: tensor '{}' is in the header twice", path.string(), twice);
   if (!header.is_object()) throw DataError("{}: the header is not a JSON object", path.string());
+  if (const auto twice = repeated_key(text)) throw DataError("{}: tensor '{}' is in the header twice", path.string(), *twice);
   return header;
 }
 

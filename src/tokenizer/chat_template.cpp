@@ -65,16 +65,6 @@ json special_tokens(const json& config, const std::string& where) {
   return tokens;
 }
 
-// tokenizer.json without its vocabulary and merges: of the outermost keys only `added_tokens` is kept while it is parsed.
-nlohmann::json parse_added_tokens(const std::string& tokenizer_json, const std::string& where) {
-  const auto keep = [](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& key) {
-    return depth != 1 || event != nlohmann::json::parse_event_t::key || key == "added_tokens";
-  };
-  const auto parsed = parse_unordered_json(tokenizer_json, where, keep);
-  const auto tokens = parsed.find("added_tokens");
-  return tokens == parsed.end() ? nlohmann::json() : *tokens;
-}
-
 // Every added token, longest first: one of them ends a turn.
 std::vector<std::string> added_tokens(const io::TokenizerFiles& files) {
   std::vector<std::string> tokens;
@@ -82,8 +72,9 @@ std::vector<std::string> added_tokens(const io::TokenizerFiles& files) {
     if (std::string content = content_of(token, files.origin); !content.empty()) tokens.push_back(std::move(content));
   };
   if (!files.tokenizer_json.empty()) {
-    const nlohmann::json added = parse_added_tokens(files.tokenizer_json, files.origin);
-    if (added.is_array()) std::for_each(added.begin(), added.end(), add);
+    const UnorderedJson parsed = parse_unordered_json(files.tokenizer_json, files.origin);
+    const auto added = parsed.find("added_tokens");
+    if (added != parsed.end() && added->is_array()) std::for_each(added->begin(), added->end(), add);
   }
   if (const auto it = files.tokenizer_config.find("added_tokens_decoder"); it != files.tokenizer_config.end() && it->is_object()) {
     std::for_each(it->begin(), it->end(), add);

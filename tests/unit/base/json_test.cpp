@@ -52,6 +52,12 @@ TEST(Json, WhatIsNotJsonIsToldWithItsPlace) {
   EXPECT_THAT(error_of([] { (void)parse_json("\"[[[[", "a.json"); }), HasSubstr("not JSON"));
 }
 
+TEST(Json, FindsAKeyThatStandsTwice) {
+  EXPECT_EQ(repeated_key(R"({"a": {"b": 1, "b": 2}, "b": [{"a": 1}]})"), std::nullopt) << "only the outermost object's";
+  EXPECT_EQ(repeated_key(R"({"a": 1, "b": {"c": 1}, "\u0061": 2})"), "a");
+  EXPECT_EQ(repeated_key("[1, 2]"), std::nullopt);
+}
+
 TEST(Cbor, ReadsWhatWasWritten) {
   const json value = {{"text", "ü"}, {"list", {1, -2, 3.5, nullptr, true}}, {"blob", json::binary({0x7f, 0x5f, 0xff})}};
   const auto bytes = json::to_cbor(value);
