@@ -71,7 +71,9 @@ bool exchange(const fs::path& a, const fs::path& b) {
 // Puts `fresh` where `target` is; the old one is then gone or lies under the name of `fresh`. A kill leaves one of the two in place, or,
 // where the file system has no exchange, both beside it: clear_abandoned puts the old one back.
 void replace_directory(const fs::path& fresh, const fs::path& target) {
-  if (!fs::exists(fs::symlink_status(target))) return rename_path(fresh, target);
+  const fs::file_status status = fs::symlink_status(target);
+  if (!fs::exists(status)) return rename_path(fresh, target);
+  if (!fs::is_directory(status)) throw IoError("{}: is no directory, so none is put in its place", target.string());
   if (exchange(fresh, target)) return sync_path(parent_of(target));
   const fs::path old = set_aside_name(target);
   rename_path(target, old);

@@ -82,15 +82,21 @@ void check_replaceable(const fs::path& directory, const std::string& shown) {
     throw ConfigError("{}: is a mount point, so it cannot be replaced whole: name a directory in it", shown);
 }
 
-void check_output_file(const fs::path& file, std::string_view option, const std::vector<fs::path>& inputs) {
+void check_output_file(const fs::path& file, std::string_view option, const std::vector<fs::path>& inputs,
+                       const std::function<bool(const fs::path& file)>& is_earlier) {
   const std::string name = file.empty() ? "\"\"" : file.string(), shown = option.empty() ? name : fmt::format("{} {}", option, name);
   if (file.empty()) throw ConfigError("{}: names no file", shown);
   if (fs::is_directory(file) || !file.has_filename()) throw ConfigError("{}: is a directory, a file's name is needed", shown);
-  const fs::path place = resolved_output(file);
+  const fs::path place = fs::weakly_canonical(fs::absolute(resolved_output(file)));
   check_parents(place, shown);
   for (const fs::path& input : inputs) {
     std::error_code error;
-    if (fs::equivalent(place, input, error) && !error) throw ConfigError("{}: is what the command reads: choose another file", shown);
+    const fs::path read = fs::canonical(input, error);
+    if (error || !is_within(place, read)) continue;
+    if (place == read) throw ConfigError("{}: is what the command reads: choose another file", shown);
+    if (fs::exists(place) && !(is_earlier && is_earlier(place)))
+      throw ConfigError("{}: lies in {}, which the command reads, and is no result of its kind: choose another file", shown,
+                        input.string());
   }
 }
 

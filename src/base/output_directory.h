@@ -28,8 +28,10 @@ OutputState check_output_directory(const fs::path& directory, const std::string&
 // For a directory that is replaced whole: not one that the system holds in its place (a mount point, the current directory, one around it).
 void check_replaceable(const fs::path& directory, const std::string& shown);
 
-// The same for one file, which replaces what is there: no directory, none of the inputs, its folder there or to be made.
-void check_output_file(const fs::path& file, std::string_view option, const std::vector<fs::path>& inputs = {});
+// The same for one file, which replaces what is there: no directory, none of the inputs, its folder there or to be made. Inside a directory
+// that the command reads, such as a run, it is new or `is_earlier`, a result of the same kind.
+void check_output_file(const fs::path& file, std::string_view option, const std::vector<fs::path>& inputs = {},
+                       const std::function<bool(const fs::path& file)>& is_earlier = {});
 
 // The same file under a second name; a copy where the file system has no such links.
 void link_or_copy(const fs::path& from, const fs::path& to);

@@ -13,15 +13,16 @@ struct Options {
   std::string output, png, title;
 };
 
+bool begins_with(const fs::path& file, std::string_view mark) {
+  return fs::is_regular_file(file) && read_file(file).starts_with(mark);
+}
+
 // Neither file may be one of a run's, nor the other.
 void check_outputs(const Options& options) {
-  std::vector<fs::path> inputs;
-  for (const std::string& run : options.runs) {
-    for (const char* name : {"metrics.jsonl", "run.json", "settings.toml"}) inputs.push_back(fs::path(run) / name);
-  }
-  check_output_file(options.output, "--output", inputs);
+  const std::vector<fs::path> runs(options.runs.begin(), options.runs.end());
+  check_output_file(options.output, "--output", runs, [](const fs::path& file) { return begins_with(file, "<!doctype html>"); });
   if (options.png.empty()) return;
-  check_output_file(options.png, "--png", inputs);
+  check_output_file(options.png, "--png", runs, [](const fs::path& file) { return begins_with(file, "\x89PNG"); });
   if (fs::weakly_canonical(fs::absolute(options.png)) == fs::weakly_canonical(fs::absolute(options.output)))
     throw ConfigError("--output and --png name the same file: {}", options.png);
 }

@@ -7,13 +7,13 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "base/output_directory.h"
 #include "base/printable.h"
 #include "base/signals.h"
 #include "base/standard_streams.h"
 #include "base/text.h"
 #include "cli/options/eval.h"
 #include "commands/compute.h"
+#include "commands/json_output.h"
 #include "commands/loaded_model.h"
 #include "data/text_reader.h"
 #include "eval/perplexity.h"
@@ -257,7 +257,9 @@ void run_eval(const cli::EvalOptions& given) {
   if (parse_count(options.max_document_size, "--max-document-size") < 1024)
     throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();
-  if (!options.json_path.empty() && options.json_path != "-") check_output_file(options.json_path, "--json", paths);
+  std::vector<fs::path> inputs = {options.model, options.teacher, options.unigram_from};
+  inputs.insert(inputs.end(), paths.begin(), paths.end());
+  check_json_output(options.json_path, inputs, "carry_state");
   std::optional<eval::Unigram> unigram;
   if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
   const LoadedModel student = load_model(options.model, options.device, options.precision);

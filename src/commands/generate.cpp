@@ -2,13 +2,13 @@
 #include <iostream>
 
 #include "base/error.h"
-#include "base/output_directory.h"
 #include "base/signals.h"
 #include "base/standard_streams.h"
 #include "base/text.h"
 #include "cli/counted.h"
 #include "cli/options/generate.h"
 #include "commands/compute.h"
+#include "commands/json_output.h"
 #include "commands/loaded_model.h"
 #include "generate/generator.h"
 #include "tokenizer/chat_template.h"
@@ -129,7 +129,7 @@ void complete(const LoadedModel& loaded, const Options& options) {
 
 void run_generate(const cli::GenerateOptions& options) {
   generate::check(options.generate.sampling);
-  if (!options.json_path.empty() && options.json_path != "-") check_output_file(options.json_path, "--json", {options.prompt_file});
+  check_json_output(options.json_path, {options.prompt_file, options.model}, "finish_reason");
   const SignalGuard guard;
   const LoadedModel loaded = load_model(options.model, options.device, options.precision);
   Options with_stops = options;

@@ -128,6 +128,13 @@ TEST_F(OutputTest, LinksAreFollowedAndStay) {
   EXPECT_THAT(message_of([&] { write_file_atomic(folder_ / "dangling", "x"); }), HasSubstr("is a link to nowhere, which is not there"));
 }
 
+TEST_F(OutputTest, AFileIsNeverReplacedByADirectory) {
+  write_file_atomic(folder_ / "notes", "mine");
+  EXPECT_THAT(message_of([&] { write_directory_atomic(folder_ / "notes", [](const fs::path&) {}); }), HasSubstr("notes: is no directory"));
+  EXPECT_EQ(read_file(folder_ / "notes"), "mine");
+  EXPECT_THAT(names(), UnorderedElementsAre("notes"));
+}
+
 TEST_F(OutputTest, DevicesAndPipesAreWrittenIntoNotReplaced) {
   const fs::path pipe = folder_ / "pipe";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
@@ -233,6 +240,11 @@ TEST_F(OutputTest, AFileIsNoDirectoryAndNoInput) {
   EXPECT_THAT(check(folder_ / "link", {folder_ / "a.txt"}), HasSubstr("is what the command reads"));
   EXPECT_EQ(check(folder_ / "new" / "b", {folder_ / "a.txt"}), "no error");
   EXPECT_EQ(check("/dev/null"), "no error");
+  write_file_atomic(folder_ / "run" / "weights", "w");
+  EXPECT_EQ(check(folder_ / "run" / "figures", {folder_ / "run"}), "no error");
+  EXPECT_THAT(check(folder_ / "run" / "weights", {folder_ / "run"}), HasSubstr("which the command reads, and is no result of its kind"));
+  const auto is_earlier = [](const fs::path& file) { return read_file(file) == "w"; };
+  EXPECT_EQ(message_of([&] { check_output_file(folder_ / "run" / "weights", "--json", {folder_ / "run"}, is_earlier); }), "no error");
 }
 
 TEST_F(OutputTest, StrangersAreCarriedOver) {
