@@ -84,6 +84,12 @@ json binary(std::span<const std::byte> bytes) {
   return json::binary(std::vector<uint8_t>(first, first + bytes.size()));
 }
 
+std::vector<uint8_t> bytes_at(const json& open, std::string_view key, const std::string& where) {
+  const auto value = require<json>(open, key, where);
+  if (!value.is_binary()) throw DataError("{}: key '{}' holds no bytes: damaged: begin again with --overwrite", where, key);
+  return value.get_binary();
+}
+
 }  // namespace
 
 struct ShardWriter::Impl {
@@ -356,13 +362,15 @@ void ShardWriter::restore(const json& state) {
   if (!is_open) return;
 
   const json& open = state["open"];
-  const std::vector<uint8_t> borders = require<json>(open, "borders", where).get_binary();
+  const std::vector<uint8_t> borders = bytes_at(open, "borders", where);
   s.borders.resize(borders.size() / sizeof(uint64_t));
   if (!s.borders.empty()) std::memcpy(s.borders.data(), borders.data(), s.borders.size() * sizeof(uint64_t));
-  s.mask_bits = require<json>(open, "mask_bits", where).get_binary();
+  s.mask_bits = bytes_at(open, "mask_bits", where);
   s.masked = require<bool>(open, "masked", where);
   s.num_stored = require<uint64_t>(open, "num_stored", where);
   s.num_own_documents = require<uint64_t>(open, "num_own_documents", where);
+  if (s.num_stored < 1 || s.num_stored > s.capacity || (s.masked && s.mask_bits.size() != (s.num_stored + 7) / 8))
+    throw DataError("{}: its counts do not fit each other: damaged: begin again with --overwrite", where);
   const uint64_t size_bytes = s.num_stored * s.id_size;
   s.file = std::make_unique<OutputFile>(s.partial_path(s.index), true);
   s.file->truncate(s.tokens_offset() + size_bytes);

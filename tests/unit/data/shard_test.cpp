@@ -124,6 +124,29 @@ TEST(ShardWriter, GoesOnAfterAnInterruptionWithTheSameBytes) {
   }
 }
 
+TEST(ShardWriter, RefusesStatesThatDoNotFit) {
+  const Folder folder;
+  const auto settings = settings_of(3, 300, 1000);
+  json state;
+  {
+    ShardWriter writer(folder.path(), settings);
+    writer.add(std::vector<int32_t>{7, 8, 9}, std::vector<uint8_t>{0, 1, 1});
+    state = writer.save();
+  }
+  const auto refused = [&](const char* key, const json& value) {
+    json other = state;
+    other["open"][key] = value;
+    expect_error<DataError>([&] { ShardWriter(folder.path(), settings).restore(other); }, {"damaged: begin again with --overwrite"});
+  };
+  refused("num_stored", 0);
+  refused("num_stored", uint64_t{1} << 63);  // twice that is 0 bytes
+  refused("num_stored", 20);
+  refused("borders", json::array({0}));
+  refused("mask_bits", "text");
+  refused("mask_bits", json::binary({1, 2}));
+  EXPECT_NO_THROW(ShardWriter(folder.path(), settings).restore(state));
+}
+
 TEST(ShardWriter, WritesTheDocumentedBytes) {
   const Folder folder;
   auto settings = settings_of(2, 300, 100);
