@@ -31,6 +31,13 @@ OutputKind prepared_text() {
               }};
 }
 
+void check_output(const PrepareOptions& options) {
+  std::vector<fs::path> inputs(options.reader.inputs.begin(), options.reader.inputs.end());
+  if (!options.model.empty()) inputs.emplace_back(options.model);
+  check_output_directory(options.output, fmt::format("--output {}", options.output.empty() ? "\"\"" : options.output.string()),
+                         prepared_text(), inputs);
+}
+
 bool is_prepared(const fs::path& directory) {
   return fs::is_regular_file(index_path(directory));
 }

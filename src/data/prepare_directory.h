@@ -11,6 +11,8 @@ namespace distil_xlstm::data {
 
 // Which directories `prepare` may write to.
 OutputKind prepared_text();
+// Throws ConfigError where the output is none of them, or lies in what is read.
+void check_output(const PrepareOptions& options);
 
 bool is_prepared(const fs::path& directory);  // finished
 

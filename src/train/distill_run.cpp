@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
 #include <optional>
 
 #include "base/error.h"
@@ -10,17 +9,15 @@
 #include "base/output_lock.h"
 #include "base/signals.h"
 #include "base/text.h"
-#include "data/prepare.h"
-#include "data/prepare_directory.h"
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
-#include "tokenizer/chat_template.h"
 #include "tokenizer/stop_ids.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
 #include "train/checkpoint.h"
 #include "train/origin.h"
+#include "train/run_data.h"
 #include "train/run_directory.h"
 #include "train/run_length.h"
 #include "train/shared_files.h"
@@ -49,9 +46,8 @@ struct Session {
   bool resumes = false, replaces = false;
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
-  student::StudentConfig wanted;      // the student's shape
-  std::vector<std::string> prepared;  // directories of the run whose shards it reads
-  std::unique_ptr<data::Loader> train, validation;
+  student::StudentConfig wanted;  // the student's shape
+  RunData data;
   std::unique_ptr<teacher::Teacher> teacher;
   std::unique_ptr<student::Student> student;
   ops::HeadRows head_rows;  // that the losses run over
@@ -116,22 +112,6 @@ io::ModelFiles open_start(const std::string& from, bool resumes, const student::
   return files;
 }
 
-bool is_shards(const std::string& path) {
-  const auto files = expand_paths({path});
-  return std::any_of(files.begin(), files.end(), [](const fs::path& file) { return file.extension() == data::kShardExtension; });
-}
-
-// Missing files are found before anything is read, written or removed. A resumed run needs its text no more once it is prepared.
-void check_paths(const Session& s) {
-  const auto& settings = s.config.data;
-  for (const auto& source : settings.sources) data::find_shards(source.path);
-  const auto check = [&](const std::string& path, const char* name) {
-    if (!path.empty() && !(s.resumes && data::is_prepared(s.run / name))) expand_paths({path});
-  };
-  if (settings.sources.empty()) check(settings.train, kData);
-  if (s.config.eval.every_steps > 0) check(settings.validation, kValidationData);
-}
-
 // ---- The run's directory.
 
 // Everything that a new run reads and that may be a path, but for the student that it starts from: that is read before anything is written.
@@ -154,121 +134,6 @@ void check_output(const DistillRequest& request, Session& s) {
   s.replaces = check_new_run(s.run, request.overwrite, inputs_of(s.config));
 }
 
-// ---- Data.
-
-// Shards as they are; text is prepared into the run's directory first. Shards of the same text and settings that lie there are taken; a
-// resumed run takes those that it has, whatever became of the text.
-std::string shards_of(Session& s, const std::string& path, const std::string& name, double validation_fraction) {
-  const auto use = [&](const std::string& directory) {
-    s.prepared.push_back(directory);
-    return (s.run / directory).string();
-  };
-  if (s.resumes && data::is_prepared(s.run / name)) return use(name);
-  if (is_shards(path)) return path;
-  data::PrepareOptions options;
-  options.reader.inputs = {path};
-  options.model = s.config.teacher.model;
-  options.context_length = s.config.data.context_length;
-  options.document_end = s.config.data.document_end;
-  options.validation_fraction = validation_fraction;
-  const auto prepare = [&](const std::string& directory, bool overwrite) {
-    options.output = s.run / directory;
-    options.overwrite = overwrite;
-    const auto report = data::prepare(options);
-    if (!report.was_complete) {
-      spdlog::info("prepared {}: {} train and {} validation tokens", path, format_count(static_cast<double>(report.train_tokens)),
-                   format_count(static_cast<double>(report.validation_tokens)));
-    }
-    return use(directory);
-  };
-  if (s.resumes) return prepare(name, false);
-  // Without overwrite other settings, or another text, are a ConfigError.
-  std::vector<std::pair<std::string, bool>> attempts = {{name, false}, {name, true}};
-  if (s.replaces) attempts = {{name, false}, {name + kNewSuffix, false}, {name + kNewSuffix, true}};
-  for (size_t i = 0; i + 1 < attempts.size(); ++i) {
-    try {
-      return prepare(attempts[i].first, attempts[i].second);
-    } catch (const ConfigError& error) {
-      spdlog::debug("{}", error.what());
-    } catch (const DataError& error) {  // what an earlier run left is damaged, or the text is: then the last attempt says so
-      spdlog::debug("{}", error.what());
-    }
-  }
-  return prepare(attempts.back().first, attempts.back().second);
-}
-
-// Header checksums by path: equal ones mean equal content, also of copies.
-std::map<uint64_t, fs::path> shards_in(const std::string& path, std::optional<data::Split> split) {
-  std::map<uint64_t, fs::path> found;
-  for (const auto& file : data::find_shards(path)) {
-    const data::TokenShard shard(file, /*verify_content=*/false);
-    if (!split || shard.split() == *split) found.emplace(shard.header().checksum, file);
-  }
-  return found;
-}
-
-bool has_validation_split(const std::string& path) {
-  return !shards_in(path, data::Split::validation).empty();
-}
-
-void check_no_overlap(const std::vector<data::LoaderSource>& training, const std::string& validation) {
-  const auto held_out = shards_in(validation, std::nullopt);
-  for (const auto& source : training) {
-    for (const auto& [checksum, file] : shards_in(source.path, data::Split::train)) {
-      if (const auto it = held_out.find(checksum); it != held_out.end()) {
-        throw ConfigError(
-            "data.validation: {} is also trained on ({}), and {} has no validation split: name other text, or leave data.validation empty "
-            "and set data.validation_fraction",
-            it->second.string(), file.string(), validation);
-      }
-    }
-  }
-}
-
-void open_data(Session& s, const Tokenizer& tokenizer, int64_t vocab_size) {
-  data::LoaderOptions options;
-  const auto& settings = s.config.data;
-  for (const auto& source : settings.sources) options.sources.push_back({source.path, source.weight});
-  if (settings.sources.empty()) {
-    const double fraction = settings.validation.empty() ? settings.validation_fraction : 0.0;
-    options.sources.push_back({shards_of(s, settings.train, kData, fraction), 1.0});
-  }
-  options.context_length = settings.context_length;
-  options.micro_batch_size = s.config.train.micro_batch_size;
-  options.seed = s.config.seed;
-  options.document_isolation = data::parse_document_isolation(settings.document_isolation);
-  options.tokenizer_fingerprint = tokenizer.fingerprint();
-  options.begin_id = tokenizer.prefix_ids().empty() ? -1 : tokenizer.prefix_ids().front();
-  options.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());
-  options.vocab_size = vocab_size;
-  options.no_row_message = [&tokenizer, vocab_size](int32_t id, const std::string& where) {
-    return no_row_message(id, tokenizer, vocab_size, where);
-  };
-  s.train = std::make_unique<data::Loader>(options);
-
-  if (s.config.eval.every_steps == 0) return;
-  options.shuffle = false;
-  options.split = "validation";
-  if (!settings.validation.empty()) {
-    const auto path = shards_of(s, settings.validation, kValidationData, 0.0);
-    if (!has_validation_split(path)) {
-      check_no_overlap(options.sources, path);
-      options.split = "any";
-    } else if (!shards_in(path, data::Split::train).empty()) {
-      spdlog::info("data.validation: of {} the validation split alone is measured", path);
-    }
-    options.sources = {{path, 1.0}};
-  } else {
-    std::erase_if(options.sources, [](const data::LoaderSource& source) { return !has_validation_split(source.path); });
-    for (auto& source : options.sources) source.weight = 1.0;
-  }
-  if (options.sources.empty()) {
-    spdlog::warn("no validation data: no checkpoint is called best (set data.validation, or data.validation_fraction above 0 for text)");
-    return;
-  }
-  s.validation = std::make_unique<data::Loader>(options);
-}
-
 // The rows of the heads that no token has: whether the losses count them is a setting.
 void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
   const int64_t num_rows = s.teacher->vocab_size();
@@ -281,7 +146,7 @@ void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
 }
 
 void check_length(const Session& s) {
-  const auto length = run_length(s.config.train, s.train->rows_per_epoch(), s.train->context_length());
+  const auto length = run_length(s.config.train, s.data.train->rows_per_epoch(), s.data.train->context_length());
   distill::make_method(s.config.distill, length.total_steps, length.num_epochs, length.steps_per_epoch);
 }
 
@@ -330,8 +195,8 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
   Trainer trainer({.config = s.config,
                    .teacher = *s.teacher,
                    .student = *s.student,
-                   .train = *s.train,
-                   .validation = s.validation.get(),
+                   .train = *s.data.train,
+                   .validation = s.data.validation.get(),
                    .run = s.run,
                    .compute_dtype = s.compute_dtype,
                    .origin = s.origin,
@@ -376,9 +241,9 @@ void load_teacher(Session& s, const io::ModelFiles& files) {
         "multiplied in float32, slower than without fp8",
         s.device.str());
   data::Batch batch;
-  s.train->begin_epoch(0);
-  s.train->next(batch);
-  s.train->begin_epoch(0);
+  s.data.train->begin_epoch(0);
+  s.data.train->next(batch);
+  s.data.train->begin_epoch(0);
   const auto on_device = eval::to_device(batch, s.device);
   const auto effect = teacher::use_fp8_products(*s.teacher, on_device.tokens_BS, on_device.is_start_BS, on_device.mask_BS);
   spdlog::info("teacher in fp8: {}", teacher::description(effect));
@@ -391,11 +256,12 @@ void set_origin(Session& s, const io::ModelFiles& files, const Tokenizer& tokeni
                               .tokenizer = tokenizer,
                               .teacher_precision = teacher::precision_name(precision),
                               .precision = ops::precision_name(s.compute_dtype),
-                              .validation = s.validation.get()});
+                              .validation = s.data.validation.get()});
   if (!s.resumes) return;
   const auto recorded = get_or<json>(read_checkpoint(checkpoint), "origin", nullptr);
   check_origin(recorded, s.origin, checkpoint.string(), s.config.teacher.model);
-  if (s.validation == nullptr && recorded.is_object()) s.origin["validation_shards"] = get_or<json>(recorded, "validation_shards", nullptr);
+  if (s.data.validation == nullptr && recorded.is_object())
+    s.origin["validation_shards"] = get_or<json>(recorded, "validation_shards", nullptr);
 }
 
 }  // namespace
@@ -426,14 +292,14 @@ TrainStatus run_distillation(const DistillRequest& request) {
   const OutputLock lock(s.run);
   check_output(request, s);  // another process may have written before the lock was ours
   if (s.replaces && !request.overwrite) spdlog::info("{}: the run there ended before its training began: beginning again", s.run.string());
-  check_paths(s);
+  check_texts({s.config, s.run, s.resumes, s.replaces});
   const fs::path checkpoint = s.resumes ? checked_last_checkpoint(s.run) : fs::path();
   const std::string from = s.resumes ? checkpoint.string() : s.config.student.init_from;
   std::optional<io::ModelFiles> start;
   if (!from.empty()) start = open_start(from, s.resumes, s.wanted);
   const Tokenizer tokenizer(*files.tokenizer);
   s.generation_config = generation_config(stop_ids(files, tokenizer), tokenizer);
-  open_data(s, tokenizer, shape.vocab_size);
+  s.data = open_data({s.config, s.run, s.resumes, s.replaces}, tokenizer, shape.vocab_size);
   check_length(s);
   throw_if_interrupted();
   set_origin(s, files, tokenizer, checkpoint);
@@ -445,7 +311,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   s.description = describe_session(s, shape);
   throw_if_interrupted();
   if (!s.resumes) {
-    make_run_directory(s.run, s.prepared, s.replaces);
+    make_run_directory(s.run, s.data.prepared, s.replaces);
     write_run_files(s, tokenizer);
   } else {
     restore_run_files(s, tokenizer);
