@@ -1,5 +1,7 @@
 // A GGUF file: {"pairs": [[key, type, value], ...], "tensors": [[name, [dimensions], type], ...], "version", "patches", "cut"}. Its
 // metadata, the model's configuration and the tokenizer made of them, every tensor dequantised.
+#include <cmath>
+
 #include "fuzz/fuzz_target.h"
 #include "io/gguf_model.h"
 #include "io/gguf_tokenizer.h"

@@ -1,5 +1,8 @@
 // A token shard, checksums right whatever is in it: {"header": {field: number}, "ids": [...], "borders": [...], "mask": [bytes],
 // "metadata", "late_patches": true to break checksums too, "patches", "cut"}. Read whole, row by row, and through the loader.
+#include <cstddef>
+#include <cstring>
+
 #include "base/hash.h"
 #include "data/loader.h"
 #include "data/token_shard.h"

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <string>
 #include <string_view>
@@ -28,10 +29,14 @@ void tolerate(Body&& body) {
   }
 }
 
-// A directory in memory that goes away with the process.
+// A directory of this process, gone with it; where tools/fuzz says, which takes away what a target that crashed left.
 class Folder {
  public:
-  Folder() : path_("/dev/shm/distil-xlstm-fuzz-" + std::to_string(::getpid())) { clear(); }
+  Folder() {
+    const char* parent = std::getenv("DISTIL_XLSTM_FUZZ_FOLDER");
+    path_ = fs::path(parent != nullptr ? parent : "/dev/shm") / ("distil-xlstm-fuzz-" + std::to_string(::getpid()));
+    clear();
+  }
   ~Folder() { fs::remove_all(path_); }
   Folder(const Folder&) = delete;
   Folder& operator=(const Folder&) = delete;
