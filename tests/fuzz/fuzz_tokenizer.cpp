@@ -1,5 +1,6 @@
 // Tokenizer files: {"tokenizer": tokenizer.json, "config": tokenizer_config.json, "texts": [...]}. Through the Rust crate, there and back.
 #include "fuzz/fuzz_target.h"
+#include "io/added_tokens.h"
 #include "tokenizer/tokenizer.h"
 
 DISTIL_XLSTM_RECIPE_MUTATOR({"tokenizer",
@@ -66,6 +67,9 @@ DISTIL_XLSTM_RECIPE_MUTATOR({"tokenizer",
                              "add_bos_token",
                              "add_eos_token",
                              "added_tokens_decoder",
+                             "additional_special_tokens",
+                             "extra_special_tokens",
+                             "added",
                              "chat_template",
                              "truncation",
                              "padding",
@@ -86,9 +90,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (recipe.is_null() || !recipe.contains("tokenizer")) return -1;
   const json config = recipe.contains("config") && recipe["config"].is_object() ? recipe["config"] : json::object();
   fuzz::tolerate([&] {
-    const io::TokenizerFiles files{.tokenizer_json = recipe["tokenizer"].dump(-1, ' ', false, json::error_handler_t::replace),
-                                   .tokenizer_config = config,
-                                   .origin = "fuzz"};
+    io::TokenizerFiles files{.tokenizer_json = recipe["tokenizer"].dump(-1, ' ', false, json::error_handler_t::replace),
+                             .tokenizer_config = config,
+                             .origin = "fuzz"};
+    files.added_tokens = io::added_tokens(config, "config", recipe.contains("added") ? recipe["added"] : json::object(), "added");
     const Tokenizer tokenizer(files);
     for (const json& text : fuzz::list_or_empty(recipe, "texts")) {
       if (!text.is_string()) continue;

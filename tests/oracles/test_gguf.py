@@ -116,6 +116,16 @@ def test_ids_equal_llama_cpp():
     assert_same_ids(Tokenizer.from_file(str(exported() / "tokenizer.json")), llama_cpp_ids(smollm2(), texts), texts)
 
 
+def test_stop_ids_are_those_of_llama_cpp():
+    """But for its tokens of fill-in-the-middle, which end no text."""
+    model = llama_cpp.Llama(str(smollm2()), vocab_only=True, verbose=False)
+    vocab = llama_cpp.llama_model_get_vocab(model._model.model)
+    theirs = {id for id in range(llama_cpp.llama_vocab_n_tokens(vocab)) if llama_cpp.llama_vocab_is_eog(vocab, id)}
+    middle = {getattr(llama_cpp, f"llama_vocab_fim_{kind}")(vocab) for kind in ("pre", "suf", "mid", "pad", "rep", "sep")}
+    ours = json.loads((exported() / "generation_config.json").read_text())["eos_token_id"]
+    assert set(ours) == theirs - middle, (ours, theirs)
+
+
 def need_data():
     if "DISTIL_XLSTM_DATA" not in os.environ:
         raise unittest.SkipTest("DISTIL_XLSTM_DATA is not set: it names the folder with tokenizers/")

@@ -18,6 +18,7 @@ void export_tokenizer(const TokenizerFiles& files, const fs::path& to) {
 
 void export_model(const ModelFiles& model, const fs::path& to) {
   write_json(to / "config.json", model.config);
+  write_json(to / "generation_config.json", model.generation_config);
   if (model.tokenizer) export_tokenizer(*model.tokenizer, to);
   std::vector<std::vector<float>> values;
   std::vector<TensorView> tensors;
