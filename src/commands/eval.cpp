@@ -257,7 +257,8 @@ void run_eval(const cli::EvalOptions& given) {
   if (parse_count(options.max_document_size, "--max-document-size") < 1024)
     throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();
-  std::vector<fs::path> inputs = {options.model, options.teacher, options.unigram_from};
+  std::vector<fs::path> inputs = {options.model, options.teacher};
+  inputs.insert(inputs.end(), options.unigram_from.begin(), options.unigram_from.end());
   inputs.insert(inputs.end(), paths.begin(), paths.end());
   check_json_output(options.json_path, inputs, "carry_state");
   std::optional<eval::Unigram> unigram;
