@@ -223,6 +223,20 @@ void write_struct(std::string& out, const arrow::StructArray& array, int64_t row
   out += '}';
 }
 
+void write_scalar(std::string& out, const arrow::Scalar& scalar) {
+  std::string text = scalar.ToString();
+  const auto id = scalar.type->id();
+  if (arrow::is_floating(id)) {
+    const bool is_finite = text.find_first_not_of("+-.0123456789eE") == std::string::npos;
+    if (text.find_first_of(".eE") == std::string::npos) text += ".0";  // as Python writes it: a template may
+    out += is_finite ? text : "null";
+  } else if (arrow::is_integer(id) || id == arrow::Type::BOOL) {
+    out += text;
+  } else {
+    write_text(out, text);
+  }
+}
+
 // As JSON: numbers and truth as they are, what JSON has no word for (dates, decimals) as a string.
 void write_value(std::string& out, const arrow::Array& array, int64_t row, int depth) {
   constexpr int kMaxDepth = 100;
@@ -240,18 +254,7 @@ void write_value(std::string& out, const arrow::Array& array, int64_t row, int d
   } else if (array.type_id() == arrow::Type::STRUCT) {
     write_struct(out, static_cast<const arrow::StructArray&>(array), row, depth + 1);
   } else {
-    const auto scalar = take(array.GetScalar(row));
-    const std::string text = scalar->ToString();
-    const bool is_number = arrow::is_integer(array.type_id()) || arrow::is_floating(array.type_id());
-    const bool is_plain =
-        array.type_id() == arrow::Type::BOOL || (is_number && text.find_first_not_of("+-.0123456789eE") == std::string::npos);
-    if (is_plain) {
-      out += text;
-    } else if (is_number) {
-      out += "null";  // NaN and infinity
-    } else {
-      write_text(out, text);
-    }
+    write_scalar(out, *take(array.GetScalar(row)));
   }
 }
 

@@ -108,6 +108,13 @@ TEST(Packer, KeepsTheBosThatATemplateWritesAndTellsOfOneInAText) {
     }
     return all;
   };
+  encoder.encode_batch = [inner = encoder.encode_batch](std::span<const std::string_view> texts) {
+    auto all = inner(texts);
+    for (auto& ids : all) {
+      if (!ids.empty() && ids[0] == '^') ids[0] = kTestBos;
+    }
+    return all;
+  };
   encoder.render_spans = [](const Conversation& rendered) {
     return std::vector<ChatSpan>{{"^q", false}, {rendered.messages.back().at("content").get<std::string>(), true}};
   };

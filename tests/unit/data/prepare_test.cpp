@@ -421,7 +421,7 @@ TEST(Prepare, CountsWhatConversationsTeach) {
     EXPECT_EQ(report.targets.conversations, 4U);
     EXPECT_EQ(report.targets.without_answer, 3U);
     EXPECT_EQ(report.targets.roles, json({"user, model", "human"}));
-    EXPECT_EQ(report.targets.target_tokens, 4);  // yes;
+    EXPECT_EQ(report.targets.target_tokens, 5);  // yes; and the end of the document
   };
   check(prepare(options, encoder));
   const auto again = prepare(options, encoder);
