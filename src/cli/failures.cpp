@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/printable.h"
 #include "base/standard_streams.h"
 
@@ -64,6 +65,9 @@ int report_failure(const std::vector<std::string>& arguments) {
     return fail(error.what(), error.exit_code());
   } catch (const std::bad_alloc&) {
     return fail_for_memory(arguments, "");
+  } catch (const fs::filesystem_error& error) {
+    const std::string path = error.path1().empty() ? "" : error.path1().string() + ": ";
+    return fail(path + error.code().message() + (error.path2().empty() ? "" : fmt::format(" ({})", error.path2().string())));
   } catch (const std::system_error& error) {  // fmt, where it cannot print, for one
     return output_failed() ? 0 : fail(error.what());
   } catch (const std::exception& error) {

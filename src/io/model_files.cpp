@@ -192,7 +192,8 @@ ModelFiles open_model(const std::string& name_or_path) {
     throw ConfigError("model: the name is empty: give a path, a built-in name ({}) or org/name", join(builtin_model_names(), ", "));
   }
   fs::path path = name_or_path;
-  if (std::error_code ignored; !fs::exists(path, ignored)) {
+  if (std::error_code error; !fs::exists(path, error)) {
+    if (error == std::errc::permission_denied) throw IoError("model '{}': {}", name_or_path, error.message());
     const Place place = resolve_name(name_or_path);
     if (!fs::exists(place.path)) throw ConfigError("model '{}': {}", name_or_path, place.missing);
     check_known_place(name_or_path, place.path);

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace distil_xlstm::cli {
 namespace {
@@ -66,6 +67,9 @@ TEST(Failures, OtherErrorsAreTold) {
   const Told system = told(std::system_error(std::make_error_code(std::errc::permission_denied), "a.txt"));
   EXPECT_EQ(system.exit_code, 1);
   EXPECT_EQ(system.text, "distil-xlstm: a.txt: Permission denied\n");
+  const auto denied = std::make_error_code(std::errc::permission_denied);
+  EXPECT_EQ(told(fs::filesystem_error("status", "run/run.json", denied)).text, "distil-xlstm: run/run.json: Permission denied\n");
+  EXPECT_EQ(told(fs::filesystem_error("rename", "a", "b", denied)).text, "distil-xlstm: a: Permission denied (b)\n");
 }
 
 }  // namespace
