@@ -303,8 +303,9 @@ class Preparation {
 
   PrepareReport finish() {
     if (num_tokens() == 0) {
-      throw DataError("{}: not a single document to prepare ({} empty, {} malformed, {} not UTF-8)", options_.reader.inputs.front(),
-                      journal_.counts.empty_documents, journal_.counts.malformed_rows, journal_.counts.invalid_utf8);
+      throw DataError("{}: not a single document to prepare ({} empty, {} malformed, {} not UTF-8, {} refused by the chat template)",
+                      options_.reader.inputs.front(), journal_.counts.empty_documents, journal_.counts.malformed_rows,
+                      journal_.counts.invalid_utf8, journal_.refused_conversations);
     }
     const auto& inputs = options_.reader.inputs;
     warn_of_repeated_prefix(inputs.size() == 1 ? inputs.front() : options_.output.string(), prefix_, num_repeated_);

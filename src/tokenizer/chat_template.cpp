@@ -84,12 +84,17 @@ std::vector<std::string> added_tokens(const io::TokenizerFiles& files) {
   return tokens;
 }
 
+constexpr const char* kNoPlaceForParts = "'content' is a list of parts, and the template has no place for one: write it as one string";
+
+bool has_parts(const Conversation& conversation) {
+  const auto is_list = [](const json& message) { return message.contains("content") && message["content"].is_array(); };
+  return std::ranges::any_of(conversation.messages, is_list);
+}
+
 // Whether a template wrote a list of parts as Python prints it, which no model has read in training.
 bool writes_parts_as_python(const Conversation& conversation, const std::string& rendered, const std::string& text) {
   constexpr std::string_view kPart = "[{'type': ";
-  const auto has_parts = [](const json& message) { return message.contains("content") && message["content"].is_array(); };
-  return std::ranges::any_of(conversation.messages, has_parts) && rendered.find(kPart) != std::string::npos &&
-         text.find(kPart) == std::string::npos;
+  return has_parts(conversation) && rendered.find(kPart) != std::string::npos && text.find(kPart) == std::string::npos;
 }
 
 }  // namespace
@@ -138,12 +143,10 @@ struct ChatTemplate::Impl {
     rust::String rendered;
     rust::Error error;
     if (!dx_template_render(handle_for(conversation), rust::text(context), rendered.out(), error.out())) {
-      throw DataError("{}: chat_template: {}", origin, error.message());
+      const std::string hint = has_parts(conversation) ? fmt::format(" (perhaps since {})", kNoPlaceForParts) : "";
+      throw DataError("{}: chat_template: {}{}", origin, error.message(), hint);
     }
-    if (writes_parts_as_python(conversation, rendered.str(), context)) {
-      throw DataError("{}: chat_template: 'content' is a list of parts, and the template has no place for one: write it as one string",
-                      origin);
-    }
+    if (writes_parts_as_python(conversation, rendered.str(), context)) throw DataError("{}: chat_template: {}", origin, kNoPlaceForParts);
     return rendered.str();
   }
 
