@@ -158,7 +158,7 @@ std::vector<int32_t> choose_left_out_rows(const LoadedModel& model, const Option
   auto without_token = rows_without_token(model.require_tokenizer(), num_rows);
   if (without_token.empty()) return {};
   const bool leaves_out = options.vocabulary == "tokenizer";
-  spdlog::info("{}: {} of its {} rows have no token: the figures {} (--vocabulary {})", options.model, without_token.size(), num_rows,
+  spdlog::info("{}: rows without a token: {} of {}: the figures {} (--vocabulary {})", options.model, without_token.size(), num_rows,
                leaves_out ? "leave them out" : "run over them too", options.vocabulary);
   if (!leaves_out) without_token.clear();
   return without_token;

@@ -14,6 +14,7 @@
 #include "tokenizer/chat_template.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/stop_ids.h"
+#include "tokenizer/vocabulary.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -118,6 +119,7 @@ void complete(const LoadedModel& loaded, const Options& options) {
     prompt.push_back(*start);
   }
   warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+  check_rows(prompt, tokenizer, loaded.model->vocab_size(), options.model);
   if (options.json_path != "-") show(text);
   const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
     if (options.json_path != "-") show(piece);

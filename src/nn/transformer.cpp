@@ -1,5 +1,8 @@
 #include "nn/transformer.h"
 
+#include <cmath>
+#include <limits>
+
 #include "base/error.h"
 #include "ops/attention.h"
 #include "ops/norm.h"
@@ -30,6 +33,11 @@ Tensor grouped_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
   }
   return at::scaled_dot_product_attention(q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), optional_mask, 0.0,
                                           is_causal);
+}
+
+// Whether all values are: a sum is not where one of them is not.
+bool is_finite(const Tensor& x) {
+  return std::isfinite(x.sum(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).item<double>());
 }
 
 }  // namespace
@@ -139,6 +147,9 @@ Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Sig
   const Tensor q_BHSK = q_BSHK.transpose(1, 2);
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = qkv_BSHK.narrow(2, H + G, G).transpose(1, 2);
   if (sight.cache) std::tie(k_BGTK, v_BGTK) = sight.cache->append(index, k_BGTK, v_BGTK);
+  // LibTorch's kernels for CPUs take an exponential that makes a number of what is none.
+  if (q_BSHK.is_cpu() && !(is_finite(q_BSHK) && is_finite(k_BSGK)))
+    return at::full({B, S, H * K}, std::numeric_limits<double>::quiet_NaN(), q_BSHK.options());
   const bool is_causal = !sight.mask.defined() && S > 1;
   return grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
 }
