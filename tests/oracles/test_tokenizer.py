@@ -157,7 +157,8 @@ def auto_tokenizer(directory, model_type="llama"):
     return AutoTokenizer.from_pretrained(str(target))
 
 
-MODEL_TYPES = {"gpt-neox-20b": "gpt_neox", "gpt2": "gpt2", "phi-2": "phi", "qwen2.5": "qwen2", "qwen2.5-legacy": "qwen2"}
+MODEL_TYPES = {"gpt-neox-20b": "gpt_neox", "gpt2": "gpt2", "mistral-7b-instruct-v0.2": "mistral", "phi-2": "phi", "qwen2.5": "qwen2",
+               "qwen2.5-legacy": "qwen2"}
 WORDS = ["a b c d", "because h", "a", "g f e d c b a"]
 
 
