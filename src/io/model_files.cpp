@@ -77,9 +77,10 @@ json read_config(const fs::path& path) {
   return config;
 }
 
-// The run that a checkpoint belongs to.
+// The run that a checkpoint belongs to, as the user wrote it where that tells.
 std::optional<fs::path> run_of(const fs::path& checkpoint) {
-  const fs::path checkpoints = fs::absolute(checkpoint).lexically_normal().parent_path();
+  const bool is_told = checkpoint.parent_path().filename() == "checkpoints" && checkpoint.parent_path().has_parent_path();
+  const fs::path checkpoints = is_told ? checkpoint.parent_path() : fs::absolute(checkpoint).lexically_normal().parent_path();
   if (checkpoints.filename() != "checkpoints") return std::nullopt;
   return checkpoints.parent_path();
 }
