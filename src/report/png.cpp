@@ -46,7 +46,8 @@ void write_png(const fs::path& path, const std::vector<Figure>& figures) {
     plots.push_back({figure.title.c_str(), figure.x_label.c_str(), figure.y_label.c_str(), list.data(), static_cast<int>(list.size()),
                      figure.is_log ? 1 : 0});
   }
-  if (path.has_parent_path()) fs::create_directories(path.parent_path());
+  std::error_code error;  // told by what follows
+  if (path.has_parent_path()) fs::create_directories(path.parent_path(), error);
   const TemporaryPath staging(path, TemporaryPath::Kind::file);
   if (const char* problem = draw(staging.path().c_str(), plots.data(), static_cast<int>(plots.size())); problem != nullptr) {
     throw IoError("{}: {}", path.string(), problem);

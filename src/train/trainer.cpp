@@ -542,6 +542,7 @@ void Trainer::restore(const fs::path& checkpoint) {
   }
   is_saved_ = true;
   restore_best(checkpoint);
+  prune_checkpoints(in_.run, in_.config.train.keep_checkpoints);
 }
 
 // Lets `best` say what the checkpoint says, which a kill between two writes may have left undone, and drops what was made after it.

@@ -322,6 +322,18 @@ TEST_F(DistillRunTest, KilledBeforeItsFirstStepItBeginsAgain) {
   EXPECT_TRUE(fs::exists(output / "notes.txt"));
 }
 
+// An error between a checkpoint and what follows it: nothing is saved any more, but what is too much goes.
+TEST_F(DistillRunTest, ResumingRemovesOldCheckpoints) {
+  const auto output = folder_ / "run";
+  EXPECT_EQ(run(output), TrainStatus::finished);
+  const auto kept = list_checkpoints(output);
+  for (const char* name : {"step-00000001", "step-00000002", "step-00000005.tmp-1-0"})
+    fs::copy(kept.front(), output / "checkpoints" / name, fs::copy_options::recursive);
+  EXPECT_EQ(run(output, true), TrainStatus::finished);
+  EXPECT_TRUE(list_checkpoints(output) == kept);
+  EXPECT_FALSE(fs::exists(output / "checkpoints" / "step-00000005.tmp-1-0"));
+}
+
 TEST_F(DistillRunTest, NeverInsideWhatItReads) {
   const auto corpus = folder_ / "corpus";
   fs::create_directories(corpus);
