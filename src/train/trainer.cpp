@@ -117,8 +117,10 @@ TrainStatus Trainer::run() {
   try {
     return train_and_save();
   } catch (const IoError& error) {
+    metrics_->check_in_place();  // if that is why, it says so
     throw IoError("{}{}", error.what(), what_is_kept());
   } catch (const fs::filesystem_error& error) {
+    metrics_->check_in_place();
     throw IoError("{}{}", error.what(), what_is_kept());
   }
 }
@@ -142,8 +144,6 @@ TrainStatus Trainer::train_and_save() {
 
 // What is left after a write that failed, such as on a full disk.
 std::string Trainer::what_is_kept() const {
-  std::error_code error;
-  if (!fs::is_directory(in_.run, error)) return "";
   const auto last = follow_pointer(in_.run, "last");
   if (!last) return ". No checkpoint was made yet";
   return fmt::format(". The last checkpoint, {}, is whole: when the cause is gone, go on with: distil-xlstm distill --resume --output {}",
