@@ -125,13 +125,13 @@ std::vector<Check> decoding_checks(at::Device device) {
                         [=] { return best_of_three([&] { return error(draw_seed()); }); }});
     };
     for (const auto& [name, config] : families()) {
-      add(name, type == at::kFloat ? 1e-4 : 2e-2, [=, &config = config](uint64_t seed) {
+      add(name, type == at::kFloat ? 1e-5 : 2e-2, [=, &config = config](uint64_t seed) {
         return decoding_error(*small_teacher(config, device, type, seed), *small_teacher(config, at::kCPU, at::kDouble, seed));
       });
     }
     for (const auto& [name, mixers] :
          {std::pair{"sLSTM student", Mixers::slstm}, {"mLSTM student", Mixers::mlstm}, {"student", Mixers::both}}) {
-      add(name, type == at::kFloat ? 1e-3 : 1e-1, [=, mixers = mixers](uint64_t seed) {
+      add(name, type == at::kFloat ? 1e-4 : 5e-2, [=, mixers = mixers](uint64_t seed) {
         return decoding_error(*small_student(mixers, device, type, seed), *small_student(mixers, at::kCPU, at::kDouble, seed));
       });
     }
