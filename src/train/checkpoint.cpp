@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <fstream>
+#include <system_error>
 
 #include "base/error.h"
 #include "io/checksums.h"
@@ -41,6 +44,14 @@ std::string checkpoint_name(int64_t step) {
   return fmt::format("step-{:08}", step);
 }
 
+// Into a directory that is there: where the run was removed meanwhile, nothing of it is made anew.
+void write_new_json(const fs::path& path, const json& value) {
+  std::ofstream stream(path, std::ios::binary);
+  stream << value.dump(2, ' ', false, json::error_handler_t::replace) << '\n';
+  stream.close();
+  if (!stream) throw IoError("{}: cannot write to it: {}", path.string(), std::error_code(errno, std::generic_category()).message());
+}
+
 void remove_leftovers(const fs::path& run) {
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(checkpoints_of(run))) {
@@ -56,18 +67,19 @@ fs::path write_checkpoint(const fs::path& run, int64_t step, const CheckpointCon
   write_directory_atomic(target, [&](const fs::path& staging) {
     write_tensors(staging / "model.safetensors", content.model);
     write_tensors(staging / "optimizer.safetensors", content.optimizer);
-    write_json(staging / "config.json", content.student_config);
+    write_new_json(staging / "config.json", content.student_config);
     json trainer = {{"format", kFormat}};
     trainer.update(content.trainer);
     for (const std::string& name : kHashedFiles) trainer["files"][name] = io::file_record(staging / name);
     trainer["checksum"] = io::own_checksum(trainer);
-    write_json(staging / "trainer.json", trainer);
+    write_new_json(staging / "trainer.json", trainer);
   });
   point_to(run, "last", target);
   return target;
 }
 
 void point_to(const fs::path& run, const std::string& pointer, const fs::path& checkpoint) {
+  if (!fs::is_directory(checkpoint)) throw IoError("{}: was removed before {} could name it", checkpoint.string(), pointer);
   write_file_atomic(checkpoints_of(run) / pointer, checkpoint.filename().string() + "\n");
 }
 

@@ -117,7 +117,7 @@ TrainStatus Trainer::run() {
   try {
     return train_and_save();
   } catch (const IoError& error) {
-    metrics_->check_in_place();  // if that is why, it says so
+    metrics_->check_in_place();  // says so, if that is why
     throw IoError("{}{}", error.what(), what_is_kept());
   } catch (const fs::filesystem_error& error) {
     metrics_->check_in_place();
