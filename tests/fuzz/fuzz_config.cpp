@@ -70,8 +70,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (recipe.is_null() || !recipe.contains("config")) return -1;
   const json& config = recipe["config"];
   fuzz::tolerate([&] { (void)teacher::read_config(teacher::find_family(config, "config.json"), config, "config.json"); });
-  for (const teacher::Family* family : {&teacher::kLlama, &teacher::kQwen2, &teacher::kQwen3})
-    fuzz::tolerate([&] { (void)teacher::read_config(*family, config, "config.json"); });
+  for (const teacher::Family* family : {&teacher::kLlama, &teacher::kQwen2, &teacher::kQwen3}) {
+    json own = config.is_object() ? config : json::object();
+    own["model_type"] = family->model_type;
+    fuzz::tolerate([&] { (void)teacher::read_config(*family, own, "config.json"); });
+  }
   fuzz::tolerate([&] { (void)student::StudentConfig::from_json(config, "config.json"); });
   return 0;
 }
