@@ -204,7 +204,7 @@ Json tokenizer_object(const Vocabulary& vocabulary, Json model, const BosEos& ad
 // As llama.cpp, which warns too where none is named.
 std::string pre_tokenizer_name(const GgufFile& file) {
   constexpr const char* kKey = "tokenizer.ggml.pre";
-  const auto name = file.get_or<std::string>(kKey, "");
+  auto name = file.get_or<std::string>(kKey, "");
   if (!name.empty() && name != "default") return name;
   warn_once(fmt::format(
       "{}: {} {}: how the text was cut in training is not known, and llama.cpp's default may cut it otherwise, which makes every result "

@@ -169,7 +169,7 @@ std::optional<TextRange> Search::find_turn(size_t index) const {
     with.erase(with.find_last_not_of(kSpace) + 1);
     const auto begin = begin_of_turn(index);
     if (begin && rendered.starts_with(with) && with.size() > *begin) return TextRange{*begin, with.size()};
-  } catch (const DataError&) {  // a template may refuse a conversation that is not whole
+  } catch (const DataError&) {  // NOLINT(bugprone-empty-catch): a template may refuse a conversation that is not whole
   }
   return std::nullopt;
 }
