@@ -21,12 +21,21 @@ namespace {
 
 using Options = cli::ExportOptions;
 
+void check_finite(const std::string& name, const Tensor& trained, const Tensor& stored) {
+  if (at::isfinite(stored).all().item<bool>()) return;
+  if (at::isfinite(trained).all().item<bool>())
+    throw ValueError("--dtype {}: '{}' holds values that it cannot hold: take bf16 or fp32",
+                     stored.scalar_type() == at::kHalf ? "fp16" : "bf16", name);
+  throw DataError("'{}' holds values that are not finite: the student is damaged: export another checkpoint, or train it again", name);
+}
+
 // Views of contiguous CPU tensors in the dtype asked for; `kept` keeps them alive.
 std::vector<io::TensorView> to_views(const NamedTensors& tensors, at::ScalarType dtype, std::vector<Tensor>& kept) {
   std::vector<io::TensorView> views;
   for (const auto& [name, tensor] : tensors) {
     kept.push_back(tensor.detach().to(at::kCPU, dtype).contiguous());
     const Tensor& stored = kept.back();
+    check_finite(name, tensor, stored);
     io::TensorView view;
     view.name = name;
     view.dtype = dtype == at::kFloat ? io::DType::f32 : dtype == at::kHalf ? io::DType::f16 : io::DType::bf16;
