@@ -1,7 +1,18 @@
 #include "config/toml.h"
 
 #define TOML_MAX_NESTED_VALUES 64  // lists and tables inside each other: what is read is walked by recursion
+// Wrong keys such as [@data] reach assertions of the parser, which are undefined behaviour where NDEBUG is set: here they throw.
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
+#define TOML_ASSERT(expression) distil_xlstm::check_assertion(static_cast<bool>(expression))
+namespace distil_xlstm {
+struct FailedAssertion {};
+constexpr void check_assertion(bool holds) {
+  if (!holds) throw FailedAssertion();
+}
+}  // namespace distil_xlstm
 #include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
 
 #include <algorithm>
 #include <array>
@@ -159,6 +170,8 @@ toml::table parse_toml(std::string_view text, const std::string& name) {
     return toml::parse(text, std::string_view(name));
   } catch (const toml::parse_error& error) {
     throw ConfigError("{}:{}:{}: {}", name, error.source().begin.line, error.source().begin.column, error.description());
+  } catch (const FailedAssertion&) {
+    throw ConfigError("{}: a key or the name of a [section] is empty or begins with a character that needs quotes", name);
   }
 }
 

@@ -55,6 +55,12 @@ TEST(Toml, BoundsHowDeepTablesGo) {
               HasSubstr("--set: unknown key"));
 }
 
+// Found by the fuzzer: with NDEBUG the parser's assertion there was undefined behaviour.
+TEST(Toml, KeysBeginAsKeysMay) {
+  for (const char* text : {"[@data]", "@seed = 1", "teacher = { @model = 1 }", "[teacher.@]", "[]", "= 1"})
+    EXPECT_THAT(problems_of(text), HasSubstr("run.toml:")) << text;
+}
+
 TEST(Toml, DotsInTextAndNumbersAreNoParts) {
   const std::string path = "\"" + dotted(99) + "\"";
   EXPECT_EQ(load_config_text("output = " + path, "run.toml").run.output, dotted(99));
