@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <system_error>
 
 #include "base/error.h"
@@ -39,14 +41,34 @@ void write_all(int fd, std::string_view content, const fs::path& path) {
   }
 }
 
-// Terminals, pipes and devices are written into: a rename would put a file in their place.
-bool is_stream(const fs::path& path) {
-  const fs::file_status status = fs::status(path);
-  return fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status);
+// /proc/PID/fd/N where the links of `path` lead through it, as those of /dev/stdout do; "" for others.
+fs::path descriptor_behind(const fs::path& path) {
+  constexpr int kMaxLinks = 40;  // as the kernel's
+  std::error_code error;
+  fs::path place = fs::absolute(path, error);
+  for (int i = 0; i < kMaxLinks && !error; ++i) {
+    const fs::path folder = fs::canonical(place.parent_path(), error);
+    if (error) break;
+    if (folder.filename() == "fd" && folder.string().starts_with("/proc/")) return folder / place.filename();
+    const fs::path target = fs::read_symlink(place, error);
+    place = folder / target;  // `target` itself where that is absolute
+  }
+  return {};
+}
+
+// One of this process is used as it is, so what else is written to it comes before or after, never over it.
+int open_stream(const fs::path& path) {
+  const fs::path descriptor = descriptor_behind(path);
+  if (descriptor.parent_path() == fmt::format("/proc/{}/fd", ::getpid())) {
+    std::fflush(stdout);
+    const int number = std::atoi(descriptor.filename().c_str());
+    return ::fcntl(number, F_DUPFD_CLOEXEC, 0);
+  }
+  return ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
 }
 
 void write_stream(const fs::path& path, std::string_view content) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+  const int fd = open_stream(path);
   if (fd < 0) throw IoError("{}: cannot open: {}", path.string(), errno_text());
   try {
     write_all(fd, content, path);
@@ -90,6 +112,13 @@ void replace_directory(const fs::path& fresh, const fs::path& target) {
 }
 
 }  // namespace
+
+bool is_stream(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status) || fs::is_directory(status)) return false;
+  return !fs::is_regular_file(status) || !descriptor_behind(path).empty();
+}
 
 void sync_path(const fs::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);

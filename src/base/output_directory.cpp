@@ -29,21 +29,23 @@ void check_parents(const fs::path& path, const std::string& shown) {
   if (::access(parent.c_str(), W_OK | X_OK) != 0) throw IoError("{}: {} cannot be written to", shown, parent.string());
 }
 
-void check_apart(const fs::path& output, const std::string& shown, const std::vector<fs::path>& inputs) {
+// Text is read with all that lies below it; of a model the files are known, so only a place around it would lose them.
+void check_apart(const fs::path& output, const std::string& shown, const std::vector<fs::path>& inputs, bool may_be_inside) {
   const fs::path place = fs::weakly_canonical(fs::absolute(output));
   for (const fs::path& input : inputs) {
     std::error_code error;
     const fs::path read = fs::canonical(input, error);
     if (error) continue;
     if (place == read) throw ConfigError("{}: is what the command reads: choose another place", shown);
-    if (is_within(place, read))
+    if (!may_be_inside && is_within(place, read))
       throw ConfigError("{}: lies inside {}, which the command reads: choose another place", shown, input.string());
     if (is_within(read, place))
       throw ConfigError("{}: {}, which the command reads, lies inside it: choose another place", shown, input.string());
   }
 }
 
-// The first entry, by name, that is neither temporary nor a leftover; "" where there is none.
+}  // namespace
+
 std::string first_stranger(const fs::path& directory, const OutputKind& kind) {
   std::string first;
   for (const auto& entry : fs::directory_iterator(directory)) {
@@ -54,16 +56,15 @@ std::string first_stranger(const fs::path& directory, const OutputKind& kind) {
   return first;
 }
 
-}  // namespace
-
 OutputState check_output_directory(const fs::path& directory, const std::string& shown, const OutputKind& kind,
-                                   const std::vector<fs::path>& inputs) {
+                                   const std::vector<fs::path>& inputs, const std::vector<fs::path>& models) {
   if (directory.empty()) throw ConfigError("{}: names no directory: {}", shown, kAdvice);
   const fs::path place = resolved_output(directory);
   const fs::file_status status = fs::status(place);
   if (fs::exists(status) && !fs::is_directory(status)) throw ConfigError("{}: is a file: {}", shown, kAdvice);
   if (!fs::exists(status)) check_parents(place, shown);
-  check_apart(place, shown, inputs);
+  check_apart(place, shown, inputs, /*may_be_inside=*/false);
+  check_apart(place, shown, models, /*may_be_inside=*/true);
   if (!fs::exists(status)) return OutputState::empty;
   if (::access(place.c_str(), R_OK | W_OK | X_OK) != 0) throw IoError("{}: cannot be read and written to", shown);
   if (kind.is_result(place)) return OutputState::result;
@@ -87,6 +88,7 @@ void check_output_file(const fs::path& file, std::string_view option, const std:
   const std::string name = file.empty() ? "\"\"" : file.string(), shown = option.empty() ? name : fmt::format("{} {}", option, name);
   if (file.empty()) throw ConfigError("{}: names no file", shown);
   if (fs::is_directory(file) || !file.has_filename()) throw ConfigError("{}: is a directory, a file's name is needed", shown);
+  if (is_stream(file)) return;
   const fs::path place = fs::weakly_canonical(fs::absolute(resolved_output(file)));
   check_parents(place, shown);
   for (const fs::path& input : inputs) {

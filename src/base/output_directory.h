@@ -21,15 +21,19 @@ struct OutputKind {
 enum class OutputState { empty, result };
 
 // What lies at `directory` (nothing counts as empty). `shown` names it in messages, as "--output x". Throws ConfigError where the command
-// may not write, and for a place inside one of `inputs`, which are read, or around it. Inputs that are not there are passed over.
+// may not write, and for a place inside one of `inputs`, which are read, or around it; one inside a directory of `models` is allowed. What
+// is not there is passed over.
 OutputState check_output_directory(const fs::path& directory, const std::string& shown, const OutputKind& kind,
-                                   const std::vector<fs::path>& inputs = {});
+                                   const std::vector<fs::path>& inputs = {}, const std::vector<fs::path>& models = {});
+
+// The first entry, by name, that is neither temporary, nor a lock, nor a leftover of `kind`; "" where there is none.
+std::string first_stranger(const fs::path& directory, const OutputKind& kind);
 
 // For a directory that is replaced whole: not one that the system holds in its place (a mount point, the current directory, one around it).
 void check_replaceable(const fs::path& directory, const std::string& shown);
 
 // The same for one file, which replaces what is there: no directory, none of the inputs, its folder there or to be made. Inside a directory
-// that the command reads, such as a run, it is new or `is_earlier`, a result of the same kind.
+// that the command reads, such as a run, it is new or `is_earlier`, a result of the same kind. Streams are written into: any may be named.
 void check_output_file(const fs::path& file, std::string_view option, const std::vector<fs::path>& inputs = {},
                        const std::function<bool(const fs::path& file)>& is_earlier = {});
 

@@ -19,7 +19,7 @@
 namespace distil_xlstm {
 namespace {
 
-constexpr std::string_view kBeingWritten = ".tmp-", kSetAside = ".old-";
+constexpr std::string_view kBeingWritten = ".distil-xlstm-tmp-", kSetAside = ".distil-xlstm-old-";
 
 std::string numbered(const fs::path& target, std::string_view mark) {
   static std::atomic<int> counter = 0;
@@ -33,7 +33,7 @@ std::optional<pid_t> process_of(std::string_view text) {
   const auto [dash, error] = std::from_chars(text.data(), text.data() + text.size(), pid);
   if (error != std::errc() || pid <= 0 || dash == text.data() + text.size() || *dash != '-') return std::nullopt;
   const auto [end, second] = std::from_chars(dash + 1, text.data() + text.size(), count);
-  if (second != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  if (second != std::errc() || count < 0 || end != text.data() + text.size()) return std::nullopt;
   return pid;
 }
 

@@ -8,7 +8,7 @@
 
 namespace distil_xlstm {
 
-// A new file or directory NAME.tmp-PID-N beside `target`, locked. What lies there at the end, moved or not, is removed.
+// A new file or directory NAME.distil-xlstm-tmp-PID-N beside `target`, locked. What lies there at the end, moved or not, is removed.
 class TemporaryPath {
  public:
   enum class Kind { file, directory };
@@ -28,10 +28,10 @@ class TemporaryPath {
 // Where an output goes in truth: without a slash at the end, links followed. Throws ConfigError for a link that leads nowhere.
 fs::path resolved_output(const fs::path& path);
 
-// A name beside `target` for what is there, while a new one takes its place: NAME.old-PID-N.
+// A name beside `target` for what is there, while a new one takes its place: NAME.distil-xlstm-old-PID-N.
 fs::path set_aside_name(const fs::path& target);
 
-// NAME.tmp-PID-N or NAME.old-PID-N.
+// NAME.distil-xlstm-tmp-PID-N or NAME.distil-xlstm-old-PID-N.
 bool is_temporary_name(std::string_view name);
 
 // Removes what killed processes left beside `target` under its names. Where one was killed after it had set the old `target` aside, that is

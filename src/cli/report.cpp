@@ -23,6 +23,7 @@ void check_outputs(const Options& options) {
   check_output_file(options.output, "--output", runs, [](const fs::path& file) { return begins_with(file, "<!doctype html>"); });
   if (options.png.empty()) return;
   check_output_file(options.png, "--png", runs, [](const fs::path& file) { return begins_with(file, "\x89PNG"); });
+  if (is_stream(options.png) || is_stream(options.output)) return;
   if (fs::weakly_canonical(fs::absolute(options.png)) == fs::weakly_canonical(fs::absolute(options.output)))
     throw ConfigError("--output and --png name the same file: {}", options.png);
 }

@@ -67,7 +67,7 @@ bool is_export(const fs::path& directory) {
 void check_target(const Options& options, const fs::path& model) {
   const fs::path target = options.output;
   const std::string shown = fmt::format("--output {}", target.empty() ? "\"\"" : target.string());
-  const auto state = check_output_directory(target, shown, {.name = "export", .is_result = is_export}, {options.model, model});
+  const auto state = check_output_directory(target, shown, {.name = "export", .is_result = is_export}, {}, {options.model, model});
   check_replaceable(target, shown);
   if (state == OutputState::result && !options.overwrite)
     throw ConfigError("{}: an export lies there: give --overwrite to replace it", shown);

@@ -67,7 +67,7 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   shard.synthetic = true;
   shard.source = identity(options, tokenizer);
   generate::SynthesisOutput output({.directory = options.output,
-                                    .inputs = {options.model, loaded.files.path},
+                                    .models = {options.model, loaded.files.path},
                                     .settings = shard.source,
                                     .shard = shard,
                                     .max_tokens = max_tokens,

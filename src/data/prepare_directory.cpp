@@ -32,14 +32,24 @@ OutputKind prepared_text() {
 }
 
 void check_output(const PrepareOptions& options) {
-  std::vector<fs::path> inputs(options.reader.inputs.begin(), options.reader.inputs.end());
-  if (!options.model.empty()) inputs.emplace_back(options.model);
+  const std::vector<fs::path> inputs(options.reader.inputs.begin(), options.reader.inputs.end());
+  std::vector<fs::path> models;
+  if (!options.model.empty()) models.emplace_back(options.model);
   check_output_directory(options.output, fmt::format("--output {}", options.output.empty() ? "\"\"" : options.output.string()),
-                         prepared_text(), inputs);
+                         prepared_text(), inputs, models);
 }
 
 bool is_prepared(const fs::path& directory) {
   return fs::is_regular_file(index_path(directory));
+}
+
+std::string first_not_prepared(const fs::path& directory) {
+  OutputKind kind = prepared_text();
+  kind.is_leftover = [](const fs::path& entry) {
+    const fs::path name = entry.filename();
+    return parse_shard_name(name.string()) || name == index_path("") || is_journal_name(name.string());
+  };
+  return first_stranger(directory, kind);
 }
 
 void remove_prepared(const fs::path& directory) {

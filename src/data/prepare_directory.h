@@ -16,6 +16,9 @@ void check_output(const PrepareOptions& options);
 
 bool is_prepared(const fs::path& directory);  // finished
 
+// The first file, by name, that `prepare` did not write; "" where there is none.
+std::string first_not_prepared(const fs::path& directory);
+
 // The files of `prepare` and nothing else. The mark goes last: until then the directory is one that it may write to.
 void remove_prepared(const fs::path& directory);
 

@@ -81,6 +81,10 @@ bool has_journal(const fs::path& directory) {
   return fs::is_regular_file(journal_path(directory));
 }
 
+bool is_journal_name(std::string_view name) {
+  return name == journal_path("").string();
+}
+
 void remove_journal(const fs::path& directory) {
   fs::remove(journal_path(directory));
 }

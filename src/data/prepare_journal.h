@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string_view>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -37,6 +38,7 @@ void write_journal(const fs::path& directory, const PrepareJournal& journal);
 // Nothing when there is none. Throws DataError when it is damaged.
 std::optional<PrepareJournal> read_journal(const fs::path& directory);
 bool has_journal(const fs::path& directory);
+bool is_journal_name(std::string_view name);
 void remove_journal(const fs::path& directory);
 
 }  // namespace distil_xlstm::data

@@ -25,15 +25,15 @@ bool is_leftover(const fs::path& entry) {
 
 }  // namespace
 
-void check_synthesis_output(const fs::path& directory, const std::vector<fs::path>& inputs) {
+void check_synthesis_output(const fs::path& directory, const std::vector<fs::path>& models) {
   const OutputKind kind = {.name = "text that `synthesize` wrote", .is_result = is_result, .is_leftover = is_leftover};
-  check_output_directory(directory, fmt::format("--output {}", directory.empty() ? "\"\"" : directory.string()), kind, inputs);
+  check_output_directory(directory, fmt::format("--output {}", directory.empty() ? "\"\"" : directory.string()), kind, {}, models);
 }
 
 SynthesisOutput::SynthesisOutput(const SynthesisRequest& request) : request_(request) {
-  check_synthesis_output(request_.directory, request_.inputs);
+  check_synthesis_output(request_.directory, request_.models);
   lock_ = std::make_unique<OutputLock>(request_.directory);
-  check_synthesis_output(request_.directory, request_.inputs);  // another process may have written before the lock was ours
+  check_synthesis_output(request_.directory, request_.models);  // another process may have written before the lock was ours
   const fs::path journal = journal_of(request_.directory);
   writer_ = std::make_unique<data::ShardWriter>(request_.directory, request_.shard);
   try {

@@ -12,7 +12,7 @@ namespace distil_xlstm::generate {
 
 struct SynthesisRequest {
   fs::path directory;
-  std::vector<fs::path> inputs;  // what is read: no place for the output
+  std::vector<fs::path> models;  // what is read: the output is neither of them nor around one
   json settings;                 // must be equal for an interrupted call to go on
   data::ShardSettings shard;
   int64_t max_tokens = 0;
@@ -20,7 +20,7 @@ struct SynthesisRequest {
 };
 
 // Throws ConfigError where `synthesize` may not write; for before a model is loaded.
-void check_synthesis_output(const fs::path& directory, const std::vector<fs::path>& inputs);
+void check_synthesis_output(const fs::path& directory, const std::vector<fs::path>& models);
 
 // Takes up what an earlier call left, and holds the directory's lock.
 class SynthesisOutput {

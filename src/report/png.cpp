@@ -48,7 +48,8 @@ void write_png(const fs::path& path, const std::vector<Figure>& figures) {
   }
   std::error_code error;  // told by what follows
   if (path.has_parent_path()) fs::create_directories(path.parent_path(), error);
-  const TemporaryPath staging(path, TemporaryPath::Kind::file);
+  // Beside /dev/stdout nothing can be made.
+  const TemporaryPath staging(is_stream(path) ? fs::temp_directory_path() / "distil-xlstm.png" : path, TemporaryPath::Kind::file);
   if (const char* problem = draw(staging.path().c_str(), plots.data(), static_cast<int>(plots.size())); problem != nullptr) {
     throw IoError("{}: {}", path.string(), problem);
   }

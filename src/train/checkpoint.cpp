@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/temporary_path.h"
 #include "io/checksums.h"
 #include "io/safetensors.h"
 
@@ -55,7 +56,7 @@ void write_new_json(const fs::path& path, const json& value) {
 void remove_leftovers(const fs::path& run) {
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(checkpoints_of(run))) {
-    if (entry.path().filename().string().find(".tmp-") != std::string::npos) leftovers.push_back(entry.path());
+    if (is_temporary_name(entry.path().filename().string())) leftovers.push_back(entry.path());
   }
   for (const auto& path : leftovers) fs::remove_all(path);
 }

@@ -114,9 +114,9 @@ io::ModelFiles open_start(const std::string& from, bool resumes, const student::
 
 // ---- The run's directory.
 
-// Everything that a new run reads and that may be a path, but for the student that it starts from: that is read before anything is written.
+// The texts that a new run reads.
 std::vector<fs::path> inputs_of(const config::RunConfig& config) {
-  std::vector<fs::path> inputs = {config.teacher.model, config.data.train, config.data.validation};
+  std::vector<fs::path> inputs = {config.data.train, config.data.validation};
   for (const auto& source : config.data.sources) inputs.emplace_back(source.path);
   return inputs;
 }
@@ -131,7 +131,8 @@ void check_output(const DistillRequest& request, Session& s) {
     if (!changes.empty()) throw ConfigError("{}: cannot be resumed with other settings:\n{}", s.run.string(), join(changes, "\n"));
     return;
   }
-  s.replaces = check_new_run(s.run, request.overwrite, inputs_of(s.config));
+  // The student that it starts from is read before anything is written.
+  s.replaces = check_new_run(s.run, request.overwrite, inputs_of(s.config), {s.config.teacher.model});
 }
 
 // The rows of the heads that no token has: whether the losses count them is a setting.

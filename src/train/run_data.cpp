@@ -40,6 +40,9 @@ std::string shards_of(const RunPlace& s, const std::string& path, const std::str
   const auto prepare = [&](const std::string& directory, bool overwrite) {
     options.output = s.run / directory;
     options.overwrite = overwrite;
+    if (directory != name) check_makes_way(s.run / name);
+    std::optional<BegunRun> begun;
+    if (!s.resumes && !s.replaces) begun.emplace(s.run);
     const auto report = data::prepare(options);
     if (!report.was_complete) {
       spdlog::info("prepared {}: {} train and {} validation tokens", path, format_count(static_cast<double>(report.train_tokens)),

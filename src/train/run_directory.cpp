@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/output_directory.h"
+#include "base/temporary_path.h"
 #include "data/prepare_directory.h"
 #include "train/checkpoint.h"
 
@@ -16,14 +18,13 @@ bool is_run(const fs::path& directory) {
   return !run_status(directory).empty();
 }
 
-// What a run leaves that ended while its text was prepared.
-bool is_prepared_text(const fs::path& entry) {
+// What a run leaves that ended while its text was prepared, before there was any: shards without a run are what a user prepared.
+bool is_begun_text(const fs::path& entry) {
   const std::string name = entry.filename().string();
   const auto is_name = [&](const std::string& known) { return name == known || name == known + kNewSuffix; };
   if (!fs::is_directory(entry) || !(is_name(kData) || is_name(kValidationData))) return false;
   try {
-    check_output_directory(entry, name, data::prepared_text());
-    return true;
+    return check_output_directory(entry, name, data::prepared_text()) == OutputState::empty;
   } catch (const Error&) {
     return false;
   }
@@ -33,6 +34,11 @@ bool is_prepared_text(const fs::path& entry) {
 void remove_text(const fs::path& directory) {
   if (!fs::is_directory(directory)) return;
   data::remove_prepared(directory);
+  std::vector<fs::path> temporary;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (is_temporary_name(entry.path().filename().string())) temporary.push_back(entry.path());
+  }
+  for (const auto& path : temporary) fs::remove_all(path);
   if (fs::is_empty(directory)) fs::remove(directory);
 }
 
@@ -50,15 +56,35 @@ std::string run_status(const fs::path& directory) {
   }
 }
 
-bool check_new_run(const fs::path& run, bool overwrite, const std::vector<fs::path>& inputs) {
+bool check_new_run(const fs::path& run, bool overwrite, const std::vector<fs::path>& inputs, const std::vector<fs::path>& models) {
   const std::string shown = fmt::format("output = \"{}\"", run.string());
-  const OutputKind kind = {.name = "run", .is_result = is_run, .is_leftover = is_prepared_text};
-  if (check_output_directory(run, shown, kind, inputs) == OutputState::empty) return false;
+  const OutputKind kind = {.name = "run", .is_result = is_run, .is_leftover = is_begun_text};
+  if (check_output_directory(run, shown, kind, inputs, models) == OutputState::empty) return false;
   if (overwrite) return true;
   if (run_status(run) != "starting" || !list_checkpoints(run).empty()) {
     throw ConfigError("{}: holds a run already: --resume goes on with it, --overwrite replaces it, --output names another place", shown);
   }
   return true;
+}
+
+BegunRun::BegunRun(const fs::path& run) : run_(run) {
+  write_json(run_ / "run.json", {{"format", kRunFormat}, {"program_version", DISTIL_XLSTM_VERSION}, {"status", "starting"}});
+}
+
+BegunRun::~BegunRun() {
+  std::error_code ignored;
+  for (const std::string name : {kData, kValidationData}) {
+    if (fs::exists(run_ / name, ignored) || fs::exists(run_ / (name + kNewSuffix), ignored)) return;
+  }
+  fs::remove(run_ / "run.json", ignored);
+}
+
+void check_makes_way(const fs::path& directory) {
+  if (!fs::is_directory(directory)) return;
+  const std::string stranger = data::first_not_prepared(directory);
+  if (!stranger.empty())
+    throw ConfigError("{}: holds {}, which is not the run's, so other text cannot take its place: move it away, or choose another output",
+                      directory.string(), stranger);
 }
 
 void make_run_directory(const fs::path& run, const std::vector<std::string>& prepared, bool replaces) {

@@ -18,8 +18,24 @@ inline constexpr const char* kNewSuffix = ".new";  // of text prepared anew whil
 std::string run_status(const fs::path& directory);
 
 // Whether a new run may begin in `run`; true where it replaces one that lies there: with `overwrite`, or when that one was killed before
-// training began. `inputs` are read. Throws ConfigError.
-bool check_new_run(const fs::path& run, bool overwrite, const std::vector<fs::path>& inputs);
+// training began. `inputs` are read, and `models`. Throws ConfigError.
+bool check_new_run(const fs::path& run, bool overwrite, const std::vector<fs::path>& inputs, const std::vector<fs::path>& models);
+
+// Text goes into the directory before the run is made. Until then a run.json with status "starting" says that the text is the run's own and
+// not a user's; it goes again where no text was begun.
+class BegunRun {
+ public:
+  explicit BegunRun(const fs::path& run);
+  ~BegunRun();
+  BegunRun(const BegunRun&) = delete;
+  BegunRun& operator=(const BegunRun&) = delete;
+
+ private:
+  fs::path run_;
+};
+
+// Throws ConfigError where a user's file lies in `directory`, whose text is to make way for other text.
+void check_makes_way(const fs::path& directory);
 
 // Moves text prepared anew to its place and removes what an earlier run has left, by the names that this program writes. `prepared` are the
 // directories with text that the new run uses. run.json stays until the new one replaces it: the directory is a run all the time.

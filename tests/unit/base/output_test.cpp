@@ -1,10 +1,12 @@
 // What commands may write to: temporary names, locks, the rule for directories and files.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <csignal>
 #include <thread>
 
@@ -80,21 +82,32 @@ TEST_F(OutputTest, WhatAnotherIsWritingStays) {
   const TemporaryPath mine(file, TemporaryPath::Kind::file), directory(file, TemporaryPath::Kind::directory);
   clear_abandoned(file);
   EXPECT_TRUE(fs::exists(mine.path()) && fs::exists(directory.path()));
-  for (const char* name : {"page.html.tmp-x-1", "page.html.tmp-12", "page.html.tmp-12-3x", "page.html.tmp--1-3", "page.tmp-1-1"}) {
+  for (const char* name : {"page.html.distil-xlstm-tmp-x-1", "page.html.distil-xlstm-tmp-12", "page.html.distil-xlstm-tmp-12-3x",
+                           "page.html.distil-xlstm-tmp--1-3", "page.distil-xlstm-tmp-1-1"}) {
     write_file_atomic(folder_ / name, "a user's");
     clear_abandoned(file);
     EXPECT_TRUE(fs::exists(folder_ / name)) << name;
   }
 }
 
+TEST_F(OutputTest, NamesThatUsersWriteStay) {
+  fs::create_directories(folder_ / "page.html.old-2024-11");
+  write_file_atomic(folder_ / "page.html.tmp-2024-11", "mine");
+  EXPECT_FALSE(is_temporary_name("page.html.old-2024-11") || is_temporary_name("page.html.tmp-2024-11"));
+  clear_abandoned(folder_ / "page.html");
+  EXPECT_THAT(names(), UnorderedElementsAre("page.html.old-2024-11", "page.html.tmp-2024-11"));
+  write_file_atomic(folder_ / "page.html", "whole");
+  EXPECT_THAT(names(), UnorderedElementsAre("page.html", "page.html.old-2024-11", "page.html.tmp-2024-11"));
+}
+
 // A file system without exchange: killed between the two renames.
 TEST_F(OutputTest, ADirectorySetAsideComesBack) {
   const fs::path target = folder_ / "student";
-  fs::create_directories(folder_ / "student.old-1-0");
-  fs::create_directories(folder_ / "student.tmp-1-1");
+  fs::create_directories(folder_ / "student.distil-xlstm-old-1-0");
+  fs::create_directories(folder_ / "student.distil-xlstm-tmp-1-1");
   clear_abandoned(target);
   EXPECT_THAT(names(), UnorderedElementsAre("student"));
-  fs::create_directories(folder_ / "student.old-1-0");
+  fs::create_directories(folder_ / "student.distil-xlstm-old-1-0");
   clear_abandoned(target);
   EXPECT_THAT(names(), UnorderedElementsAre("student"));
 }
@@ -106,7 +119,7 @@ TEST_F(OutputTest, OfAProcessIdThatIsUsedAgainNothingIsMixedIn) {
   const std::string name = one.path().string();
   const int number = std::stoi(name.substr(name.rfind('-') + 1));
   for (int next = number + 1; next < number + 3; ++next)
-    fs::create_directories(fmt::format("{}.tmp-{}-{}", target.string(), ::getpid(), next));
+    fs::create_directories(fmt::format("{}.distil-xlstm-tmp-{}-{}", target.string(), ::getpid(), next));
   const TemporaryPath two(target, TemporaryPath::Kind::directory);
   EXPECT_TRUE(fs::is_empty(two.path()));
   EXPECT_THAT(two.path().string(), HasSubstr(fmt::format("-{}", number + 3)));
@@ -146,6 +159,34 @@ TEST_F(OutputTest, DevicesAndPipesAreWrittenIntoNotReplaced) {
   EXPECT_TRUE(fs::is_fifo(pipe));
   ASSERT_TRUE(fs::is_character_file("/dev/full"));
   EXPECT_THAT(message_of([] { write_file_atomic("/dev/full", "x"); }), HasSubstr("/dev/full: writing failed after 0 of 1 bytes: No space"));
+}
+
+// What a shell makes of `--json /dev/stdout | ...`, `>(...)` and `>> log`.
+TEST_F(OutputTest, DescriptorsAreWrittenIntoNotReplaced) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+  const fs::path pipe = fmt::format("/dev/fd/{}", ends[1]);
+  EXPECT_EQ(message_of([&] { check_output_file(pipe, "--json"); }), "no error");
+  write_file_atomic(pipe, "figures");
+  std::array<char, 16> received{};
+  EXPECT_EQ(::read(ends[0], received.data(), received.size()), 7);
+  ::close(ends[0]);
+  ::close(ends[1]);
+
+  write_file_atomic(folder_ / "log", "earlier\n");
+  const int log = ::open((folder_ / "log").c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+  ASSERT_GE(log, 0);
+  for (const std::string folder : {"/dev/fd", "/proc/self/fd"}) {
+    const fs::path place = fmt::format("{}/{}", folder, log);
+    EXPECT_TRUE(is_stream(place));
+    EXPECT_EQ(message_of([&] { check_output_file(place, "--json", {folder_}); }), "no error");
+    write_file_atomic(place, "figures\n");
+  }
+  fs::create_symlink(fmt::format("/dev/fd/{}", log), folder_ / "link");
+  write_file_atomic(folder_ / "link", "more\n");
+  EXPECT_EQ(read_file(folder_ / "log"), "earlier\nfigures\nfigures\nmore\n");
+  ::close(log);
+  EXPECT_FALSE(is_stream(folder_ / "log") || is_stream(folder_) || is_stream(folder_ / "missing") || is_stream(""));
 }
 
 TEST_F(OutputTest, OneProcessAtATime) {
@@ -201,7 +242,7 @@ TEST_F(OutputTest, ADirectoryIsNewEmptyOrAResult) {
   EXPECT_EQ(check("").substr(0, 32), "--output X: names no directory: ");
   EXPECT_EQ(check(folder_ / "new" / "below"), "no error");
   EXPECT_EQ(check(folder_), "no error");
-  for (const char* name : {".distil-xlstm.lock", "mark.tmp-1-2", "a.partial"}) write_file_atomic(folder_ / "out" / name, "");
+  for (const char* name : {".distil-xlstm.lock", "mark.distil-xlstm-tmp-1-2", "a.partial"}) write_file_atomic(folder_ / "out" / name, "");
   EXPECT_EQ(check(folder_ / "out"), "no error");
   EXPECT_EQ(check_output_directory(folder_ / "out", "", kKind), OutputState::empty);
   write_file_atomic(folder_ / "out" / "notes", "mine");
@@ -211,13 +252,19 @@ TEST_F(OutputTest, ADirectoryIsNewEmptyOrAResult) {
   EXPECT_EQ(check_output_directory(folder_ / "out", "", kKind), OutputState::result);
   EXPECT_THAT(check(folder_ / "out" / "notes"), HasSubstr("is a file"));
   EXPECT_THAT(check(folder_ / "out" / "notes" / "below"), HasSubstr("notes is a file: nothing can be made below it"));
-  EXPECT_THAT(check("/"), HasSubstr("is not empty and no result"));
+  EXPECT_THAT(check("/"), HasSubstr(::access("/", W_OK) == 0 ? "is not empty and no result" : "cannot be read and written to"));
   fs::create_symlink("nowhere", folder_ / "dangling");
   EXPECT_THAT(check(folder_ / "dangling"), HasSubstr("is a link to nowhere"));
 
   EXPECT_THAT(check(folder_ / "out", {folder_ / "out"}), HasSubstr("is what the command reads"));
   EXPECT_THAT(check(folder_ / "out" / "shards", {folder_ / "out"}), HasSubstr("lies inside "));
   EXPECT_THAT(check(folder_ / "out", {folder_ / "out" / "notes"}), HasSubstr("notes, which the command reads, lies inside it"));
+  const auto beside_model = [&](const fs::path& path, const fs::path& model) {
+    return message_of([&] { check_output_directory(path, "--output X", kKind, {}, {model}); });
+  };
+  EXPECT_EQ(beside_model(folder_ / "out" / "shards", folder_ / "out"), "no error");
+  EXPECT_THAT(beside_model(folder_ / "out", folder_ / "out"), HasSubstr("is what the command reads"));
+  EXPECT_THAT(beside_model(folder_ / "out", folder_ / "out" / "notes"), HasSubstr("notes, which the command reads, lies inside it"));
   EXPECT_EQ(check(folder_ / "outside", {folder_ / "out", folder_ / "missing", "corpus/*.txt"}), "no error");
   fs::create_directory_symlink("out", folder_ / "link");
   EXPECT_THAT(check(folder_ / "link", {folder_ / "out"}), HasSubstr("is what the command reads"));
@@ -239,7 +286,7 @@ TEST_F(OutputTest, AFileIsNoDirectoryAndNoInput) {
   fs::create_symlink("a.txt", folder_ / "link");
   EXPECT_THAT(check(folder_ / "link", {folder_ / "a.txt"}), HasSubstr("is what the command reads"));
   EXPECT_EQ(check(folder_ / "new" / "b", {folder_ / "a.txt"}), "no error");
-  EXPECT_EQ(check("/dev/null"), "no error");
+  for (const char* stream : {"/dev/null", "/dev/full"}) EXPECT_EQ(check(stream), "no error") << stream;
   write_file_atomic(folder_ / "run" / "weights", "w");
   EXPECT_EQ(check(folder_ / "run" / "figures", {folder_ / "run"}), "no error");
   EXPECT_THAT(check(folder_ / "run" / "weights", {folder_ / "run"}), HasSubstr("which the command reads, and is no result of its kind"));

@@ -326,7 +326,8 @@ TEST(Prepare, WritesOnlyWhereItsOwnTextOrNothingIs) {
   EXPECT_FALSE(fs::exists(options.output));
   // What a call leaves that was killed before its first journal.
   options = options_of(folder / "corpus", folder / "killed");
-  for (const char* name : {".distil-xlstm.lock", "prepare.journal.tmp-1-0", "train-00000.dxts.partial", "train-00007.dxts.partial"})
+  for (const char* name :
+       {".distil-xlstm.lock", "prepare.journal.distil-xlstm-tmp-1-0", "train-00000.dxts.partial", "train-00007.dxts.partial"})
     folder.write(std::string("killed/") + name, "half");
   prepare(options, byte_encoder());
   prepare(options_of(folder / "corpus", folder / "whole"), byte_encoder());

@@ -96,12 +96,12 @@ TEST_F(HubTest, AModelOfAnotherSizeThanWasFetchedIsNotOpened) {
 TEST_F(HubTest, RemovesWhatKilledCallsLeft) {
   fetch_tiny();
   fs::create_directories(directory().string() + ".incomplete");
-  fs::create_directories(directory().string() + ".tmp-1-0");
+  fs::create_directories(directory().string() + ".distil-xlstm-tmp-1-0");
   write_file_atomic(directory().parent_path() / ".main.distil-xlstm-lock", "1");
   EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
   EXPECT_EQ(std::distance(fs::directory_iterator(directory().parent_path()), fs::directory_iterator()), 1);
   // Killed between the two renames of a file system without exchange.
-  fs::rename(directory(), directory().string() + ".old-1-0");
+  fs::rename(directory(), directory().string() + ".distil-xlstm-old-1-0");
   EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
   EXPECT_EQ(read_file(directory() / "model.safetensors"), kWeights);
 }

@@ -16,6 +16,7 @@
 #include "io/checksums.h"
 #include "small_run.h"
 #include "train/distill_run.h"
+#include "train/run_directory.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -306,7 +307,8 @@ TEST_F(DistillRunTest, KilledBeforeItsFirstStepItBeginsAgain) {
   const auto output = folder_ / "run";
   // Killed before there was a journal of its text.
   fs::create_directories(output / "data");
-  for (const char* name : {".distil-xlstm.lock", "run.json.tmp-1-0", "data/.distil-xlstm.lock", "data/prepare.journal.tmp-1-1"})
+  for (const char* name :
+       {".distil-xlstm.lock", "run.json.distil-xlstm-tmp-1-0", "data/.distil-xlstm.lock", "data/prepare.journal.distil-xlstm-tmp-1-1"})
     std::ofstream(output / name) << "1";
   EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
   // Killed between run.json and the first step.
@@ -315,11 +317,72 @@ TEST_F(DistillRunTest, KilledBeforeItsFirstStepItBeginsAgain) {
   auto description = read_json(output / "run.json");
   description["status"] = "starting";
   write_json(output / "run.json", description);
-  for (const char* name : {"frozen.safetensors.tmp", "settings.toml.tmp-1-0", "notes.txt"}) std::ofstream(output / name) << "half";
+  for (const char* name : {"frozen.safetensors.tmp", "settings.toml.distil-xlstm-tmp-1-0", "notes.txt"})
+    std::ofstream(output / name) << "half";
   EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
   EXPECT_EQ(records_of(output, "train").size(), 2u);
-  EXPECT_FALSE(fs::exists(output / "frozen.safetensors.tmp") || fs::exists(output / "settings.toml.tmp-1-0"));
+  EXPECT_FALSE(fs::exists(output / "frozen.safetensors.tmp") || fs::exists(output / "settings.toml.distil-xlstm-tmp-1-0"));
   EXPECT_TRUE(fs::exists(output / "notes.txt"));
+}
+
+// `prepare --output run/data` came first.
+TEST_F(DistillRunTest, TextThatAUserPreparedInItStays) {
+  const auto output = folder_ / "run", other = folder_ / "other.jsonl";
+  data::PrepareOptions options;
+  options.reader.inputs = {text_.string()};
+  options.model = "stories260K";
+  options.context_length = 32;
+  options.show_progress = false;
+  for (const char* name : {"data", "data.new", "validation-data"}) {
+    options.output = output / name;
+    data::prepare(options);
+    const auto before = snapshot(output);
+    for (const bool overwrite : {false, true}) {
+      EXPECT_THAT(error_of({}, false, 2, overwrite), HasSubstr(fmt::format("holds {}, is not empty and no run: choose a new", name)));
+      EXPECT_TRUE(snapshot(output) == before);
+    }
+    fs::remove_all(output);
+  }
+  // Of a run that was stopped while it prepared its text, it is the run's: also where the text is another by now.
+  options.output = output / "data";
+  data::prepare(options);
+  write_json(output / "run.json", {{"format", kRunFormat}, {"status", "starting"}});
+  fs::copy_file(text_, other);
+  text_ = other;
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  EXPECT_THAT(read_file(output / "data" / "prepare.json"), HasSubstr("other.jsonl"));
+  EXPECT_FALSE(fs::exists(output / "data.new"));
+}
+
+TEST_F(DistillRunTest, ItsTextIsMarkedUntilTheRunIsMade) {
+  const auto output = folder_ / "run";
+  // Fails when the length is known, after its text is prepared.
+  EXPECT_NE(error_of({{"distill.alpha", "{ schedule = \"delta-paper\", start = 0.3, final = 0.95, decay = 0.05 }", ""},
+                      {"distill.beta", "0.3", ""}}),
+            "");
+  EXPECT_TRUE(fs::exists(output / "data" / "prepare.json"));
+  EXPECT_EQ(run_status(output), "starting");
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  {
+    const BegunRun begun(folder_ / "no text");
+    EXPECT_EQ(run_status(folder_ / "no text"), "starting");
+  }
+  EXPECT_TRUE(fs::is_empty(folder_ / "no text"));
+}
+
+TEST_F(DistillRunTest, AUsersFileAmongItsTextIsNamedBeforeAnythingGoes) {
+  const auto output = folder_ / "run", other = folder_ / "other.jsonl";
+  EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
+  std::ofstream(output / "data" / "notes.txt") << "mine";
+  const auto before = snapshot(output);
+  fs::copy_file(text_, other);
+  text_ = other;
+  EXPECT_THAT(error_of({}, false, 2, /*overwrite=*/true), HasSubstr("data: holds notes.txt, which is not the run's"));
+  EXPECT_TRUE(snapshot(output) == before);
+  fs::remove(output / "data" / "notes.txt");
+  std::ofstream(output / "data" / "prepare.journal.distil-xlstm-tmp-1-0") << "left";
+  EXPECT_EQ(run(output, false, 2, /*overwrite=*/true), TrainStatus::stopped);
+  EXPECT_FALSE(fs::exists(output / "data" / "prepare.journal.distil-xlstm-tmp-1-0"));
 }
 
 // An error between a checkpoint and what follows it: nothing is saved any more, but what is too much goes.
@@ -327,11 +390,11 @@ TEST_F(DistillRunTest, ResumingRemovesOldCheckpoints) {
   const auto output = folder_ / "run";
   EXPECT_EQ(run(output), TrainStatus::finished);
   const auto kept = list_checkpoints(output);
-  for (const char* name : {"step-00000001", "step-00000002", "step-00000005.tmp-1-0"})
+  for (const char* name : {"step-00000001", "step-00000002", "step-00000005.distil-xlstm-tmp-1-0"})
     fs::copy(kept.front(), output / "checkpoints" / name, fs::copy_options::recursive);
   EXPECT_EQ(run(output, true), TrainStatus::finished);
   EXPECT_TRUE(list_checkpoints(output) == kept);
-  EXPECT_FALSE(fs::exists(output / "checkpoints" / "step-00000005.tmp-1-0"));
+  EXPECT_FALSE(fs::exists(output / "checkpoints" / "step-00000005.distil-xlstm-tmp-1-0"));
 }
 
 TEST_F(DistillRunTest, NeverInsideWhatItReads) {
