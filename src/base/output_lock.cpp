@@ -27,6 +27,12 @@ std::string holder_of(int fd) {
   return is_known ? "process " + pid : "another process";
 }
 
+// Whether the path still is the file that is held: a directory may be renamed, and another come in its place, with a lock of its own.
+bool is_same_file(int fd, const fs::path& path) {
+  struct stat held{}, named{};
+  return ::fstat(fd, &held) == 0 && ::lstat(path.c_str(), &named) == 0 && held.st_dev == named.st_dev && held.st_ino == named.st_ino;
+}
+
 }  // namespace
 
 OutputLock::OutputLock(const fs::path& directory, Place place) {
@@ -34,9 +40,14 @@ OutputLock::OutputLock(const fs::path& directory, Place place) {
   const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
   path_ = place == Place::inside ? target / kInside : parent / fmt::format(".{}{}", target.filename().string(), kBeside);
   try {
-    do {
+    constexpr int kMaxTries = 10'000;  // others that come and go take the directory or the file away; so many do not
+    for (int tries = 1;; ++tries) {
       make_directories(place == Place::inside ? target : parent);
-    } while (!take(directory));
+      if (take(directory)) break;
+      if (tries == kMaxTries)
+        throw IoError("{}: cannot be locked, the file vanishes each time ({}): try again, or choose another place", path_.string(),
+                      std::strerror(errno));
+    }
   } catch (...) {
     remove_made();
     throw;
@@ -49,7 +60,7 @@ OutputLock::OutputLock(const fs::path& directory, Place place) {
 OutputLock::~OutputLock() {
   std::error_code ignored;
   if (fd_ >= 0) {
-    fs::remove(path_, ignored);
+    if (is_same_file(fd_, path_)) fs::remove(path_, ignored);
     ::close(fd_);
   }
   remove_made();
@@ -69,7 +80,7 @@ void OutputLock::make_directories(const fs::path& directory) {
   }
 }
 
-// False where the one that held it before has taken the file, or the directory, away.
+// False, with errno, where the one that held it before has taken the file, or the directory, away.
 bool OutputLock::take(const fs::path& directory) {
   const int fd = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (fd < 0 && errno == ENOENT) return false;
@@ -79,12 +90,12 @@ bool OutputLock::take(const fs::path& directory) {
     ::close(fd);
     throw ConfigError("{}: {} is writing there: wait until it has ended, or choose another place", directory.string(), holder);
   }
-  struct stat held{}, named{};
-  const bool is_mine = ::fstat(fd, &held) == 0 && ::stat(path_.c_str(), &named) == 0 && held.st_ino == named.st_ino;
+  const bool is_mine = is_same_file(fd, path_);
   if (is_mine) {
     fd_ = fd;
   } else {
     ::close(fd);
+    errno = ESTALE;
   }
   return is_mine;
 }

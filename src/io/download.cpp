@@ -25,7 +25,7 @@ class PartialFile {
  public:
   explicit PartialFile(fs::path path) : path_(std::move(path)), fd_(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
     if (fd_ < 0) throw IoError("{}: cannot create: {}", path_.string(), std::strerror(errno));
-    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {  // a file system without locks has to do without
       ::close(fd_);
       throw IoError("{}: another program is downloading this file: wait for it", path_.string());
     }

@@ -92,12 +92,8 @@ HubFile parse_file(const json& entry, const std::string& where) {
   return file;
 }
 
-bool matches(const std::string& name, const std::string& glob) {
-  return ::fnmatch(glob.c_str(), name.c_str(), 0) == 0;
-}
-
-bool matches_any(const std::string& name, std::span<const std::string> globs) {
-  return std::ranges::any_of(globs, [&](const std::string& glob) { return matches(name, glob); });
+bool matches_any(const std::string& name, std::span<const std::string> globs, int flags) {
+  return std::ranges::any_of(globs, [&](const std::string& glob) { return ::fnmatch(glob.c_str(), name.c_str(), flags) == 0; });
 }
 
 // Weights once: the index with its shards, or model.safetensors, or what safetensors there are. Names as Hugging Face writes them;
@@ -120,6 +116,7 @@ std::vector<std::string> default_model_globs(const HubListing& listing) {
                                     "tokenizer.json",
                                     "tokenizer_config.json",
                                     "special_tokens_map.json",
+                                    "added_tokens.json",
                                     "chat_template.jinja",
                                     "chat_template.json",
                                     "additional_chat_templates/*.jinja",
@@ -194,14 +191,14 @@ Download download_of(const HubSettings& hub, RepositoryKind kind, const Reposito
           .git_blob_sha1 = file.git_blob_sha1};
 }
 
-// Whether `directory` holds the file as it is now in the repository, every byte of it read.
-bool is_there(const fs::path& directory, const json& record, const HubFile& file) {
+// Whether `directory` holds the file as it is now in the repository, every byte of it read. What is damaged is told where `warns`.
+bool is_there(const fs::path& directory, const json& record, const HubFile& file, bool warns) {
   const auto known = record["files"].find(file.name);
   if (known == record["files"].end() || *known != checksum_of(file)) return false;
   const fs::path path = directory / file.name;
   if (!fs::is_regular_file(path)) return false;
   const std::string fault = fault_of(path, {.size_bytes = file.size_bytes, .sha256 = file.sha256, .git_blob_sha1 = file.git_blob_sha1});
-  if (!fault.empty()) spdlog::warn("{}: damaged ({}): bringing it again", path.string(), fault);
+  if (!fault.empty() && warns) spdlog::warn("{}: damaged ({}): bringing it again", path.string(), fault);
   return fault.empty();
 }
 
@@ -230,6 +227,43 @@ std::set<std::string> stale_files(const json& record, const HubListing& listing,
   }
   for (const HubFile& file : selected) stale.erase(file.name);
   return stale;
+}
+
+// Whether all is there as it should be, seen without the lock: so a cache may be read-only, and any number of processes may look at once.
+bool is_complete(const fs::path& directory, const HubListing& listing, const std::vector<HubFile>& selected) {
+  if (!fs::is_directory(directory)) return false;
+  try {
+    const json record = read_record(directory);
+    return stale_files(record, listing, selected).empty() &&
+           std::ranges::all_of(selected, [&](const HubFile& file) { return is_there(directory, record, file, /*warns=*/false); });
+  } catch (const IoError& error) {  // another process replaces the directory: who holds the lock knows more
+    spdlog::debug("{}", error.what());
+  } catch (const fs::filesystem_error& error) {
+    spdlog::debug("{}", error.what());
+  }
+  return false;
+}
+
+// Removes what a killed call left beside a directory that is complete. It is in nobody's way: where it cannot be removed, or another
+// process is at work, it stays.
+void remove_leftovers(const fs::path& directory) {
+  const std::string name = directory.filename().string();
+  const auto is_leftover = [&](const fs::directory_entry& entry) {
+    const std::string other = entry.path().filename().string();
+    return other == name + ".incomplete" || (other.starts_with(name + ".") && is_temporary_name(other)) ||
+           (is_lock_name(other) && other.starts_with("." + name + "."));
+  };
+  try {
+    const fs::directory_iterator entries(directory.parent_path());
+    if (std::none_of(begin(entries), end(entries), is_leftover)) return;
+    const OutputLock lock(directory, OutputLock::Place::beside);
+    clear_abandoned(directory);
+    fs::remove_all(directory.string() + ".incomplete");
+  } catch (const Error& error) {
+    spdlog::debug("{}", error.what());
+  } catch (const fs::filesystem_error& error) {
+    spdlog::debug("{}", error.what());
+  }
 }
 
 // Replaces `directory` by one with the files that were brought, those of before that are still good, and the record. Nobody sees a
@@ -297,10 +331,10 @@ std::vector<HubFile> select_files(const HubListing& listing, RepositoryKind kind
   const std::vector<std::string> wanted = is_default_model ? default_model_globs(listing)
                                           : globs.empty()  ? std::vector<std::string>{"*"}
                                                            : globs;
+  const int flags = is_default_model ? FNM_PATHNAME : 0;  // other copies of a model lie in folders (onnx/)
   std::vector<HubFile> selected;
   for (const HubFile& file : listing.files) {
-    const bool is_below = file.name.find('/') != std::string::npos;
-    if (matches_any(file.name, wanted) && !(is_default_model && is_below) && file.name != ".gitattributes") selected.push_back(file);
+    if (matches_any(file.name, wanted, flags) && file.name != ".gitattributes") selected.push_back(file);
   }
   const bool has_weights = std::ranges::any_of(selected, [](const HubFile& file) { return file.name.ends_with(".safetensors"); });
   if (!selected.empty() && (has_weights || !is_default_model)) return selected;
@@ -324,6 +358,15 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
   const HubListing listing = list_repository(hub, kind, repository);
   const std::vector<HubFile> selected = select_files(listing, kind, globs, full_name(repository));
   FetchResult result{.directory = repository_directory(kind, repository), .commit = listing.commit, .num_files = selected.size()};
+  for (const HubFile& file : selected) {
+    if (__builtin_add_overflow(result.size_bytes, file.size_bytes, &result.size_bytes)) {
+      throw DataError("{}: the sizes of its files add up to more than 2^63 bytes: is this a Hugging Face hub?", full_name(repository));
+    }
+  }
+  if (is_complete(result.directory, listing, selected)) {
+    remove_leftovers(result.directory);
+    return result;
+  }
   const OutputLock lock(result.directory, OutputLock::Place::beside);
   clear_abandoned(result.directory);
   const fs::path staging = result.directory.string() + ".incomplete";
@@ -331,10 +374,7 @@ FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const 
   std::vector<HubFile> missing;
   int64_t missing_bytes = 0, present_bytes = 0;
   for (const HubFile& file : selected) {
-    if (__builtin_add_overflow(result.size_bytes, file.size_bytes, &result.size_bytes)) {
-      throw DataError("{}: the sizes of its files add up to more than 2^63 bytes: is this a Hugging Face hub?", full_name(repository));
-    }
-    if (is_there(result.directory, record, file)) continue;
+    if (is_there(result.directory, record, file, /*warns=*/true)) continue;
     missing.push_back(file);
     missing_bytes += file.size_bytes;
     present_bytes += size_on_disk(download_of(hub, kind, repository, listing.commit, file, staging));

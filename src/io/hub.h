@@ -58,7 +58,7 @@ struct FetchResult {
 
 // Brings the selected files to repository_directory. They are gathered in <directory>.incomplete, where an interrupted run continues,
 // and moved when all are right. Files that an earlier run brought are read again and not brought again where they are as they should be.
-// Throws ConfigError while another process fetches the same.
+// Throws ConfigError while another process fetches the same; where all is there already, nothing is locked or written.
 FetchResult fetch_repository(const HubSettings& hub, RepositoryKind kind, const RepositoryName& repository,
                              const std::vector<std::string>& globs);
 

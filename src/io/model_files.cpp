@@ -161,7 +161,9 @@ void check_known_place(const std::string& name, const fs::path& directory) {
   if (fault.empty()) return;
   const bool is_shipped = is_builtin && !directory.string().starts_with(cache_directory().string());
   throw DataError("model '{}': {}: {}", name, is_builtin ? fmt::format("in {} {}", directory.string(), fault) : fault,
-                  is_shipped ? "install the program again" : fmt::format("run `distil-xlstm fetch {}`, which brings it again", name));
+                  is_shipped ? "install the program again"
+                             : fmt::format("run `distil-xlstm fetch {}`, which brings it again{}", name,
+                                           is_builtin ? "" : ", or give the directory's path to use it as it is"));
 }
 
 // The place that a name stands for, and what to do when nothing is there.

@@ -107,7 +107,12 @@ std::vector<fs::path> shards_of(const fs::path& index_path) {
 
 // transformers reads the single file, whatever an index says.
 void warn_of_index_beside(const fs::path& single, const fs::path& index) {
-  if (shards_named_by(read_index(index)) == std::set<std::string>{single.filename().string()}) return;
+  try {
+    if (shards_named_by(read_index(index)) == std::set<std::string>{single.filename().string()}) return;
+  } catch (const Error& error) {
+    spdlog::warn("{}: is read, the index beside it is not needed and cannot be read ({}): remove the index", single.string(), error.what());
+    return;
+  }
   spdlog::warn("{}: is read, as transformers does; {} beside it names other files, which are not: remove the one that is not meant",
                single.string(), index.filename().string());
 }

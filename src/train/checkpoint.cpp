@@ -23,13 +23,6 @@ constexpr std::array<std::pair<at::ScalarType, io::DType>, 5> kDTypes = {{{at::k
                                                                           {at::kBFloat16, io::DType::bf16},
                                                                           {at::kLong, io::DType::i64}}};
 
-io::DType stored_dtype(at::ScalarType dtype) {
-  for (const auto& [scalar_type, stored] : kDTypes) {
-    if (scalar_type == dtype) return stored;
-  }
-  throw ValueError("checkpoint: tensors of type {} have no stored form", at::toString(dtype));
-}
-
 at::ScalarType loaded_dtype(io::DType dtype, const std::string& where) {
   for (const auto& [scalar_type, stored] : kDTypes) {
     if (stored == dtype) return scalar_type;
@@ -146,6 +139,13 @@ fs::path checked_last_checkpoint(const fs::path& run) {
                     (checkpoints_of(run) / "last").string());
   }
   return *last;
+}
+
+io::DType stored_dtype(at::ScalarType dtype) {
+  for (const auto& [scalar_type, stored] : kDTypes) {
+    if (scalar_type == dtype) return stored;
+  }
+  throw ValueError("checkpoint: tensors of type {} have no stored form", at::toString(dtype));
 }
 
 void write_tensors(const fs::path& path, const NamedTensors& tensors) {

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "io/dtype.h"
 #include "io/run_files.h"
 #include "ops/tensor.h"
 
@@ -53,6 +54,8 @@ json read_checkpoint(const fs::path& checkpoint);
 // The checkpoint that `last` names, checked. When it is damaged the DataError also names the newest one that is whole.
 fs::path checked_last_checkpoint(const fs::path& run);
 
+// The type as which tensors of a type are stored.
+io::DType stored_dtype(at::ScalarType dtype);
 // Tensors as a safetensors file, copied to the CPU where they are elsewhere.
 void write_tensors(const fs::path& path, const NamedTensors& tensors);
 // The tensors of optimizer.safetensors by name, as copies.

@@ -75,9 +75,17 @@ WholeRecords whole_records(std::string_view text, int64_t last_step) {
   return whole;
 }
 
+// Where the damaged file goes: what an earlier damage left there stays.
+fs::path name_for_damaged(const fs::path& path) {
+  const std::string name = path.string() + ".damaged";
+  fs::path free = name;
+  for (int number = 2; fs::exists(fs::symlink_status(free)); ++number) free = fmt::format("{}-{}", name, number);
+  return free;
+}
+
 void mend_records(const fs::path& path, const std::string& text, const MetricsPosition& position, int64_t step) {
   const WholeRecords whole = whole_records(text, step);
-  const fs::path damaged = path.string() + ".damaged";
+  const fs::path damaged = name_for_damaged(path);
   const std::string wanted = position.metrics_records < 0 ? "" : fmt::format(" of {}", position.metrics_records);
   std::string kept;
   if (fs::exists(path)) {

@@ -1,5 +1,6 @@
 #include "train/origin.h"
 
+#include <array>
 #include <set>
 
 #include "base/error.h"
@@ -13,6 +14,24 @@ namespace {
 
 std::string shown(const json& config, const std::string& key) {
   return config.contains(key) ? config[key].dump(-1, ' ', false, json::error_handler_t::replace) : "not there";
+}
+
+// Of a GGUF file the program makes the configuration itself, another version perhaps with other keys: only what the file's metadata say
+// can be compared.
+constexpr std::array kGgufKeys = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                                  "head_dim",    "vocab_size",        "rms_norm_eps",      "rope_theta"};
+constexpr const char* kGguf = "gguf";
+
+bool is_of_gguf(const json& origin) {
+  return origin.contains("teacher_format") && origin["teacher_format"] == kGguf;
+}
+
+json gguf_part(const json& config) {
+  json part = json::object();
+  for (const char* key : kGgufKeys) {
+    if (config.contains(key)) part[key] = config[key];
+  }
+  return part;
 }
 
 void add_config_changes(const json& before, const json& now, std::vector<std::string>& changes) {
@@ -31,7 +50,10 @@ void add_config_changes(const json& before, const json& now, std::vector<std::st
 json describe_origin(const OriginInputs& inputs) {
   const json& config = inputs.tokenizer.files().tokenizer_config;
   const json chat_template = config.is_object() && config.contains("chat_template") ? config["chat_template"] : json(nullptr);
-  return {{"teacher_config", teacher::computing_config(inputs.teacher.config)},
+  const bool is_gguf = inputs.teacher.path.extension() == ".gguf";
+  const json teacher_config = teacher::computing_config(inputs.teacher.config);
+  return {{"teacher_format", is_gguf ? kGguf : "safetensors"},
+          {"teacher_config", is_gguf ? gguf_part(teacher_config) : teacher_config},
           {"teacher_weights", teacher::weights_fingerprint(*inputs.teacher.weights)},
           {"tokenizer", inputs.tokenizer.fingerprint()},
           {"chat_template", chat_template.is_null() ? json(nullptr) : json(xxh3_128_hex(chat_template.dump()))},
@@ -47,7 +69,12 @@ void check_origin(const json& recorded, const json& now, const std::string& wher
     return;
   }
   std::vector<std::string> changes;
-  add_config_changes(get_or<json>(recorded, "teacher_config", json::object(), where), now["teacher_config"], changes);
+  const json before = get_or<json>(recorded, "teacher_config", json::object(), where);
+  if (is_of_gguf(recorded) || is_of_gguf(now)) {
+    add_config_changes(gguf_part(before), gguf_part(now["teacher_config"]), changes);
+  } else {
+    add_config_changes(before, now["teacher_config"], changes);
+  }
   const auto is_other = [&](const char* key) { return recorded.contains(key) && recorded[key] != now[key]; };
   if (is_other("teacher_weights"))
     changes.push_back(

@@ -1,5 +1,6 @@
 #include "train/shared_files.h"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 
@@ -55,13 +56,25 @@ bool has_same_bytes(const io::TensorView& stored, const Tensor& tensor) {
   return stored.bytes.size() == here.nbytes() && std::memcmp(stored.bytes.data(), here.const_data_ptr(), here.nbytes()) == 0;
 }
 
+bool has_dtype(const io::TensorView& stored, const Tensor& tensor) {
+  return stored.dtype == stored_dtype(tensor.scalar_type());
+}
+
+// Whether the matrices are stored in the precision that the teacher has now: after a failed run, or on another device, it may be another.
+bool has_dtypes_of(const teacher::Teacher& teacher, const fs::path& path) {
+  const io::SafetensorsFile file(path);
+  return std::ranges::all_of(frozen_tensors(teacher), [&](const auto& named) {
+    const io::TensorView* stored = file.find(named.first);
+    return stored != nullptr && has_dtype(*stored, named.second);
+  });
+}
+
 // A teacher of another precision has other bytes: nothing can be said then.
 void check_frozen(const fs::path& path, const teacher::Teacher& teacher) {
   const io::SafetensorsFile file(path);
   for (const auto& [name, tensor] : frozen_tensors(teacher)) {
     const io::TensorView* stored = file.find(name);
-    if (stored == nullptr || stored->shape != tensor.sizes().vec() ||
-        (stored->bytes.size() == tensor.nbytes() && !has_same_bytes(*stored, tensor)))
+    if (stored == nullptr || stored->shape != tensor.sizes().vec() || (has_dtype(*stored, tensor) && !has_same_bytes(*stored, tensor)))
       throw DataError("{}: {} is not that of the teacher as it is now: the run was trained with another teacher", path.string(), name);
   }
 }
@@ -82,14 +95,19 @@ json restore_shared_files(const fs::path& run, const json& records, const Shared
   for (const auto& file : shared_files(sources)) {
     const fs::path path = run / file.name;
     const std::string fault = fault_of(path, records);
+    bool is_as_recorded = fault.empty() && records.contains(file.name);
     if (!fault.empty()) {
       const bool is_new = file.name == kGeneration && !records.contains(kGeneration);  // earlier versions wrote none
       if (!is_new) spdlog::warn("{}; written again from the teacher", fault);
       file.write(path);
     } else if (file.name == kFrozen && !records.contains(kFrozen)) {
       check_frozen(path, sources.teacher);
+    } else if (file.name == kFrozen && !has_dtypes_of(sources.teacher, path)) {
+      spdlog::info("{}: written again, in the precision that the teacher has now", path.string());
+      file.write(path);
+      is_as_recorded = false;
     }
-    restored[file.name] = fault.empty() && records.contains(file.name) ? records[file.name] : io::file_record(path);
+    restored[file.name] = is_as_recorded ? records[file.name] : io::file_record(path);
   }
   return restored;
 }

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <csignal>
+#include <optional>
 #include <thread>
 
 #include "base/error.h"
@@ -205,6 +206,21 @@ TEST_F(OutputTest, OneProcessAtATime) {
     write_file_atomic(run / "v", "1");
   }
   EXPECT_EQ(std::distance(fs::directory_iterator(run), fs::directory_iterator()), 1);
+}
+
+TEST_F(OutputTest, ALockIsRemovedByTheOneThatHoldsIt) {
+  const fs::path run = folder_ / "run";
+  std::optional<OutputLock> first(run);
+  fs::rename(run, folder_ / "run-old");
+  const OutputLock second(run);
+  first.reset();
+  EXPECT_THAT(message_of([&] { OutputLock third(run); }), HasSubstr("is writing there"));
+}
+
+// The parent of the lock's file is a link to nowhere: it can be neither made nor found.
+TEST_F(OutputTest, ALockThatCannotBeMadeIsAnError) {
+  fs::create_symlink("nowhere", folder_ / "link");
+  EXPECT_NE(message_of([&] { OutputLock lock(folder_ / "link" / "run", OutputLock::Place::beside); }), "no error");
 }
 
 TEST_F(OutputTest, ManyThatBeginAtOnceTakeTurns) {

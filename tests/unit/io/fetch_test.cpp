@@ -89,8 +89,10 @@ TEST_F(HubTest, AModelOfAnotherSizeThanWasFetchedIsNotOpened) {
   EXPECT_EQ(fetched_fault(directory()), "");
   fs::resize_file(directory() / "model.safetensors", 10);
   EXPECT_THAT(fetched_fault(directory()), HasSubstr("model.safetensors: 10 bytes, "));
-  EXPECT_THAT(failure_of([] { open_model("org/tiny"); }), ::testing::AllOf(HasSubstr("model 'org/tiny': "), HasSubstr("bytes, "),
-                                                                           HasSubstr("run `distil-xlstm fetch org/tiny`, which brings")));
+  EXPECT_THAT(failure_of([] { open_model("org/tiny"); }),
+              ::testing::AllOf(HasSubstr("model 'org/tiny': "), HasSubstr("bytes, "),
+                               HasSubstr("run `distil-xlstm fetch org/tiny`, which brings it again, or give the "
+                                         "directory's path to use it as it is")));
 }
 
 TEST_F(HubTest, RemovesWhatKilledCallsLeft) {
@@ -109,6 +111,40 @@ TEST_F(HubTest, RemovesWhatKilledCallsLeft) {
 TEST_F(HubTest, OneProcessAtATimeFetchesAModel) {
   const OutputLock lock(directory(), OutputLock::Place::beside);
   EXPECT_THAT(failure_of([&] { fetch_tiny(); }), HasSubstr(fmt::format("main: process {} is writing there", ::getpid())));
+}
+
+TEST_F(HubTest, WhatIsThereNeedsNoLock) {
+  fetch_tiny();
+  {
+    const OutputLock lock(directory(), OutputLock::Place::beside);
+    EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
+    EXPECT_EQ(fetch_tiny().num_files, 4u);
+    fs::remove(directory() / "tokenizer.json");
+    EXPECT_THAT(failure_of([&] { fetch_tiny(); }), HasSubstr("is writing there"));
+  }
+  EXPECT_EQ(fetch_tiny().downloaded_bytes, 2);
+  // A cache that cannot be written to (root may write all the same), with a leftover in it.
+  fs::create_directories(directory().string() + ".incomplete");
+  const fs::path parent = directory().parent_path();
+  fs::permissions(parent, fs::perms::owner_read | fs::perms::owner_exec);
+  EXPECT_EQ(failure_of([&] { EXPECT_EQ(fetch_tiny().downloaded_bytes, 0); }), "no error");
+  fs::permissions(parent, fs::perms::owner_all);
+}
+
+TEST_F(HubTest, BringsAllThatATokenizerIsReadFrom) {
+  tiny().files["added_tokens.json"] = R"({"<extra>": 7})";
+  tiny().files["special_tokens_map.json"] = R"({"eos_token": "</s>"})";
+  tiny().files["chat_template.jinja"] = "plain";
+  tiny().files["additional_chat_templates/tool_use.jinja"] = "tools";
+  tiny().files["additional_chat_templates/README.md"] = "";
+  EXPECT_EQ(fetch_tiny().num_files, 8u);
+  EXPECT_EQ(read_file(directory() / "additional_chat_templates" / "tool_use.jinja"), "tools");
+  EXPECT_FALSE(fs::exists(directory() / "additional_chat_templates" / "README.md"));
+  EXPECT_FALSE(fs::exists(directory() / "onnx"));
+  for (const char* name : {"added_tokens.json", "special_tokens_map.json", "chat_template.jinja"}) {
+    EXPECT_TRUE(fs::exists(directory() / name)) << name;
+  }
+  EXPECT_EQ(fetch_tiny().downloaded_bytes, 0);
 }
 
 TEST_F(HubTest, GivesTheTokenToTheHubAlone) {

@@ -248,6 +248,12 @@ TEST_F(ShardsTest, ASingleFileBesideAnIndex) {
   ::testing::internal::CaptureStderr();
   EXPECT_EQ(open_safetensors_directory(directory_.path())->names(), std::vector<std::string>{"a"});
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+  for (const char* unreadable : {"{}", "", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"}) {
+    write_index(unreadable);
+    ::testing::internal::CaptureStderr();
+    EXPECT_EQ(open_safetensors_directory(directory_.path())->names(), std::vector<std::string>{"a"});
+    EXPECT_THAT(::testing::internal::GetCapturedStderr(), HasSubstr("the index beside it is not needed and cannot be read"));
+  }
 }
 
 // Valid files with a few bytes changed: read or refused with a DataError, never anything else.

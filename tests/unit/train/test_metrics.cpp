@@ -141,6 +141,16 @@ TEST_F(MendedMetricsTest, AGarbledFileLosesTheGarbledRecords) {
   EXPECT_EQ(read_file(metrics_.string() + ".damaged"), garbled);
 }
 
+TEST_F(MendedMetricsTest, EveryDamagedFileIsKept) {
+  for (const char* name : {".damaged", ".damaged-2", ".damaged-3"}) {
+    const std::string damaged = std::string("damage before ") + name + "\n";
+    write_file_atomic(metrics_, damaged);
+    EXPECT_THAT(resume(), HasSubstr(std::string("metrics.jsonl") + name + " now"));
+    EXPECT_EQ(read_file(metrics_.string() + name), damaged);
+  }
+  EXPECT_EQ(read_file(metrics_.string() + ".damaged"), "damage before .damaged\n");
+}
+
 TEST_F(MendedMetricsTest, AChangedLengthLeavesNoStepTwice) {
   write_file_atomic(metrics_, whole_.substr(0, whole_.find('\n') + 1) + whole_);  // a line twice: places no longer fit
   EXPECT_THAT(resume(), HasSubstr("6 of 6 records are kept"));

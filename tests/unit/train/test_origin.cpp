@@ -69,6 +69,24 @@ TEST_F(OriginTest, NamesWhatIsAnother) {
   EXPECT_EQ(error(), "");
 }
 
+// The program makes the configuration of a GGUF file, an earlier version with other keys.
+TEST_F(OriginTest, OfAGgufFileOnlyItsMetadataCount) {
+  io::ModelFiles gguf = files_;
+  gguf.path = "teacher.gguf";
+  before_ = now_;
+  now_ = describe_origin({.teacher = gguf, .tokenizer = tokenizer_, .teacher_precision = "fp32", .precision = "fp32"});
+  EXPECT_EQ(now_["teacher_config"]["rope_theta"], 10000.0);
+  before_.erase("teacher_format");  // as earlier versions wrote it
+  before_["teacher_config"]["key_of_an_earlier_version"] = 1;
+  before_["teacher_config"].erase("hidden_act");
+  EXPECT_EQ(warning(), "");
+  before_["teacher_config"]["rope_theta"] = 500000.0;
+  EXPECT_THAT(error(), AllOf(HasSubstr("its configuration: rope_theta was 500000.0, is 10000.0"), Not(HasSubstr("earlier_version"))));
+  before_ = now_;
+  before_["teacher_weights"] = "0123";
+  EXPECT_THAT(error(), AllOf(HasSubstr("its weights: fingerprint was \"0123\", is"), Not(HasSubstr("its configuration"))));
+}
+
 TEST_F(OriginTest, WarnsOfWhatDoesNotTouchTheTraining) {
   before_["chat_template"] = "another";
   EXPECT_THAT(warning(), HasSubstr("the chat template of stories260K has changed since the run began: the run keeps the one that it has"));
