@@ -37,10 +37,7 @@ class MappedFile {
 // The whole file as a string. Throws IoError that names the path.
 std::string read_file(const fs::path& path);
 
-// Terminals, pipes, devices and what /dev/stdout or /dev/fd/N leads to, be it a file: they are written into, never replaced.
-bool is_stream(const fs::path& path);
-
-// Writes beside the target, syncs, renames: readers see the old content or the new one, never a part. Streams get it at their end.
+// Writes beside the target, syncs, renames: readers see the old content or the new one, never a part.
 void write_file_atomic(const fs::path& path, std::string_view content);
 
 // Builds a directory beside `target` (its name is given to `fill`), syncs every file in it, then renames it into place.

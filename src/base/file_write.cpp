@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/output_stream.h"
 #include "base/temporary_path.h"
 
 namespace distil_xlstm {

@@ -1,6 +1,7 @@
 // distil-xlstm report: one self-contained HTML page for one run or several.
 #include "base/error.h"
 #include "base/output_directory.h"
+#include "base/output_stream.h"
 #include "cli/commands.h"
 #include "cli/option_checks.h"
 #include "report/figures.h"

@@ -34,7 +34,7 @@ teacher::TeacherShape read_teacher_shape(const std::string& model) {
   std::optional<io::ModelFiles> files;
   try {
     files = io::open_model(model);
-  } catch (const Error&) {  // a configuration alone
+  } catch (const Error&) {  // NOLINT(bugprone-empty-catch): a configuration alone
   }
   return files && files->kind == io::ModelKind::transformer ? teacher::teacher_shape(*files) : teacher::teacher_shape(config);
 }

@@ -133,15 +133,17 @@ void collect_table(const toml::table& table, const std::string& path, const std:
 
 constexpr int kMaxKeyParts = 32;
 
-// Where a key of more than kMaxKeyParts parts goes beyond them, and its line. The parser bounds how deep values lie in each other, but not
-// the tables that `a.a.a...` opens, which are freed by recursion. Strings and comments are passed over as the parser does.
-std::optional<int64_t> line_of_long_key(std::string_view text) {
+// Throws where the parser must not go: a key of more than kMaxKeyParts parts (it bounds how deep values lie in each other, but not the
+// tables that `a.a.a...` opens, which are freed by recursion), and characters beyond ASCII outside of strings and comments, which are wrong
+// there and reach undefined behaviour in it. Strings and comments are passed over as the parser does.
+void check_outside_strings(std::string_view text, const std::string& name) {
   int64_t line = 1;
   int parts = 1;
   const auto pass = [&](size_t end) {  // of what may hold newlines
     line += std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(std::min(end, text.size())), '\n');
     text.remove_prefix(std::min(end, text.size()));
   };
+  if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a mark of UTF-8 may stand at the beginning
   while (!text.empty()) {
     const char c = text.front();
     const std::string_view quotes = text.substr(0, 3);
@@ -156,16 +158,17 @@ std::optional<int64_t> line_of_long_key(std::string_view text) {
     } else if (c == '#') {
       pass(std::min(text.find('\n'), text.size()));
     } else {
-      if (c == '.' && ++parts > kMaxKeyParts) return line;
+      if (static_cast<unsigned char>(c) >= 0x80)
+        throw ConfigError("{}:{}: a letter or sign beyond ASCII stands outside of quotes", name, line);
+      if (c == '.' && ++parts > kMaxKeyParts) throw ConfigError("{}:{}: a key of more than {} parts", name, line, kMaxKeyParts);
       if (std::string_view("=,[]{}\n").find(c) != std::string_view::npos) parts = 1;
       pass(1);
     }
   }
-  return std::nullopt;
 }
 
 toml::table parse_toml(std::string_view text, const std::string& name) {
-  if (const auto line = line_of_long_key(text)) throw ConfigError("{}:{}: a key of more than {} parts", name, *line, kMaxKeyParts);
+  check_outside_strings(text, name);
   try {
     return toml::parse(text, std::string_view(name));
   } catch (const toml::parse_error& error) {

@@ -1,6 +1,7 @@
 #include <dlfcn.h>
 
 #include "base/error.h"
+#include "base/output_stream.h"
 #include "base/temporary_path.h"
 #include "report/figures.h"
 #include "report/plugin/png_plugin.h"

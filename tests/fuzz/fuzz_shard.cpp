@@ -63,7 +63,8 @@ std::string build(const json& recipe) {
   for (const json& border : borders) fuzz::append(places, whole(border));
   for (const json& byte : mask) bits += static_cast<char>(whole(byte));
   // Padding to whole rows, as the header asks for it.
-  if (header.num_rows < 4096 && header.context_length < 4096) tokens.resize((header.num_rows * header.context_length + 1) * header.id_size);
+  if (header.num_rows < 4096 && header.context_length < 4096 && header.id_size <= 8)
+    tokens.resize((header.num_rows * header.context_length + 1) * header.id_size);
   const json metadata = recipe.contains("metadata") ? recipe["metadata"] : json::object();
   header.metadata = append_section(
       content, metadata.is_string() ? metadata.get<std::string>() : metadata.dump(-1, ' ', false, json::error_handler_t::replace));

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/output_directory.h"
 #include "base/output_lock.h"
+#include "base/output_stream.h"
 #include "base/temporary_path.h"
 
 namespace distil_xlstm {
