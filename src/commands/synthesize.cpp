@@ -1,4 +1,5 @@
 // distil-xlstm synthesize: a model writes training text into token shards.
+#include <algorithm>
 #include <iostream>
 
 #include "base/error.h"
@@ -54,6 +55,8 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   // A model trained on documents that begin with BOS ends one by beginning the next.
   if (!borders.begin.empty()) options.synthesize.stop_ids.push_back(borders.begin.front());
   options.synthesize.left_out = rows_without_token(tokenizer, loaded.model->vocab_size());
+  const auto& stops = options.synthesize.stop_ids;
+  std::erase_if(options.synthesize.left_out, [&](int32_t id) { return std::ranges::find(stops, id) != stops.end(); });
   options.synthesize.model_name = options.model;
   check_rows(options.synthesize.prompt, tokenizer, loaded.model->vocab_size(), "--prompt");
 

@@ -194,7 +194,7 @@ struct TextReader::Impl {
     if (!options.cuts_long_texts && (!document.begins || !document.ends || document.text.size() > options.max_piece_bytes)) {
       throw DataError(
           "{}: {}: a text of more than {}, which is not encoded at once: split it, or raise --max-document-size (it takes "
-          "about 100 times as much memory)",
+          "up to 150 times as much memory)",
           files[place.file].string(), row_name(), format_bytes(limit));
     }
     if (!document.conversation.empty() && document.size_bytes() > options.max_piece_bytes && status == RowStatus::ok) {

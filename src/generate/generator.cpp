@@ -82,7 +82,9 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
   }
   result.prompt_seconds = monotonic_seconds() - begin;
 
-  Sampler sampler(options.sampling, /*stream=*/0, rows_without_token(tokenizer, model.vocab_size()));
+  auto left_out = rows_without_token(tokenizer, model.vocab_size());
+  std::erase_if(left_out, [&](int32_t id) { return std::ranges::find(options.stop_ids, id) != options.stop_ids.end(); });
+  Sampler sampler(options.sampling, /*stream=*/0, left_out);
   StreamDecoder decoder(tokenizer, options.skip_special_tokens);
   if (options.continues_text) begin_after(decoder, prompt);
   StopFilter filter(options.stop);

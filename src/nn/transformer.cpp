@@ -147,8 +147,9 @@ Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Sig
   const Tensor q_BHSK = q_BSHK.transpose(1, 2);
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = qkv_BSHK.narrow(2, H + G, G).transpose(1, 2);
   if (sight.cache) std::tie(k_BGTK, v_BGTK) = sight.cache->append(index, k_BGTK, v_BGTK);
-  // LibTorch's kernels for CPUs take an exponential that makes a number of what is none.
-  if (q_BSHK.is_cpu() && !(is_finite(q_BSHK) && is_finite(k_BSGK)))
+  // LibTorch's kernels for CPUs take an exponential in half precision that makes a number of what is none.
+  const bool is_half = q_BSHK.scalar_type() == at::kHalf || q_BSHK.scalar_type() == at::kBFloat16;
+  if (q_BSHK.is_cpu() && is_half && !(is_finite(q_BSHK) && is_finite(k_BSGK)))
     return at::full({B, S, H * K}, std::numeric_limits<double>::quiet_NaN(), q_BSHK.options());
   const bool is_causal = !sight.mask.defined() && S > 1;
   return grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});

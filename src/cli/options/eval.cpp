@@ -34,7 +34,8 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--document-end", options->document_end, "With --stream: none, eos or a token put after each document")
       ->capture_default_str();
   command
-      ->add_option("--max-document-size", options->max_document_size, "Bytes: a longer text is refused, encoding takes 100 times its size")
+      ->add_option("--max-document-size", options->max_document_size,
+                   "Bytes: a longer text is refused, encoding takes up to 150 times its size")
       ->capture_default_str();
   command->add_flag("--normalize-newlines", options->normalize_newlines, "Make one of every run of newlines");
   command->add_flag("--strip", options->strip, "Strip white space around each document");
