@@ -62,7 +62,7 @@ int open_stream(const fs::path& path) {
   const fs::path descriptor = descriptor_behind(path);
   if (descriptor.parent_path() == fmt::format("/proc/{}/fd", ::getpid())) {
     std::fflush(stdout);
-    const int number = std::atoi(descriptor.filename().c_str());
+    const auto number = static_cast<int>(std::strtol(descriptor.filename().c_str(), nullptr, 10));
     return ::fcntl(number, F_DUPFD_CLOEXEC, 0);
   }
   return ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);

@@ -1,12 +1,14 @@
 #include "config/toml.h"
 
+#include <exception>
+
 #define TOML_MAX_NESTED_VALUES 64  // lists and tables inside each other: what is read is walked by recursion
 // Wrong keys such as [@data] reach assertions of the parser, which are undefined behaviour where NDEBUG is set: here they throw.
 #pragma push_macro("NDEBUG")
 #undef NDEBUG
 #define TOML_ASSERT(expression) distil_xlstm::check_assertion(static_cast<bool>(expression))
 namespace distil_xlstm {
-struct FailedAssertion {};
+struct FailedAssertion : std::exception {};
 constexpr void check_assertion(bool holds) {
   if (!holds) throw FailedAssertion();
 }
