@@ -142,6 +142,7 @@ MetricsLog::MetricsLog(const fs::path& run_directory, const MetricsPosition& pos
     cut_file(events, position.events_bytes);
   } else {
     events_name_ = event_file_name();
+    for (int i = 1; fs::exists(directory_ / events_name_); ++i) events_name_ = fmt::format("{}.{}", event_file_name(), i);
     spdlog::warn("{}: {} bytes, the checkpoint knew {}: TensorBoard's records go on in {}", events.string(), size_of(events),
                  position.events_bytes, events_name_);
   }

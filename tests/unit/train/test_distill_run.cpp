@@ -180,10 +180,10 @@ TEST_F(DistillRunTest, KilledAndResumedEqualsUninterrupted) {
   ASSERT_TRUE(WIFEXITED(terminated));
   EXPECT_EQ(WEXITSTATUS(terminated), 128 + SIGTERM);
   EXPECT_EQ(read_json(parts / "run.json")["status"], "stopped");
-  const int interrupted = killed_child(parts, text_, true, all * 3 / 4, SIGINT);
+  const int interrupted = killed_child(parts, text_, true, all * 5 / 8, SIGINT);
   ASSERT_TRUE(WIFEXITED(interrupted));
   EXPECT_EQ(WEXITSTATUS(interrupted), 128 + SIGINT);
-  const int hung_up = killed_child(parts, text_, true, all * 7 / 8, SIGHUP);
+  const int hung_up = killed_child(parts, text_, true, all * 3 / 4, SIGHUP);
   ASSERT_TRUE(WIFEXITED(hung_up));
   EXPECT_EQ(WEXITSTATUS(hung_up), 128 + SIGHUP);
   EXPECT_EQ(read_json(parts / "run.json")["status"], "stopped");
