@@ -39,6 +39,7 @@ void print_report(const data::PrepareOptions& options, const data::PrepareReport
        counts.invalid_utf8},
       {"conversations the template refused", report.refused_conversations},
       {"conversations without an answer that counts", report.targets.without_answer},
+      {"answers that do not count, as they are not found", report.targets.missing_answers},
       {"long documents encoded in parts", counts.cut_documents}};
   for (const auto& [name, number] : faults) {
     if (number > 0) fmt::print("  {}: {}\n", name, number);

@@ -152,7 +152,7 @@ void render_chat(const Tokenizer& tokenizer, const Options& options) {
       fmt::print("{}", text);
       continue;
     }
-    const std::vector<ChatSpan> answers = chat_template.render_spans(conversation);
+    const auto [answers, num_missing_answers] = chat_template.render_spans(conversation);
     json spans = json::array();
     std::string whole;
     for (const ChatSpan& span : answers) {
@@ -163,6 +163,7 @@ void render_chat(const Tokenizer& tokenizer, const Options& options) {
     const EncodedText encoded = tokenizer.encode_ranges({&view, 1}).front();
     json printed = {{"text", text}, {"ids", tokenizer.encode(text)}, {"spans", spans}};
     if (whole == text) printed["counts"] = answer_mask(encoded, answers);  // of each id
+    if (num_missing_answers > 0) printed["missing_answers"] = num_missing_answers;
     fmt::print("{}\n", printed.dump());
   }
 }

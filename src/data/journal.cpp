@@ -32,7 +32,12 @@ std::optional<json> read_state(const fs::path& path) {
   const auto damaged = [&] { return DataError("{}: damaged: begin again with --overwrite", path.string()); };
   uint64_t sum = 0;
   const size_t head = kMagic.size() + sizeof sum;
-  if (text.size() <= head || !text.starts_with(kMagic)) throw damaged();
+  if (!text.starts_with(kMagic)) {  // CBOR alone: as earlier versions wrote
+    json state = parse_cbor(text);
+    if (!state.is_object()) throw damaged();
+    return state;
+  }
+  if (text.size() <= head) throw damaged();
   std::memcpy(&sum, text.data() + kMagic.size(), sizeof sum);
   if (checksum(std::string_view(text).substr(head)) != sum) throw damaged();
   json state = parse_cbor(std::string_view(text).substr(head));

@@ -79,7 +79,7 @@ void Packer::add_end(TokenDocument& conversation) const {
   conversation.ids.push_back(*document_end_id_);
 }
 
-std::vector<ChatSpan> Packer::render(const Document& document, bool& is_refused) {
+RenderedChat Packer::render(const Document& document, bool& is_refused) {
   try {
     return encoder_.render_spans(document.conversation);
   } catch (const DataError& error) {
@@ -91,7 +91,7 @@ std::vector<ChatSpan> Packer::render(const Document& document, bool& is_refused)
 }
 
 std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
-  std::vector<std::vector<ChatSpan>> spans(documents.size());
+  std::vector<RenderedChat> chats(documents.size());
   std::vector<std::string> rendered(documents.size());
   std::vector<uint8_t> refused(documents.size(), 0);
   std::vector<std::string_view> texts, conversations;
@@ -101,10 +101,10 @@ std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
       continue;
     }
     bool is_refused = false;
-    spans[i] = render(documents[i], is_refused);
+    chats[i] = render(documents[i], is_refused);
     refused[i] = is_refused ? 1 : 0;
     if (is_refused) continue;
-    for (const auto& span : spans[i]) rendered[i] += span.text;
+    for (const auto& span : chats[i].spans) rendered[i] += span.text;
     conversations.emplace_back(rendered[i]);
   }
   auto plain = encoder_.encode_batch(texts);
@@ -125,7 +125,8 @@ std::vector<TokenDocument> Packer::encode(std::span<const Document> documents) {
     document.is_conversation = is_chat;
     document.refused_conversations = refused_;
     if (is_chat) {
-      document.counts = answer_mask(chat[next_chat], spans[i]);
+      document.counts = answer_mask(chat[next_chat], chats[i].spans);
+      document.missing_answers = chats[i].num_missing_answers;
       document.ids = std::move(chat[next_chat++].ids);
       if (std::ranges::find(document.counts, 1) == document.counts.end()) document.roles = roles_of(documents[i].conversation);
     } else {

@@ -20,7 +20,7 @@ namespace distil_xlstm::data {
 struct TextEncoder {
   std::function<std::vector<std::vector<int32_t>>(std::span<const std::string_view>)> encode_batch;  // no special tokens added
   std::function<std::vector<EncodedText>(std::span<const std::string_view>)> encode_ranges;          // the same with places
-  std::function<std::vector<ChatSpan>(const Conversation&)> render_spans;                            // throws Error where it cannot
+  std::function<RenderedChat(const Conversation&)> render_spans;                                     // throws Error where it cannot
   std::function<std::optional<int32_t>(std::string_view)> token_id;
   std::vector<int32_t> prefix, suffix;  // what the tokenizer puts around a text
   std::optional<int32_t> eos_id;
@@ -41,7 +41,8 @@ struct TokenDocument {
   std::vector<int32_t> ids;
   std::vector<uint8_t> counts;  // empty: all count
   bool is_conversation = false;
-  std::string roles;  // of a conversation in which nothing counts: its roles, for messages
+  std::string roles;            // of a conversation in which nothing counts: its roles, for messages
+  int64_t missing_answers = 0;  // RenderedChat::num_missing_answers
   bool begins = true;
   bool ends = true;
   uint64_t hash = 0;                   // of its text: decides the split
@@ -60,7 +61,7 @@ class Packer {
   void set_refused_conversations(uint64_t count) { refused_ = count; }
 
  private:
-  std::vector<ChatSpan> render(const Document& document, bool& is_refused);
+  RenderedChat render(const Document& document, bool& is_refused);
   void add_borders(TokenDocument& document) const;
   void add_end(TokenDocument& conversation) const;
   TextEncoder encoder_;

@@ -277,9 +277,11 @@ class Preparation {
     constexpr size_t kMaxRoles = 8;
     auto& targets = journal_.targets;
     const auto end = document.counts.begin() + static_cast<ptrdiff_t>(std::min(num_ids, document.counts.size()));
-    targets.target_tokens += document.is_conversation ? std::count(document.counts.begin(), end, 1) : static_cast<int64_t>(num_ids);
+    targets.target_tokens += document.is_conversation ? std::count(document.counts.begin(), end, 1)
+                                                      : static_cast<int64_t>(num_ids) - (document.begins && num_ids > 0 ? 1 : 0);
     if (!document.is_conversation) return;
     ++targets.conversations;
+    targets.missing_answers += static_cast<uint64_t>(document.missing_answers);
     if (document.roles.empty()) return;
     ++targets.without_answer;
     const bool is_new = std::find(targets.roles.begin(), targets.roles.end(), document.roles) == targets.roles.end();
@@ -347,6 +349,12 @@ class Preparation {
 // Conversations that teach nothing are rather a mistake: another name for the assistant, or prompts alone.
 void warn_of_no_answers(const PrepareReport& report, const fs::path& output) {
   const auto& targets = report.targets;
+  if (targets.missing_answers > 0) {
+    spdlog::warn(
+        "{}: {} answers do not count: the chat template leaves them out, or writes them so that they are not found (look at one with: "
+        "distil-xlstm tokenize --chat --json)",
+        output.string(), targets.missing_answers);
+  }
   if (targets.without_answer == 0) return;
   std::vector<std::string> roles;
   for (const json& set : targets.roles) roles.push_back(set.get<std::string>());

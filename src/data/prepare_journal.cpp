@@ -31,6 +31,7 @@ ReaderCounts reader_counts(const json& value, std::string_view where) {
 json to_json(const TargetCounts& targets) {
   return {{"conversations", targets.conversations},
           {"without_answer", targets.without_answer},
+          {"missing_answers", targets.missing_answers},
           {"roles", targets.roles},
           {"target_tokens", targets.target_tokens}};
 }
@@ -39,6 +40,7 @@ TargetCounts target_counts(const json& value, std::string_view where) {
   TargetCounts targets;
   targets.conversations = require<uint64_t>(value, "conversations", where);
   targets.without_answer = require<uint64_t>(value, "without_answer", where);
+  targets.missing_answers = get_or<uint64_t>(value, "missing_answers", 0, std::string(where));
   targets.roles = require<std::vector<std::string>>(value, "roles", where);
   targets.target_tokens = require<int64_t>(value, "target_tokens", where);
   return targets;
@@ -70,7 +72,8 @@ std::optional<PrepareJournal> read_journal(const fs::path& directory) {
                    require<uint64_t>(content, "piece", where)};
   journal.counts = reader_counts(require<json>(content, "counts", where), where);
   journal.refused_conversations = require<uint64_t>(content, "refused_conversations", where);
-  journal.targets = target_counts(require<json>(content, "targets", where), where);
+  // Earlier versions did not count them.
+  if (content.contains("targets")) journal.targets = target_counts(content["targets"], where);
   journal.split = require<uint32_t>(content, "split", where);
   journal.train = require<json>(content, "train", where);
   journal.validation = require<json>(content, "validation", where);

@@ -13,9 +13,10 @@ namespace distil_xlstm::data {
 // What counts for the loss.
 struct TargetCounts {
   uint64_t conversations = 0;
-  uint64_t without_answer = 0;  // of them: nothing in them counts
-  json roles = json::array();   // of those, each set of roles once (a few)
-  int64_t target_tokens = 0;    // ids that count, of texts and conversations
+  uint64_t without_answer = 0;   // of them: nothing in them counts
+  uint64_t missing_answers = 0;  // of all: RenderedChat::num_missing_answers
+  json roles = json::array();    // of those, each set of roles once (a few)
+  int64_t target_tokens = 0;     // ids that count, of texts (all but the first, which nothing predicts) and conversations
 };
 
 struct PrepareJournal {

@@ -151,20 +151,20 @@ struct ChatTemplate::Impl {
   }
 
   // What the template itself marks as written by the assistant.
-  [[nodiscard]] std::vector<TextRange> generated(const Conversation& conversation, const std::string& rendered) const;
-  [[nodiscard]] std::vector<TextRange> answers(const Conversation& conversation, const std::string& rendered) const;
+  [[nodiscard]] FoundAnswers generated(const Conversation& conversation, const std::string& rendered) const;
+  [[nodiscard]] FoundAnswers answers(const Conversation& conversation, const std::string& rendered) const;
 };
 
-std::vector<TextRange> ChatTemplate::Impl::answers(const Conversation& conversation, const std::string& rendered) const {
+FoundAnswers ChatTemplate::Impl::answers(const Conversation& conversation, const std::string& rendered) const {
   const auto again = [this](const Conversation& other, bool add_generation_prompt) { return render(other, add_generation_prompt); };
-  auto ranges = find_answers(conversation, rendered, again, turn_ends);
-  if (!ranges) {
+  auto found = find_answers(conversation, rendered, again, turn_ends);
+  if (!found) {
     throw DataError("{}: chat_template: it changes the assistant's messages, so the answers cannot be found in what it writes", origin);
   }
-  return std::move(*ranges);
+  return std::move(*found);
 }
 
-std::vector<TextRange> ChatTemplate::Impl::generated(const Conversation& conversation, const std::string& rendered) const {
+FoundAnswers ChatTemplate::Impl::generated(const Conversation& conversation, const std::string& rendered) const {
   const std::string context = context_of(conversation, false);
   rust::String text;
   rust::Ranges marked;
@@ -173,9 +173,9 @@ std::vector<TextRange> ChatTemplate::Impl::generated(const Conversation& convers
     throw DataError("{}: chat_template: {}", origin, error.message());
   }
   if (text.str() != rendered) throw DataError("{}: chat_template: it changes what its generation marks enclose", origin);
-  std::vector<TextRange> ranges;
-  for (size_t i = 0; i < marked.size(); ++i) ranges.push_back({marked[i].first, marked[i].second});
-  return ranges;
+  FoundAnswers found;
+  for (size_t i = 0; i < marked.size(); ++i) found.ranges.push_back({marked[i].first, marked[i].second});
+  return found;
 }
 
 ChatTemplate::ChatTemplate(const io::TokenizerFiles& files) : impl_(std::make_unique<Impl>(files)) {}
@@ -187,22 +187,24 @@ std::string ChatTemplate::render(const Conversation& conversation, bool add_gene
   return impl_->render(conversation, add_generation_prompt);
 }
 
-std::vector<ChatSpan> ChatTemplate::render_spans(const Conversation& conversation) const {
+RenderedChat ChatTemplate::render_spans(const Conversation& conversation) const {
   const std::string rendered = impl_->render(conversation, false);
   const bool is_marked = dx_template_marks_generation(impl_->handle_for(conversation));
-  std::vector<ChatSpan> spans;
+  const FoundAnswers found = is_marked ? impl_->generated(conversation, rendered) : impl_->answers(conversation, rendered);
+  RenderedChat result;
+  result.num_missing_answers = found.num_missing;
   const auto add = [&](size_t begin, size_t end, bool is_answer) {
-    if (end > begin) spans.push_back({rendered.substr(begin, end - begin), is_answer});
+    if (end > begin) result.spans.push_back({rendered.substr(begin, end - begin), is_answer});
   };
   size_t done = 0;
-  for (const TextRange& range : is_marked ? impl_->generated(conversation, rendered) : impl_->answers(conversation, rendered)) {
+  for (const TextRange& range : found.ranges) {
     const size_t begin = std::max(range.begin, done);
     add(done, begin, false);
     add(begin, range.end, true);
     done = std::max(done, range.end);
   }
   add(done, rendered.size(), false);
-  return spans;
+  return result;
 }
 
 std::string chat_template_fingerprint(const io::TokenizerFiles& files) {

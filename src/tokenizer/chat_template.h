@@ -36,6 +36,11 @@ struct ChatSpan {
   bool is_answer = false;
 };
 
+struct RenderedChat {
+  std::vector<ChatSpan> spans;      // one after the other the whole text
+  int64_t num_missing_answers = 0;  // that the template leaves out, or changes so that they are not found: they do not count
+};
+
 // 1 for each id that stands for any part of an answer, else 0. The spans' texts are, one after the other, what was encoded.
 std::vector<uint8_t> answer_mask(const EncodedText& encoded, const std::vector<ChatSpan>& spans);
 
@@ -50,8 +55,8 @@ class ChatTemplate {
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   [[nodiscard]] std::string render(const Conversation& conversation, bool add_generation_prompt) const;
   // Rendered whole and cut into spans. Where the template marks what the assistant writes (`{% generation %}`) these are the answers;
-  // else the assistants' contents, with their reasoning and tool calls, and the end-of-turn that follows them.
-  [[nodiscard]] std::vector<ChatSpan> render_spans(const Conversation& conversation) const;
+  // else what stands behind the headers of the assistants' turns (where there is none, the contents) and the end-of-turn that follows.
+  [[nodiscard]] RenderedChat render_spans(const Conversation& conversation) const;
 
  private:
   struct Impl;

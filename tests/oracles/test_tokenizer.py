@@ -385,6 +385,63 @@ def test_every_key_of_a_row_equals_transformers():
         assert same >= 4, (path, same)
 
 
+def marked(template, replacements):
+    """A real template with generation marks around the assistant's turns, from behind their header to their end."""
+    for old, new in replacements:
+        assert old in template, old
+        template = template.replace(old, new)
+    return template
+
+
+MARKS_OF_REAL_TEMPLATES = {
+    "Qwen3-4B": [
+        ("{{- '<|im_start|>' + message.role + '\\n<think>\\n' +", "{{- '<think>\\n' +"),
+        ("{{- '<|im_start|>' + message.role + '\\n' + content }}", "{{- content }}"),
+        ("{%- if loop.index0 > ns.last_query_index %}",
+         "{{- '<|im_start|>' + message.role + '\\n' }}{%- generation %}{%- if loop.index0 > ns.last_query_index %}"),
+        ("{{- '<|im_end|>\\n' }}\n    {%- elif message.role == \"tool\"",
+         "{{- '<|im_end|>' }}{%- endgeneration %}{{- '\\n' }}\n    {%- elif message.role == \"tool\""),
+    ],
+    "Qwen2.5-1.5B-Instruct": [
+        ("or (message.role == \"assistant\" and not message.tool_calls) %}", "%}"),
+        ("{{- '<|im_start|>' + message.role }}\n        {%- if message.content %}\n            {{- '\\n' + message.content }}",
+         "{{- '<|im_start|>' + message.role + '\\n' }}{%- generation %}\n        {%- if message.content %}\n            {{- message.content }}"),
+        ("{{- '\\n<tool_call>\\n{\"name\": \"' }}",
+         "{{- '\\n<tool_call>\\n{\"name\": \"' if message.content or not loop.first else '<tool_call>\\n{\"name\": \"' }}"),
+        ("{{- '<|im_end|>\\n' }}\n    {%- elif message.role == \"tool\"",
+         "{{- '<|im_end|>' }}{%- endgeneration %}{{- '\\n' }}\n    {%- elif message.role == \"tool\""),
+    ],
+}
+
+
+def test_turns_of_real_templates_equal_those_of_marks_put_into_them():
+    """Without marks in a template: the assistant's turns are the ids that transformers' mask has with marks around them."""
+    need_data()
+    user, call, result = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}, {"role": "tool", "content": "7"}
+    both = {"role": "assistant", "content": "I look.", "reasoning_content": "hm\n", "tool_calls": [CALL]}
+    conversations = [
+        [user, call], [user, call, result], [user, call, result, call], [user, both], [user, both, result, {"role": "assistant", "content": "Sunny."}],
+        [user, both, result, both, result, user, {"role": "assistant", "content": "A", "reasoning_content": "R"}],
+        [user, {"role": "assistant", "content": "<think>\nR\n</think>\n\nA"}, user, {"role": "assistant", "content": "B"}],
+        [user, {"role": "assistant", "content": ""}], [user, {"role": "assistant", "content": ""}, user, {"role": "assistant", "content": "B"}],
+    ]
+    target = folder("qwen2.5")
+    for name, replacements in MARKS_OF_REAL_TEMPLATES.items():
+        config, template = template_of(DATA / "configs" / name / "tokenizer_config.json")
+        with_marks = marked(template, replacements)
+        plain = Path(tempfile.mkdtemp(dir=SCRATCH.name))
+        shutil.copy(target / "tokenizer.json", plain / "tokenizer.json")
+        (plain / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": template}), encoding="utf-8")
+        package = PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"), chat_template=with_marks, eos_token="<|im_end|>")
+        for tools in (None, TOOLS):
+            results = rows(["--model", str(plain), "--chat", "--jsonl"], [{"messages": messages, "tools": tools} for messages in conversations])
+            for messages, ours in zip(conversations, results, strict=True):
+                expected = package.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+                assert ours["ids"] == expected["input_ids"], (name, messages)
+                assert ours["counts"] == expected["assistant_masks"], (name, messages, ours["spans"])
+                assert "missing_answers" not in ours
+
+
 MARKED = {
     "chatml": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}"
               "{% endgeneration %}{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}",

@@ -42,14 +42,15 @@ inline TextEncoder byte_encoder(bool with_bos = true) {
     return all;
   };
   encoder.render_spans = [](const Conversation& conversation) {
-    std::vector<ChatSpan> spans;
+    RenderedChat chat;
     for (const auto& message : conversation.messages) {
       const auto role = message.at("role").get<std::string>();
       if (role == "refused") throw DataError("roles must alternate");
-      spans.push_back({role + ":", false});
-      spans.push_back({message.at("content").get<std::string>() + ";", role == "assistant"});
+      if (role == "lost") ++chat.num_missing_answers;
+      chat.spans.push_back({role + ":", false});
+      chat.spans.push_back({message.at("content").get<std::string>() + ";", role == "assistant"});
     }
-    return spans;
+    return chat;
   };
   encoder.token_id = [](std::string_view piece) -> std::optional<int32_t> {
     if (piece == "<s>") return kTestBos;

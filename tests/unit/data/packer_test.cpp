@@ -116,7 +116,7 @@ TEST(Packer, KeepsTheBosThatATemplateWritesAndTellsOfOneInAText) {
     return all;
   };
   encoder.render_spans = [](const Conversation& rendered) {
-    return std::vector<ChatSpan>{{"^q", false}, {rendered.messages.back().at("content").get<std::string>(), true}};
+    return RenderedChat{{{"^q", false}, {rendered.messages.back().at("content").get<std::string>(), true}}};
   };
   Packer packer(encoder, "none", BadRowPolicy::skip);
   const auto packed = packer.encode(std::vector<Document>{conversation({{"assistant", "a"}})});

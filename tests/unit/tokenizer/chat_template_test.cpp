@@ -39,7 +39,7 @@ Conversation conversation_of(json row) {
 std::vector<std::string> answers(const ChatTemplate& chat_template, const Conversation& messages) {
   std::vector<std::string> found;
   std::string joined;
-  for (const ChatSpan& span : chat_template.render_spans(messages)) {
+  for (const ChatSpan& span : chat_template.render_spans(messages).spans) {
     if (span.is_answer) found.push_back(span.text);
     joined += span.text;
   }
@@ -112,7 +112,7 @@ TEST(ChatTemplate, AnswersWhoseReasoningATemplateDropsAreFound) {
 
 TEST(ChatTemplate, AnswersAreToldFromTheSameWordsOfTheUser) {
   const ChatTemplate chat_template = golden_template("chatml");
-  const auto spans = chat_template.render_spans(chat({{"user", "yes"}, {"assistant", "yes"}}));
+  const auto spans = chat_template.render_spans(chat({{"user", "yes"}, {"assistant", "yes"}})).spans;
   ASSERT_EQ(spans.size(), 3u);
   EXPECT_EQ(spans[0].text, "<sep>system\nYou help.</s>\n<sep>user\nyes</s>\n<sep>assistant\n");
   EXPECT_EQ(spans[1].text, "yes</s>");
@@ -179,6 +179,85 @@ TEST(ChatTemplate, EveryKeyOfAMessageReachesTheTemplate) {
   EXPECT_THAT(answers(chat_template, conversation),
               ElementsAre("<think>\nR\n</think>\n\nC<call>{\"name\": \"f\", \"args\": {\"x\": 1}}</call></s>",
                           "<call>{\"name\": \"g\"}</call></s>", "</s>", "last</s>"));
+}
+
+// As Qwen3's: the last answer is written with its reasoning, even where it has none, those before only with a tool call's result behind.
+constexpr const char* kQwen3Like =
+    "{% set ns = namespace(last=messages | length - 1, open=true) %}"
+    "{% for m in messages[::-1] %}{% if ns.open and m.role == 'user' %}{% set ns.open = false %}"
+    "{% set ns.last = messages | length - 1 - loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<sep>assistant\n"
+    "{% set why = m.reasoning_content or '' %}"
+    "{% if loop.index0 > ns.last and (loop.last or why) %}<think>\n{{ why.strip('\n') }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n' if m.content or not loop.first }}"
+    "<call>\n{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\n</call>{% endfor %}</s>\n"
+    "{% else %}<sep>{{ m.role }}\n{{ m.content }}</s>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<sep>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}";
+
+ChatTemplate qwen3_like() {
+  io::TokenizerFiles files = files_with(kQwen3Like);
+  for (const char* token : {"<call>", "</call>", "<think>", "</think>", "<sep>"}) {
+    files.tokenizer_config["added_tokens_decoder"][token] = {{"content", token}};
+  }
+  return ChatTemplate(files);
+}
+
+TEST(ChatTemplate, ToolCallsAndReasoningCountWhereverTheTurnStands) {
+  const ChatTemplate chat_template = qwen3_like();
+  const std::string call = R"({"function": {"name": "f", "arguments": {"city": "Z </call> x", "n": 1}}})";
+  const std::string call_text = "<call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Z </call> x\", \"n\": 1}}\n</call>";
+  const auto found = [&](const std::string& messages) {
+    return answers(chat_template, conversation_of(json::parse(R"({"messages": [{"role": "user", "content": "U"},)" + messages + "]}")));
+  };
+  const std::string result = R"(,{"role": "tool", "content": "7"})";
+  for (const char* content : {R"("")", "null"}) {
+    const std::string turn = fmt::format(R"({{"role": "assistant", "content": {}, "tool_calls": [{}]}})", content, call);
+    if (std::string(content) != "null") {
+      EXPECT_THAT(found(turn), ElementsAre("<think>\n\n</think>\n\n" + call_text + "</s>"));
+      EXPECT_THAT(found(turn + result + R"(,{"role": "assistant", "content": "A"})"),
+                  ElementsAre(call_text + "</s>", "<think>\n\n</think>\n\nA</s>"));
+    }
+  }
+  const std::string both =
+      fmt::format(R"({{"role": "assistant", "content": "C", "reasoning_content": "\nR\n", "tool_calls": [{}, {}]}})", call, call);
+  const std::string both_text = "<think>\nR\n</think>\n\nC\n" + call_text + "\n" + call_text + "</s>";
+  EXPECT_THAT(found(both), ElementsAre(both_text));
+  EXPECT_THAT(found(both + result), ElementsAre(both_text));
+  EXPECT_THAT(found(both + result + "," + both), ElementsAre(both_text, both_text));
+  // With a user's words behind it the reasoning is left out, and the turn begins with what is left.
+  EXPECT_THAT(found(both + result + R"(,{"role": "user", "content": "V"},{"role": "assistant", "content": "A", "reasoning_content": "S"})"),
+              ElementsAre("C\n" + call_text + "\n" + call_text + "</s>", "<think>\nS\n</think>\n\nA</s>"));
+}
+
+TEST(ChatTemplate, LongConversationsWithToolCallsAreRenderedAFewTimes) {
+  Conversation conversation;
+  for (int i = 0; i < 1000; ++i) {
+    conversation.messages.push_back(chat_message(i % 2 == 0 ? "user" : "tool", "x"));
+    json answer = chat_message("assistant", "");
+    answer["tool_calls"] = {{{"function", {{"name", "f"}, {"arguments", {{"i", i}}}}}}};
+    conversation.messages.push_back(answer);
+  }
+  const double begin = monotonic_seconds();
+  EXPECT_EQ(answers(qwen3_like(), conversation).size(), 1000u);
+  EXPECT_LT(monotonic_seconds() - begin, 20.0);
+}
+
+TEST(ChatTemplate, AnEndThatOnlyTurnsBeforeTheLastHaveCounts) {
+  const ChatTemplate chat_template(
+      files_with("{% for m in messages %}<sep>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}"
+                 "</call>{% endfor %}{% if not loop.last %}</s>\n{% endif %}{% endfor %}"
+                 "{% if add_generation_prompt %}</s>\n<sep>assistant\n{% endif %}"));
+  Conversation conversation = chat({{"user", "U"}, {"assistant", ""}, {"tool", "7"}, {"assistant", ""}, {"user", "V"}, {"assistant", "A"}});
+  conversation.messages[1]["tool_calls"] = {{{"function", {{"name", "f"}}}}};
+  EXPECT_THAT(answers(chat_template, conversation), ElementsAre("<call>f</call></s>", "</s>", "A"));
+}
+
+TEST(ChatTemplate, AnswersThatAreNotFoundAreTold) {
+  const ChatTemplate cutting(files_with("{% for m in messages[-2:] %}<sep>{{ m.content }}</s>{% endfor %}"));
+  const RenderedChat chat_of_two = cutting.render_spans(kTwoTurns);
+  EXPECT_EQ(chat_of_two.num_missing_answers, 1);
+  EXPECT_EQ(chat_of_two.spans.at(1).text, "A2</s>");
+  EXPECT_EQ(qwen3_like().render_spans(kTwoTurns).num_missing_answers, 0);
 }
 
 TEST(ChatTemplate, VariablesOfARowReachTheTemplate) {
