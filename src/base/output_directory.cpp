@@ -110,14 +110,29 @@ void link_or_copy(const fs::path& from, const fs::path& to) {
   if (error) fs::copy_file(from, to);
 }
 
+namespace {
+
+// One entry as it is, a directory without what it holds.
+void bring(const fs::directory_entry& entry, const fs::path& to) {
+  if (entry.is_symlink()) {
+    fs::copy_symlink(entry.path(), to);
+  } else if (entry.is_directory()) {
+    fs::create_directory(to, entry.path());
+  } else {
+    link_or_copy(entry.path(), to);
+  }
+}
+
+}  // namespace
+
 void carry_over(const fs::path& from, const fs::path& to, const std::function<bool(const std::string& name)>& is_own) {
   for (const auto& entry : fs::directory_iterator(from)) {
     const std::string name = entry.path().filename().string();
     if (is_own(name) || is_temporary_name(name) || fs::exists(fs::symlink_status(to / name))) continue;
-    if (entry.is_regular_file() && !entry.is_symlink()) {
-      link_or_copy(entry.path(), to / name);
-    } else {
-      fs::copy(entry.path(), to / name, fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    bring(entry, to / name);
+    if (!entry.is_directory() || entry.is_symlink()) continue;
+    for (const auto& inner : fs::recursive_directory_iterator(entry.path())) {
+      bring(inner, to / name / inner.path().lexically_relative(entry.path()));
     }
   }
 }

@@ -37,7 +37,7 @@ data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const
   reader_options.strip = options.strip;
   reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
   reader_options.max_piece_bytes = static_cast<uint64_t>(parse_count(options.max_document_size, "--max-document-size"));
-  reader_options.cuts_long_texts = false;
+  reader_options.cuts_long_texts = options.stream;  // as `prepare` cuts them; documents are measured whole
   return reader_options;
 }
 
@@ -51,15 +51,21 @@ void read_documents(const fs::path& path, const Options& options, const Tokenize
   for (bool wants_more = true; wants_more && reader.next(text);) {
     eval::EvalDocument document;
     document.tokens = tokenizer.encode(text.text);
-    if (begins_with(document.tokens, borders.begin)) ++num_repeated;
-    document.tokens.insert(document.tokens.begin(), borders.begin.begin(), borders.begin.end());
-    document.tokens.insert(document.tokens.end(), borders.end.begin(), borders.end.end());
+    if (text.begins) {
+      if (begins_with(document.tokens, borders.begin)) ++num_repeated;
+      document.tokens.insert(document.tokens.begin(), borders.begin.begin(), borders.begin.end());
+    }
+    if (text.ends) document.tokens.insert(document.tokens.end(), borders.end.begin(), borders.end.end());
     check_rows(document.tokens, tokenizer, num_rows, path.string());
     document.size_bytes = static_cast<int64_t>(text.text.size());
     wants_more = use(document);
   }
   warn_of_repeated_prefix(path.string(), borders.begin, num_repeated);
   const auto& counts = reader.counts();
+  if (counts.cut_documents > 0) {
+    spdlog::warn("{}: texts longer than --max-document-size {}: {}: encoded in parts, so that a token at a cut may be another one",
+                 path.string(), options.max_document_size, counts.cut_documents);
+  }
   if (counts.malformed_rows + counts.invalid_utf8 > 0) {
     spdlog::warn("{}: malformed rows left out: {}, texts with invalid UTF-8 {}: {}", path.string(), counts.malformed_rows,
                  options.bad_rows == "replace" ? "repaired" : "left out", counts.invalid_utf8);
@@ -83,6 +89,9 @@ class Stream {
     return max_tokens_ == 0 || num_tokens_ <= max_tokens_;
   }
 
+  // Tokens up to the last target.
+  [[nodiscard]] int64_t num_scored() const { return num_targets() + 1; }
+
   void finish(const fs::path& path) {
     give();
     scorer_.end_document();
@@ -91,11 +100,16 @@ class Stream {
   }
 
  private:
-  // Hands on what fills windows: the first token and a multiple of context_length targets.
-  void give() {
+  // A multiple of context_length.
+  [[nodiscard]] int64_t num_targets() const {
     int64_t targets = std::max<int64_t>(num_tokens_ - 1, 0);
     if (max_tokens_ > 0) targets = std::min(targets, max_tokens_);
-    targets -= targets % context_length_;
+    return targets - targets % context_length_;
+  }
+
+  // Hands on what fills windows: the first token and the targets.
+  void give() {
+    const int64_t targets = num_targets();
     if (targets == 0 || targets + 1 <= given_) return;
     const auto count = static_cast<size_t>(targets + 1 - given_);
     scorer_.append(std::span(waiting_).first(count));
@@ -204,9 +218,10 @@ struct Models {
   const LoadedModel& model;
   const LoadedModel* teacher;
 
-  void warn_of_length(int64_t num_tokens, std::string_view what) const {
-    warn_beyond_positions(model, num_tokens, what);
-    if (teacher != nullptr) warn_beyond_positions(*teacher, num_tokens, what);
+  // True when it warned.
+  bool warn_of_length(int64_t num_tokens, std::string_view what) const {
+    const bool of_model = warn_beyond_positions(model, num_tokens, what);
+    return (teacher != nullptr && warn_beyond_positions(*teacher, num_tokens, what)) || of_model;
   }
 };
 
@@ -221,20 +236,22 @@ eval::PerplexityResult score_file(const fs::path& path, const Options& options, 
   nn::LanguageModel* teacher = models.teacher != nullptr ? models.teacher->model.get() : nullptr;
   eval::PerplexityScorer scorer(*models.model.model, teacher, options.perplexity, std::move(observers));
   const int64_t num_rows = models.model.model->vocab_size();
-  int64_t longest = 0;  // document
+  bool has_warned = !options.perplexity.carry_state;  // before the work: the first time that a state is carried too far
+  const auto check_length = [&](int64_t num_tokens) {
+    if (!has_warned) has_warned = models.warn_of_length(num_tokens, fmt::format("--carry-state: {}", path.string()));
+  };
   if (options.stream) {
     Stream stream(scorer, options, max_tokens);
     read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) { return stream.add(document.tokens); });
+    check_length(stream.num_scored());
     stream.finish(path);
-    longest = scorer.target_tokens() + 1;
   } else {
     read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) {
+      check_length(static_cast<int64_t>(document.tokens.size()));
       scorer.add(document);
-      longest = std::max(longest, static_cast<int64_t>(document.tokens.size()));
       return true;
     });
   }
-  if (options.perplexity.carry_state) models.warn_of_length(longest, fmt::format("--carry-state: {}", path.string()));
   if (scorer.target_tokens() == 0) throw DataError("{}: no document has two tokens: there is nothing to predict", path.string());
   const auto result = scorer.finish();
   progress.finish(fmt::format("{}: {:.0f} tokens/s", path.filename().string(), static_cast<double>(result.target_tokens) / result.seconds));
@@ -253,7 +270,7 @@ void run_eval(const cli::EvalOptions& given) {
                       options.perplexity.context_length);
   }
   if (options.document_end != "none" && !options.stream)
-    throw ConfigError("--document-end: only with --stream; nothing is appended to documents");
+    throw ConfigError("--document-end: only with --stream; documents get what the tokenizer puts around a text");
   if (parse_count(options.max_document_size, "--max-document-size") < 1024)
     throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();

@@ -28,12 +28,12 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
   return loaded;
 }
 
-void warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what) {
-  if (loaded.files.kind == io::ModelKind::student) return;
+bool warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what) {
+  if (loaded.files.kind == io::ModelKind::student) return false;
   const int64_t positions = teacher::teacher_shape(loaded.files.config).max_position_embeddings;
-  if (num_tokens > positions) {
-    spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, positions, loaded.files.name);
-  }
+  if (num_tokens <= positions) return false;
+  spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, positions, loaded.files.name);
+  return true;
 }
 
 }  // namespace distil_xlstm::commands

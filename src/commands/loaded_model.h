@@ -25,6 +25,6 @@ struct LoadedModel {
 LoadedModel load_model(const std::string& name_or_path, const std::string& device, const std::string& precision);
 
 // Warns when a transformer gets more tokens than it was made for; `what` says what asks for them ("--context-length").
-void warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what);
+bool warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what);
 
 }  // namespace distil_xlstm::commands

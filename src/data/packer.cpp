@@ -74,6 +74,7 @@ void Packer::add_borders(TokenDocument& document) const {
 // The template writes what begins and ends a conversation, as with apply_chat_template and `generate --chat`.
 void Packer::add_end(TokenDocument& conversation) const {
   if (!conversation.ends || !document_end_id_) return;
+  if (!conversation.ids.empty() && conversation.ids.back() == *document_end_id_) return;  // as the template ends already
   // After an answer that runs to the end the model is to learn to stop; after anything else it is not asked.
   if (!conversation.counts.empty()) conversation.counts.push_back(conversation.counts.back());
   conversation.ids.push_back(*document_end_id_);

@@ -1,5 +1,5 @@
 // Documents -> token ids: between what the tokenizer puts around a text, the end that was asked for last. Conversations get nothing but
-// that end, as their template writes the rest; and which of their ids count for the loss.
+// that end, where they lack it, as their template writes the rest; and which of their ids count for the loss.
 #pragma once
 
 #include <cstdint>

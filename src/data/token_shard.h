@@ -12,7 +12,7 @@
 //       40    8  num_rows R
 //       48    8  num_tokens T: ids that are no padding
 //       56    8  num_borders D: documents that begin in this shard
-//       64    4  BOS id, -1 = documents begin without one
+//       64    4  first id that the tokenizer puts before a text, -1 = none
 //       68    4  id that ends each document, -1 = none
 //       72    4  number of this shard in its split, from 0
 //       76    4  split: 0 train, 1 validation

@@ -252,14 +252,8 @@ ModelFiles open_gguf_model(const fs::path& path) {
                                       .num_heads = model.config["num_attention_heads"],
                                       .num_kv_heads = model.config["num_key_value_heads"]});
   model.tokenizer = gguf_tokenizer(*file);
-  if (model.tokenizer) {
-    const auto num_tokens = static_cast<int64_t>(file->require<std::vector<std::string>>("tokenizer.ggml.tokens").size());
-    if (num_tokens > model.config["vocab_size"].get<int64_t>()) {
-      throw DataError("{}: tokenizer.ggml.tokens has {} entries, token_embd.weight {} rows", path.string(), num_tokens,
-                      model.config["vocab_size"].get<int64_t>());
-    }
-    model.tokenizer->tokenizer_config["model_max_length"] = model.config["max_position_embeddings"];
-  }
+  // It may have more tokens than token_embd.weight has rows: what a text uses of them decides (tokenizer/vocabulary.h).
+  if (model.tokenizer) model.tokenizer->tokenizer_config["model_max_length"] = model.config["max_position_embeddings"];
   return model;
 }
 

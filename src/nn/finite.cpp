@@ -18,7 +18,10 @@ std::string first_part(LanguageModel& model, const Tensor& tokens_BS, const Tens
     if (found.empty() && has_non_finite(output)) found = part;
   };
   const Tensor hidden_BSD = model.forward_shown(tokens_BS, is_start_BS, look);
-  for (int64_t s = 0; s < hidden_BSD.size(1) && found.empty(); ++s) look(std::string(kHead), model.logits(hidden_BSD.select(1, s)));
+  constexpr int64_t kPositions = 16;  // a part of the logits at a time
+  for (const Tensor& part_BSD : hidden_BSD.split(kPositions, 1)) {
+    if (found.empty()) look(std::string(kHead), model.logits(part_BSD));
+  }
   return found;
 }
 

@@ -35,9 +35,9 @@ Tensor grouped_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
                                           is_causal);
 }
 
-// Whether all values are: a sum is not where one of them is not.
-bool is_finite(const Tensor& x) {
-  return std::isfinite(x.sum(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).item<double>());
+// Of each row of the batch, whether all values are: a sum is not where one of them is not.
+Tensor finite_rows(const Tensor& x_BSHK) {
+  return x_BSHK.sum({1, 2, 3}, /*keepdim=*/false, at::kFloat).isfinite();
 }
 
 }  // namespace
@@ -147,12 +147,14 @@ Tensor Transformer::attention(int64_t index, const MatrixInput& u_BSD, const Sig
   const Tensor q_BHSK = q_BSHK.transpose(1, 2);
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = qkv_BSHK.narrow(2, H + G, G).transpose(1, 2);
   if (sight.cache) std::tie(k_BGTK, v_BGTK) = sight.cache->append(index, k_BGTK, v_BGTK);
-  // LibTorch's kernels for CPUs take an exponential in half precision that makes a number of what is none.
-  const bool is_half = q_BSHK.scalar_type() == at::kHalf || q_BSHK.scalar_type() == at::kBFloat16;
-  if (q_BSHK.is_cpu() && is_half && !(is_finite(q_BSHK) && is_finite(k_BSGK)))
-    return at::full({B, S, H * K}, std::numeric_limits<double>::quiet_NaN(), q_BSHK.options());
   const bool is_causal = !sight.mask.defined() && S > 1;
-  return grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
+  const Tensor attended = grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
+  const bool is_half = q_BSHK.scalar_type() == at::kHalf || q_BSHK.scalar_type() == at::kBFloat16;
+  if (!q_BSHK.is_cpu() || !is_half) return attended;
+  // LibTorch's kernels for CPUs take an exponential in half precision that makes a number of what is none.
+  const Tensor is_finite_B = finite_rows(q_BSHK).logical_and_(finite_rows(k_BSGK));
+  if (is_finite_B.all().item<bool>()) return attended;
+  return attended.masked_fill(is_finite_B.logical_not().view({B, 1, 1}), std::numeric_limits<double>::quiet_NaN());
 }
 
 Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, LayerState state, const LayerVisitor& visitor,

@@ -37,9 +37,11 @@ std::string shards_of(const RunPlace& s, const std::string& path, const std::str
   options.context_length = s.config.data.context_length;
   options.document_end = s.config.data.document_end;
   options.validation_fraction = validation_fraction;
+  bool lay_there = false;  // something, before the attempt
   const auto prepare = [&](const std::string& directory, bool overwrite) {
     options.output = s.run / directory;
     options.overwrite = overwrite;
+    lay_there = fs::exists(options.output);
     if (directory != name) check_makes_way(s.run / name);
     std::optional<BegunRun> begun;
     if (!s.resumes && !s.replaces) begun.emplace(s.run);
@@ -59,7 +61,8 @@ std::string shards_of(const RunPlace& s, const std::string& path, const std::str
       return prepare(attempts[i].first, attempts[i].second);
     } catch (const ConfigError& error) {
       spdlog::debug("{}", error.what());
-    } catch (const DataError& error) {  // what an earlier run left is damaged, or the text is: then the last attempt says so
+    } catch (const DataError& error) {  // what an earlier run left is damaged, or the text is
+      if (!lay_there) throw;
       spdlog::debug("{}", error.what());
     }
   }

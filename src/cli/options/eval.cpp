@@ -35,7 +35,7 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str();
   command
       ->add_option("--max-document-size", options->max_document_size,
-                   "Bytes: a longer text is refused, encoding takes up to 150 times its size")
+                   "Bytes: a longer text is refused (--stream: encoded in parts); encoding takes up to 150 times its size")
       ->capture_default_str();
   command->add_flag("--normalize-newlines", options->normalize_newlines, "Make one of every run of newlines");
   command->add_flag("--strip", options->strip, "Strip white space around each document");

@@ -321,6 +321,7 @@ TEST_F(OutputTest, StrangersAreCarriedOver) {
   carry_over(from, to, [](const std::string& name) { return name == "weights"; });
   EXPECT_FALSE(fs::exists(to / "weights"));
   EXPECT_EQ(read_file(to / "notes" / "deep" / "a"), "mine");
+  EXPECT_TRUE(fs::equivalent(from / "notes" / "deep" / "a", to / "notes" / "deep" / "a")) << "linked, not copied";
   EXPECT_TRUE(fs::is_symlink(to / "link"));
   EXPECT_EQ(read_file(to / "link"), "mine");
 }

@@ -56,6 +56,15 @@ TEST(Packer, PutsBosFirstAndTheEndLast) {
   }
 }
 
+TEST(Packer, ConversationsThatEndAsDocumentsDoGetNoSecondEnd) {
+  auto encoder = byte_encoder(false);
+  encoder.token_id = [](std::string_view piece) { return piece == ";" || piece == "!" ? std::optional<int32_t>(piece[0]) : std::nullopt; };
+  const std::vector<Document> documents = {conversation({{"assistant", "a"}})};
+  EXPECT_EQ(Packer(encoder, ";", BadRowPolicy::skip).encode(documents)[0].ids.back(), ';');
+  EXPECT_EQ(Packer(encoder, ";", BadRowPolicy::skip).encode(documents)[0].ids.size() + 1,
+            Packer(encoder, "!", BadRowPolicy::skip).encode(documents)[0].ids.size());
+}
+
 // What the tokenizer's post-processor appends, and no second one where document_end names it as well.
 TEST(Packer, PutsTheSuffixBeforeTheEnd) {
   auto encoder = byte_encoder();

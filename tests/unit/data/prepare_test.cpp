@@ -407,6 +407,17 @@ TEST(Prepare, MasksConversations) {
   EXPECT_EQ(report.targets.without_answer, 0U);
 }
 
+TEST(Prepare, CountsAnswersThatAreNotFoundAndTellsOfThem) {
+  const Folder folder;
+  folder.write("chat/c.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "yes"}]}
+{"messages": [{"role": "lost", "content": "x"}, {"role": "assistant", "content": "no"}, {"role": "lost", "content": "y"}]}
+)");
+  auto options = options_of(folder / "chat", folder / "out");
+  options.validation_fraction = 0;
+  EXPECT_EQ(prepare(options, byte_encoder(false)).targets.missing_answers, 2U);
+  EXPECT_EQ(prepare(options, byte_encoder(false)).targets.missing_answers, 2U) << "of what lies there";
+}
+
 TEST(Prepare, CountsWhatConversationsTeach) {
   const Folder folder;
   folder.write("chat/c.jsonl", R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "yes"}]}

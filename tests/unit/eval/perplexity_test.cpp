@@ -102,6 +102,36 @@ TEST(Perplexity, EqualsTheFormulaForEveryWindowing) {
   EXPECT_LE(model.largest_batch, 3);
 }
 
+// What it predicts depends on every token of a window up to there.
+class PrefixModel : public ToyModel {
+ public:
+  using ToyModel::ToyModel;
+  Tensor forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS = {}) override {
+    return ToyModel::forward_hidden(tokens_BS.cumsum(1).remainder(kVocabulary), is_start_BS);
+  }
+};
+
+TEST(Perplexity, EveryTargetHasTheContextOfItsWindow) {
+  const Tensor logits = at::randn({kVocabulary, kVocabulary});
+  PrefixModel model(logits);
+  const Tensor log_probability = logits.to(at::kDouble).log_softmax(1);
+  const EvalDocument text = document(41, 3);
+  for (const int64_t context : {1, 5, 8, 64}) {
+    for (const int64_t stride : {int64_t{1}, std::max<int64_t>(context / 2, 1), context}) {
+      double expected = 0;
+      for (int64_t at = 1; at < 41; ++at) {
+        const int64_t window = at <= context ? 0 : (at - context + stride - 1) / stride;  // the first that holds it
+        int64_t sum = 0;
+        for (int64_t i = window * stride; i < at; ++i) sum += text.tokens[static_cast<size_t>(i)];
+        expected -= log_probability[sum % kVocabulary][text.tokens[static_cast<size_t>(at)]].item<double>();
+      }
+      const std::vector<EvalDocument> documents = {text};
+      const auto result = perplexity(model, nullptr, documents, {.context_length = context, .stride = stride, .batch_size = 3});
+      EXPECT_NEAR(result.nats, expected, 1e-4) << context << " " << stride;
+    }
+  }
+}
+
 TEST(Perplexity, ComparesTwoModelsOnTheSameTokens) {
   const Tensor logits = at::randn({kVocabulary, kVocabulary}), other = at::randn({kVocabulary, kVocabulary});
   ToyModel model(logits), teacher(other), twin(logits);

@@ -195,12 +195,13 @@ TEST_F(GgufRefusedTest, RotaryScaling) {
   EXPECT_THAT(error_for(factors({1.0F, 2.0F})), HasSubstr("rope_freqs.weight is not what Llama 3's rule gives"));
 }
 
-TEST_F(GgufRefusedTest, MoreTokensThanRows) {
+// What a text uses of them decides, as with a Hugging Face directory.
+TEST_F(GgufRefusedTest, MoreTokensThanRowsAreNoFault) {
   GgufBuilder builder = tiny_llama();
   builder.string("tokenizer.ggml.model", "gpt2")
       .strings("tokenizer.ggml.tokens", {"a", "b", "c", "d", "e"})
       .strings("tokenizer.ggml.merges", {});
-  EXPECT_THAT(error_for(builder), HasSubstr("tokenizer.ggml.tokens has 5 entries, token_embd.weight 4 rows"));
+  EXPECT_EQ(open(builder).config["vocab_size"], 4);
 }
 
 }  // namespace

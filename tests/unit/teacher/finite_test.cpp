@@ -63,6 +63,15 @@ TEST(NotFinite, NamesTheWeightThatIsNotFinite) {
   }
 }
 
+TEST(NotFinite, OneRowOfABatchDoesNotSpoilAnother) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const auto teacher = changed_teacher({"model.embed_tokens.weight", 3, std::numeric_limits<double>::quiet_NaN()}, dtype);  // of token 0
+    const Tensor hidden_BSD = teacher->forward_hidden(at::tensor({1, 0, 3, 4, 5, 6}, at::kLong).view({2, 3}));
+    EXPECT_TRUE(hidden_BSD[1].isfinite().all().item<bool>()) << dtype;
+    EXPECT_TRUE(hidden_BSD[0][2].isnan().all().item<bool>()) << dtype;
+  }
+}
+
 TEST(NotFinite, NamesTheLayerThatOutgrowsFp16) {
   // Finite weights whose product is beyond 65504.
   const Changed change{"model.layers.1.mlp.down_proj.bias", 2, 60000.0};

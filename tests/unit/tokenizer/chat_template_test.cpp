@@ -398,6 +398,7 @@ TEST(ChatTemplate, LiteralsAndNamespacesKeepTheirMeaning) {
   EXPECT_EQ(
       render("{% macro f(x, y=[1, 2]) %}{{ x }}{{ y }}{{ caller((x, 3)) }}{% endmacro %}{% call(z) f(bos_token) %}{{ z }}{% endcall %}"),
       "<s>[1, 2]('<s>', 3)");
+  EXPECT_EQ(render("{% set x | indent(2, first=true) %}a{% endset %}{{ x }}"), "  a");
   EXPECT_EQ(render("{% if 'user' in [messages[0].role, eos_token] and bos_token.startswith(('<', eos_token)) %}yes{% endif %}"), "yes");
 }
 

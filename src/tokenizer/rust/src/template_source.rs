@@ -111,7 +111,17 @@ impl Rewriter {
     /// `{% set namespace.name = value %}`: what a namespace keeps is checked, and `{% set name = a, b %}` is a tuple. Where the
     /// values begin.
     fn assignment(&mut self, tokens: &[Spanned]) -> usize {
-        let Some(assign) = tokens.iter().position(|(token, _)| matches!(token, Token::Assign)) else { return 0 };
+        // Not that of an argument, as in `{% set name | indent(first=true) %}`.
+        let mut depth = 0_i32;
+        let is_outer = |(token, _): &Spanned| {
+            match token {
+                Token::BracketOpen | Token::BraceOpen | Token::ParenOpen => depth += 1,
+                Token::BracketClose | Token::BraceClose | Token::ParenClose => depth -= 1,
+                _ => {}
+            }
+            depth == 0 && matches!(token, Token::Assign)
+        };
+        let Some(assign) = tokens.iter().position(is_outer) else { return 0 };
         let has_attribute = tokens[..assign].iter().any(|(token, _)| matches!(token, Token::Dot));
         let values = &tokens[assign + 1..];
         if let (true, Some(last)) = (has_attribute || is_bare_tuple(values), values.last()) {
