@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "generate/decode_threads.h"
 #include "nn/finite.h"
 #include "tokenizer/vocabulary.h"
 
@@ -94,6 +95,7 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
     if (on_text && !text.empty()) on_text(text);
   };
   result.finish_reason = "length";
+  DecodeThreads threads(model);
   const double decode_begin = monotonic_seconds();
   while (static_cast<int64_t>(result.tokens.size()) < options.max_new_tokens) {
     if (received_signal() != 0) {
@@ -101,6 +103,7 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
       break;
     }
     const Tensor logits = model.logits(hidden.select(1, hidden.size(1) - 1)).reshape({-1}).to(at::kCPU, at::kFloat).contiguous();
+    threads.stop();
     int32_t next = 0;
     try {
       next = sampler.sample({logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel())}, context);
@@ -120,6 +123,7 @@ GenerateResult generate(nn::LanguageModel& model, const Tokenizer& tokenizer, co
       break;
     }
     if (static_cast<int64_t>(result.tokens.size()) == options.max_new_tokens) break;
+    threads.start();
     hidden = model.forward_step(to_tensor(context, context.size() - 1, context.size(), model.device()), *state);
   }
   if (!filter.is_stopped()) {

@@ -1,6 +1,7 @@
 #include "nn/matrix.h"
 
 #include "ops/gated.h"
+#include "ops/linear.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::nn {
@@ -68,7 +69,7 @@ Tensor Matrix::product(const MatrixInput& x, const Tensor& bias_E) const {
     packed_KE_.multiply(x.values.reshape({-1, packed_KE_.rows()}), out.view({-1, packed_KE_.columns()}), bias_E.defined());
     return out;
   }
-  if (weight_EK_.defined()) return bias_E.defined() ? at::linear(x.values, weight_EK_, bias_E) : at::linear(x.values, weight_EK_);
+  if (weight_EK_.defined()) return ops::linear_without_grad(x.values, weight_EK_, bias_E);
   const Tensor out_NE = ops::fp8_linear(x.fp8, fp8_EK_, bias_E, dtype_);
   return out_NE.view(with_width(x.sizes, out_NE.size(1)));
 }
@@ -83,13 +84,9 @@ void Matrix::add_product_(Tensor& sum, const MatrixInput& x, const Tensor& bias_
     sum.add_(product(x, bias_E));
     return;
   }
+  if (!packed_KE_.defined()) return ops::add_linear_(sum, x.values, weight_EK_, bias_E);
   if (bias_E.defined()) sum.add_(bias_E);
-  const Tensor sum_NE = sum.view({-1, sum.size(-1)}), x_NK = x.values.reshape({-1, x.values.size(-1)});
-  if (packed_KE_.defined()) {
-    packed_KE_.multiply(x_NK, sum_NE, /*accumulate=*/true);
-  } else {
-    sum_NE.addmm_(x_NK, weight_EK_.t());
-  }
+  packed_KE_.multiply(x.values.reshape({-1, x.values.size(-1)}), sum.view({-1, sum.size(-1)}), /*accumulate=*/true);
 }
 
 }  // namespace distil_xlstm::nn

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "ops/attention.h"
+#include "ops/linear.h"
 #include "ops/norm.h"
 
 namespace distil_xlstm::nn {
@@ -23,6 +24,8 @@ Tensor grouped_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
   std::optional<Tensor> optional_mask;
   if (mask.defined()) optional_mask = mask;
   const int64_t repeats = q.size(1) / k.size(1);
+  const bool is_wide = q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble;
+  if (q.size(2) == 1 && !mask.defined() && q.is_cpu() && is_wide) return ops::decode_attention(q.squeeze(2), k, v).unsqueeze(2);
   // One token sees the whole cache: the heads of a group become the rows of one query, and k and v are read once.
   if (q.size(2) == 1 && !mask.defined() && repeats > 1) {
     const Tensor grouped = q.reshape({q.size(0), k.size(1), repeats, q.size(3)});
@@ -196,7 +199,7 @@ Tensor Transformer::final_norm(const Tensor& hidden) const {
 
 Tensor Transformer::logits(const Tensor& hidden) const {
   const at::NoGradGuard no_grad;
-  return at::linear(hidden.to(weights_.head_VD.options()), weights_.head_VD).to(at::kFloat);
+  return ops::linear_without_grad(hidden.to(weights_.head_VD.options()), weights_.head_VD).to(at::kFloat);
 }
 
 }  // namespace distil_xlstm::nn

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cpu/kernels.h"
@@ -39,7 +40,53 @@ Tensor run(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, con
   return out_BSHK;
 }
 
+template <typename T>
+Tensor run_decode(const Tensor& q_BHK, const Tensor& k_BGSK, const Tensor& v_BGSK) {
+  const Profiled profiled("distil_xlstm::decode_attention");
+  const auto& kernels = kernels::cpu_kernels<T>();
+  const Tensor out_BHK = at::empty(q_BHK.sizes(), q_BHK.options());
+  const int64_t B = q_BHK.size(0), G = k_BGSK.size(1), K = q_BHK.size(2);
+  const kernels::DecodeAttentionArgs<T> args{.S = k_BGSK.size(2),
+                                             .G = G,
+                                             .R = q_BHK.size(1) / G,
+                                             .K = K,
+                                             .k_row = k_BGSK.stride(2),
+                                             .k_head = k_BGSK.stride(1),
+                                             .k_batch = k_BGSK.stride(0),
+                                             .v_row = v_BGSK.stride(2),
+                                             .v_head = v_BGSK.stride(1),
+                                             .v_batch = v_BGSK.stride(0),
+                                             .scale = static_cast<T>(1.0 / std::sqrt(static_cast<double>(K))),
+                                             .q_BHK = q_BHK.const_data_ptr<T>(),
+                                             .k = k_BGSK.const_data_ptr<T>(),
+                                             .v = v_BGSK.const_data_ptr<T>(),
+                                             .out_BHK = out_BHK.mutable_data_ptr<T>()};
+  constexpr int64_t kElementsPerTask = 8192;  // fewer are done before another thread has begun
+  at::parallel_for(0, B * G, std::max<int64_t>(kElementsPerTask / std::max<int64_t>(args.S * K, 1), 1), [&](int64_t begin, int64_t end) {
+    const Tensor workspace = at::empty({kernels.decode_attention_workspace(args)}, q_BHK.options());
+    kernels.decode_attention(args, begin, end, workspace.mutable_data_ptr<T>());
+  });
+  return out_BHK;
+}
+
 }  // namespace
+
+Tensor decode_attention(const Tensor& q_BHK, const Tensor& k_BGSK, const Tensor& v_BGSK) {
+  check_rank("decode_attention: q", q_BHK, 3);
+  check_rank("decode_attention: k", k_BGSK, 4);
+  const int64_t B = q_BHK.size(0), H = q_BHK.size(1), K = q_BHK.size(2), G = k_BGSK.size(1), S = k_BGSK.size(2);
+  check_shape("decode_attention: k", k_BGSK, {B, G, S, K});
+  check_shape("decode_attention: v", v_BGSK, {B, G, S, K});
+  if (G < 1 || H % G != 0 || S < 1)
+    throw ShapeError("decode_attention: {} query heads for {} key heads of {} keys: a multiple, and a key, are needed", H, G, S);
+  check_device("decode_attention: q", q_BHK, {k_BGSK, v_BGSK});
+  const at::ScalarType type = q_BHK.scalar_type();
+  if (!q_BHK.is_cpu() || (type != at::kFloat && type != at::kDouble) || k_BGSK.scalar_type() != type || v_BGSK.scalar_type() != type)
+    throw ShapeError("decode_attention: {} on {}: float32 or float64 on a CPU is needed", at::toString(type), q_BHK.device().str());
+  if (k_BGSK.stride(3) != 1 || v_BGSK.stride(3) != 1) throw ShapeError("decode_attention: a token's channels must be contiguous");
+  return type == at::kDouble ? run_decode<double>(q_BHK.contiguous(), k_BGSK, v_BGSK)
+                             : run_decode<float>(q_BHK.contiguous(), k_BGSK, v_BGSK);
+}
 
 bool prefers_causal_attention(const at::TensorOptions& options, const AttentionSizes& sizes) {
   const at::ScalarType type = at::typeMetaToScalarType(options.dtype());

@@ -21,4 +21,9 @@ bool prefers_causal_attention(const at::TensorOptions& options, const AttentionS
 // Returns [B, S, H, K], contiguous. No gradient is made. Throws ShapeError where sizes do not fit.
 Tensor causal_attention(const Tensor& q_BSHK, const Tensor& k_BSGK, const Tensor& v_BSGK, const Tensor& is_start_BS);
 
+// The same for one query a head, as a token is decoded: q_BHK [B, H, K] over keys and values [B, G, S, K] (each token's channels
+// contiguous, as a cache holds them), which all are seen. float32 or float64 on a CPU; the number of threads changes no bit. Returns [B, H,
+// K]. No gradient is made. Throws ShapeError.
+Tensor decode_attention(const Tensor& q_BHK, const Tensor& k_BGSK, const Tensor& v_BGSK);
+
 }  // namespace distil_xlstm::ops

@@ -8,6 +8,7 @@
 #include "ops/cuda_backend.h"
 #include "ops/gated_forms.h"
 #include "ops/internal.h"
+#include "ops/linear.h"
 
 namespace distil_xlstm::ops {
 namespace {
@@ -39,8 +40,14 @@ struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
     const int64_t half = weight.size(0) / 2;
     variable_list out(2);
     for (int64_t i = 0; i < 2; ++i) {
-      const Tensor part_DP = weight.narrow(0, i * half, half).t();
-      out[static_cast<size_t>(i)] = bias ? at::addmm(bias->to(dtype).narrow(0, i * half, half), x, part_DP) : at::mm(x, part_DP);
+      const Tensor part_PD = weight.narrow(0, i * half, half);
+      const Tensor part_bias = bias ? bias->to(dtype).narrow(0, i * half, half) : Tensor();
+      Tensor& part = out[static_cast<size_t>(i)];
+      if (has_matvec(x, part_PD)) {
+        part = linear_without_grad(x, part_PD, part_bias);
+      } else {
+        part = bias ? at::addmm(part_bias, x, part_PD.t()) : at::mm(x, part_PD.t());
+      }
     }
     ctx->save_for_backward({x, weight});
     ctx->saved_data["types"] =
@@ -76,6 +83,11 @@ struct ResidualLinearFunction : torch::autograd::Function<ResidualLinearFunction
     ctx->saved_data["has_bias"] = bias.has_value();
     const auto cast_bias = bias ? as_optional(bias->to(dtype)) : std::nullopt;
     if (dtype != residual.scalar_type()) return residual + at::linear(x, weight, cast_bias);
+    if (has_matvec(x, weight)) {
+      const Tensor out = residual.clone(at::MemoryFormat::Contiguous);
+      add_linear_(out, x, weight, cast_bias.value_or(Tensor()));
+      return out;
+    }
     const Tensor sum = at::addmm(residual, x, weight.t());
     return cast_bias ? sum.add_(*cast_bias) : sum;
   }
@@ -296,7 +308,7 @@ Tensor swiglu_product(const Tensor& x, const Tensor& weight_2IK) {
     const Tensor out = cuda_backend().swiglu_product(x.contiguous(), weight_2IK.contiguous());
     if (out.defined()) return out;
   }
-  return swiglu(at::linear(x, weight_2IK));
+  return swiglu(any_requires_grad({x, weight_2IK}) ? at::linear(x, weight_2IK) : linear_without_grad(x, weight_2IK));
 }
 
 Tensor skip_gate(const Tensor& h_NP, const Tensor& skip_P, const Tensor& c_NP, const Tensor& z_NP) {

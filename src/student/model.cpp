@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "ops/blockdiag.h"
 #include "ops/device.h"
+#include "ops/linear.h"
 #include "ops/norm.h"
 #include "student/blocks.h"
 #include "student/parameters.h"
@@ -134,7 +135,7 @@ class XlstmStudent final : public Student {
       return at::mm(rows, head_VD_.t(), at::kFloat).view(shape);
     }
     const at::ScalarType type = is_double ? at::kDouble : at::kFloat;
-    return at::linear(hidden.to(type), head_VD_.to(type));
+    return ops::linear_without_grad(hidden.to(type), head_VD_.to(type));
   }
 
   [[nodiscard]] const Tensor& head_weight() const override { return head_VD_; }

@@ -128,6 +128,25 @@ struct AttentionArgs {
   T* out_BSHK;
 };
 
+// One query a head, over S keys. Tasks are B * G groups of R heads, which share keys and values; rows of those are `..._row` elements
+// apart, heads `..._head`, rows of the batch `..._batch`.
+template <typename T>
+struct DecodeAttentionArgs {
+  int64_t S, G, R, K, k_row, k_head, k_batch, v_row, v_head, v_batch;
+  T scale;
+  const T *q_BHK, *k, *v;
+  T* out_BHK;
+};
+
+// y = W x + b, or y += W x + b where it adds: tasks are the E rows of W, `w_row` elements apart; bias_E or null.
+template <typename T>
+struct MatvecArgs {
+  int64_t K, w_row;
+  const T *w_EK, *x_K, *bias_E;
+  T* y_E;
+  bool adds;
+};
+
 template <typename T>
 struct CpuKernels {
   int64_t (*slstm_workspace)(int64_t K, int64_t tile_rows);
@@ -154,6 +173,9 @@ struct CpuKernels {
   void (*skip_gate_backward)(const SkipGateArgs<T>&, int64_t begin, int64_t end);
   int64_t (*attention_workspace)(const AttentionArgs<T>&);
   void (*attention)(const AttentionArgs<T>&, int64_t begin, int64_t end, T* workspace);
+  int64_t (*decode_attention_workspace)(const DecodeAttentionArgs<T>&);
+  void (*decode_attention)(const DecodeAttentionArgs<T>&, int64_t begin, int64_t end, T* workspace);
+  void (*matvec)(const MatvecArgs<T>&, int64_t begin, int64_t end);
   // float32 only: null in the table of doubles.
   void (*blockdiag4)(const Blockdiag4Args<T>&, int64_t begin, int64_t end);
   void (*blockdiag4_weight)(const Blockdiag4WeightArgs<T>&, int64_t begin, int64_t end);

@@ -53,7 +53,45 @@ TEST_F(AttentionTest, EqualsTheFormula) {
   }
 }
 
+TEST_F(AttentionTest, OneQueryEqualsTheLastOfTheFormula) {
+  for (const Case& c : {Case{1, 1, 1, 1, 1}, Case{2, 7, 4, 2, 8}, Case{3, 33, 6, 6, 5}, Case{1, 271, 9, 3, 64}, Case{2, 65, 6, 2, 33},
+                        Case{1, 2500, 4, 1, 128}, Case{1, 15, 2, 2, 100}}) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
+      for (const double scale : {1.0, 30.0}) {
+        SCOPED_TRACE(fmt::format("B={} S={} H={} G={} K={} {} x{}", c.B, c.S, c.H, c.G, c.K, at::toString(type), scale));
+        const Tensor q = (randn({c.B, c.H, c.K}) * scale).to(type);
+        // As a cache: room for more tokens than there are.
+        const Tensor k = (randn({c.B, c.G, c.S + 3, c.K}) * scale).to(type).narrow(2, 0, c.S);
+        const Tensor v = (randn({c.B, c.G, c.S + 3, c.K}) * scale).to(type).narrow(2, 0, c.S);
+        const Tensor queries = at::zeros({c.B, c.S, c.H, c.K}, type);
+        queries.select(1, c.S - 1).copy_(q);
+        const Tensor expected = reference(queries, k.transpose(1, 2), v.transpose(1, 2), {}).select(1, c.S - 1);
+        const Tensor out = decode_attention(q, k, v);
+        EXPECT_LT(relative_error(out, expected), tolerance(type) * (scale > 1 ? scale : 1));
+        const int threads = at::get_num_threads();
+        for (const int other : {1, 2, 5}) {
+          at::set_num_threads(other);
+          EXPECT_TRUE(at::equal(decode_attention(q, k, v), out)) << other;
+        }
+        at::set_num_threads(threads);
+      }
+    }
+  }
+}
+
+TEST_F(AttentionTest, OneQueryOfScoresThatAreNotFiniteGivesNoNumber) {
+  const Tensor q = at::rand({1, 2, 8}) + 0.1, v = at::randn({1, 1, 9, 8}), k = at::randn({1, 1, 9, 8});
+  for (const double value : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    const Tensor broken = k.clone();
+    broken[0][0][4][3] = value;
+    EXPECT_FALSE(decode_attention(q, broken, v).isfinite().all().item<bool>());
+  }
+}
+
 TEST_F(AttentionTest, RefusesWhatDoesNotFit) {
+  EXPECT_THROW(decode_attention(at::randn({1, 4, 8}), at::randn({1, 3, 5, 8}), at::randn({1, 3, 5, 8})), ShapeError);
+  EXPECT_THROW(decode_attention(at::randn({1, 4, 8}), at::randn({1, 2, 5, 4}), at::randn({1, 2, 5, 4})), ShapeError);
+  EXPECT_THROW(decode_attention(at::randn({1, 4, 8}), at::randn({1, 2, 0, 8}), at::randn({1, 2, 0, 8})), ShapeError);
   const Tensor q = at::randn({1, 3, 4, 8}), k = at::randn({1, 3, 3, 8});
   EXPECT_THROW(causal_attention(q, k, k, {}), ShapeError) << "4 heads over 3";
   EXPECT_THROW(causal_attention(q, at::randn({1, 2, 2, 8}), at::randn({1, 2, 2, 8}), {}), ShapeError);
