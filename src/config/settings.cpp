@@ -404,9 +404,9 @@ std::string toml_value(const json& value) {
 
 std::string settings_reference() {
   std::string page =
-      "# Settings\n\nEvery key of a run file, with its option on the command line where it has one; `--set key=value` reaches all of "
-      "them.\n"
-      "`alpha`, `temperature` and `beta` also take one number, a constant. Integers may be written as counts: `\"512M\"`.\n";
+      "# Settings\n\nEvery key of a run file, with its option on the command line where it has one. `--set key=value` reaches\n"
+      "all of them. `alpha`, `temperature` and `beta` also take one number, a constant. Integers may be written as\n"
+      "counts: `\"512M\"`.\n";
   const RunConfig defaults;
   std::string section = "-";
   for (const auto& setting : all_settings()) {
