@@ -90,6 +90,36 @@ std::optional<size_t> json_too_deep_at(std::string_view text) {
   return std::nullopt;
 }
 
+std::optional<size_t> json_too_wide_at(std::string_view text) {
+  std::vector<size_t> commas;  // of the open objects; of a list none are counted
+  constexpr size_t kList = SIZE_MAX;
+  for (size_t at = 0; at < text.size(); ++at) {
+    switch (text[at]) {
+      case '[':
+        commas.push_back(kList);
+        break;
+      case '{':
+        commas.push_back(0);
+        break;
+      case ']':
+      case '}':
+        if (!commas.empty()) commas.pop_back();
+        break;
+      case ',':
+        if (!commas.empty() && commas.back() != kList && ++commas.back() >= kMaxOrderedKeys) return at;
+        break;
+      case '"':
+        for (++at; at < text.size() && text[at] != '"'; ++at) {
+          if (text[at] == '\\') ++at;
+        }
+        break;
+      default:
+        break;
+    }
+  }
+  return std::nullopt;
+}
+
 namespace {
 
 template <typename Json>
@@ -111,6 +141,11 @@ Json parse_bounded(std::string_view text, std::string_view where) {
 }  // namespace
 
 json parse_json(std::string_view text, std::string_view where) {
+  if (json_too_deep_at(text)) return parse_bounded<json>(text, where);  // says so
+  if (const auto place = json_too_wide_at(text)) {
+    throw DataError("{}: an object of more than {} keys (at byte {}): no file that this program reads needs them", where, kMaxOrderedKeys,
+                    *place);
+  }
   return parse_bounded<json>(text, where);
 }
 

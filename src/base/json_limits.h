@@ -16,7 +16,13 @@ inline constexpr size_t kMaxJsonDepth = 100;
 // Byte of the bracket that opens one level too many. Every reader of JSON asks this first (parse_json does), or uses sax_parse.
 std::optional<size_t> json_too_deep_at(std::string_view text);
 
-// parse_json for objects of many keys: the ordered one looks through all of them at each insertion. (The library's parser with a callback
+// Keys of an object that keeps their order: at each insertion it looks through all of them, so that time grows with their square.
+inline constexpr size_t kMaxOrderedKeys = 20000;
+
+// Byte of the comma before one key too many. parse_json asks this.
+std::optional<size_t> json_too_wide_at(std::string_view text);
+
+// parse_json for objects of any number of keys, in no order. (The library's parser with a callback
 // looks through a whole list or object after each of its members: it is not used.)
 using UnorderedJson = nlohmann::json;
 UnorderedJson parse_unordered_json(std::string_view text, std::string_view where);

@@ -68,7 +68,7 @@ std::string take_list(json& row, const char* key, json& variables) {
   json list = std::move(*it);
   if (list.is_string()) {
     const auto text = list.get<std::string>();
-    list = json_too_deep_at(text) ? json() : json::parse(text, nullptr, false);
+    list = json_too_deep_at(text) || json_too_wide_at(text) ? json() : json::parse(text, nullptr, false);
   }
   const auto is_object = [](const json& entry) { return entry.is_object(); };
   if (!list.is_array() || !std::ranges::all_of(list, is_object)) return fmt::format("'{}' is not a list of objects", key);

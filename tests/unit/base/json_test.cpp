@@ -25,6 +25,21 @@ std::string error_of(const std::function<void()>& action) {
   return "no error";
 }
 
+// An object that keeps the order of its keys would take minutes for some hundred thousand of them.
+TEST(Json, ObjectsHaveABoundedNumberOfKeys) {
+  const auto object = [](size_t keys) {
+    std::string text = "{\"l\": [1, \",{\", 2]";
+    for (size_t i = 1; i < keys; ++i) text += fmt::format(",\"k{}\":{{}}", i);
+    return text + "}";
+  };
+  EXPECT_EQ(parse_json(object(kMaxOrderedKeys), "x").size(), kMaxOrderedKeys);
+  EXPECT_THAT(error_of([&] { (void)parse_json(object(kMaxOrderedKeys + 1), "a.json"); }), ::testing::HasSubstr("a.json: an object of more than 20000 keys"));
+  EXPECT_EQ(parse_unordered_json(object(kMaxOrderedKeys + 1), "x").size(), kMaxOrderedKeys + 1);
+  std::string list = "[0";
+  for (size_t i = 0; i < 2 * kMaxOrderedKeys; ++i) list += ",{\"a\":1}";
+  EXPECT_NO_THROW((void)parse_json(list + "]", "x"));
+}
+
 TEST(Json, ReadsAsManyLevelsAsItSays) {
   EXPECT_NO_THROW((void)parse_json(lists(kMaxJsonDepth), "x"));
   EXPECT_EQ(
