@@ -189,6 +189,7 @@ json describe_session(const Session& s, const teacher::TeacherShape& shape) {
       {"student", {{"description", s.student->description()}, {"trainable_parameters", s.student->config().num_trainable_parameters()}}},
       {"device", s.device.str()},
       {"precision", ops::precision_name(s.compute_dtype)},
+      {"prepared", s.data.prepared},
       {"settings", config::to_json(s.config)}};
 }
 

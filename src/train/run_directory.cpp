@@ -42,6 +42,16 @@ void remove_text(const fs::path& directory) {
   if (fs::is_empty(directory)) fs::remove(directory);
 }
 
+// Whether the run that lies there prepared its text into `name`: else these are a user's shards. (Earlier versions did not note it.)
+bool prepared_it(const fs::path& run, const std::string& name) {
+  const auto path = run / "run.json";
+  if (run_status(run).empty()) return true;
+  const json description = read_json(path);
+  if (!description.contains("prepared")) return true;
+  const auto names = require<std::vector<std::string>>(description, "prepared", path.string());
+  return std::ranges::find(names, name) != names.end();
+}
+
 }  // namespace
 
 std::string run_status(const fs::path& directory) {
@@ -81,6 +91,10 @@ BegunRun::~BegunRun() {
 
 void check_makes_way(const fs::path& directory) {
   if (!fs::is_directory(directory)) return;
+  if (!prepared_it(directory.parent_path(), directory.filename().string())) {
+    throw ConfigError("{}: holds shards that the run there did not prepare, so other text cannot take their place: move them away, or choose "
+                      "another output", directory.string());
+  }
   const std::string stranger = data::first_not_prepared(directory);
   if (!stranger.empty())
     throw ConfigError("{}: holds {}, which is not the run's, so other text cannot take its place: move it away, or choose another output",
@@ -92,7 +106,7 @@ void make_run_directory(const fs::path& run, const std::vector<std::string>& pre
     const auto place = run / name, anew = run / (std::string(name) + kNewSuffix);
     const bool is_used = std::find(prepared.begin(), prepared.end(), name) != prepared.end();
     const bool is_new = std::find(prepared.begin(), prepared.end(), anew.filename()) != prepared.end();
-    if (!is_used) remove_text(place);
+    if (!is_used && (is_new || prepared_it(run, name))) remove_text(place);
     if (!is_new) remove_text(anew);
     if (is_new) fs::rename(anew, place);
   }

@@ -412,6 +412,19 @@ TEST_F(DistillRunTest, NeverInsideWhatItReads) {
   EXPECT_TRUE(snapshot(folder_ / "run") == before);
 }
 
+TEST_F(DistillRunTest, ShardsThatAUserPutBesideARunAreNotItsOwn) {
+  const auto output = folder_ / "run";
+  EXPECT_EQ(run(folder_ / "other", false, 2), TrainStatus::stopped);
+  const auto shards = settings_for(output, folder_ / "other" / "data");
+  EXPECT_EQ(run_distillation({.config = load(shards), .stop_after_steps = 2}), TrainStatus::stopped);
+  fs::copy(folder_ / "other" / "data", output / "data");
+  const auto mine = snapshot(output / "data");
+  EXPECT_EQ(run_distillation({.config = load(shards), .overwrite = true, .stop_after_steps = 2}), TrainStatus::stopped);
+  EXPECT_TRUE(snapshot(output / "data") == mine);
+  EXPECT_THAT(error_of({{"data.context_length", "24", ""}}, false, 2, /*overwrite=*/true), HasSubstr("shards that the run there did not prepare"));
+  EXPECT_TRUE(snapshot(output / "data") == mine);
+}
+
 TEST_F(DistillRunTest, DamagedTextOfItsOwnIsPreparedAnew) {
   const auto output = folder_ / "run", shard = output / "data" / "train-00000.dxts";
   EXPECT_EQ(run(output, false, 2), TrainStatus::stopped);
