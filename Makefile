@@ -1,4 +1,4 @@
-# make demo, make test: everything a fresh machine needs is installed by tools/setup.
+# make demo, make test: everything a fresh machine needs is installed by tools/setup. DEMO holds options of tools/demo.
 BUILD ?= build/release
 JOBS  ?= $(shell nproc)
 
@@ -20,7 +20,7 @@ build-tests:
 	$(BUILD_TARGETS)
 
 demo: build
-	@tools/demo $(BUILD)/distil-xlstm
+	@tools/demo $(BUILD)/distil-xlstm $(DEMO)
 
 demo-smollm2: build
 	@tools/demo_smollm2 $(BUILD)/distil-xlstm
