@@ -40,7 +40,7 @@ TargetCounts target_counts(const json& value, std::string_view where) {
   TargetCounts targets;
   targets.conversations = require<uint64_t>(value, "conversations", where);
   targets.without_answer = require<uint64_t>(value, "without_answer", where);
-  targets.missing_answers = get_or<uint64_t>(value, "missing_answers", 0, std::string(where));
+  targets.missing_answers = get_or<uint64_t>(value, "missing_answers", 0, where);
   targets.roles = require<std::vector<std::string>>(value, "roles", where);
   targets.target_tokens = require<int64_t>(value, "target_tokens", where);
   return targets;
