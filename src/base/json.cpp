@@ -106,7 +106,9 @@ std::optional<size_t> json_too_wide_at(std::string_view text) {
         if (!commas.empty()) commas.pop_back();
         break;
       case ',':
-        if (!commas.empty() && commas.back() != kList && ++commas.back() >= kMaxOrderedKeys) return at;
+        if (commas.empty() || commas.back() == kList) break;
+        ++commas.back();
+        if (commas.back() >= kMaxOrderedKeys) return at;
         break;
       case '"':
         for (++at; at < text.size() && text[at] != '"'; ++at) {
