@@ -39,7 +39,7 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
   const distill::Alignment alignment(config.distill.alignment, teacher->num_layers(), subject.student.num_blocks);
   train::MicroBatches micro_batches(*teacher, *student, alignment);
   const auto& parameters = student->parameters();
-  optim::AdamW optimizer(parameters, {.weight_decay = config.optimizer.weight_decay}, student::is_decayed);
+  optim::AdamW optimizer(parameters, {.weight_decay = config.optimizer.weight_decay}, student::decays_of(*student));
   optim::LossScaler scaler(subject.compute_dtype == at::kHalf, config.optimizer.initial_loss_scale);
   constexpr int64_t kSteps = 1000;  // of the schedules: what they give in the first step
   const auto method = distill::make_method(config.distill, kSteps, 1);

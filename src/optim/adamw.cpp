@@ -25,15 +25,18 @@ std::vector<Tensor> gradients(const NamedTensors& parameters) {
 
 }  // namespace
 
-AdamW::AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::function<bool(const std::string&)>& is_decayed)
+AdamW::AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::vector<bool>& decays)
     : groups_(2), settings_(settings) {
+  if (decays.size() != parameters.size())
+    throw ValueError("optimizer: {} parameters, {} say whether they decay", parameters.size(), decays.size());
   groups_[0].weight_decay = settings.weight_decay;
-  for (const auto& [name, parameter] : parameters) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto& [name, parameter] = parameters[i];
     if (!parameter.is_leaf() || parameter.scalar_type() != at::kFloat) {
       throw ValueError("optimizer: parameter {} is {}{}: it must be a float32 leaf", name, at::toString(parameter.scalar_type()),
                        parameter.is_leaf() ? "" : ", not a leaf");
     }
-    Group& group = groups_[is_decayed(name) ? 0 : 1];
+    Group& group = groups_[decays[i] ? 0 : 1];
     group.parameters.push_back(parameter);
     group.exp_avg.push_back(at::zeros_like(parameter.detach()));
     group.exp_avg_sq.push_back(at::zeros_like(parameter.detach()));

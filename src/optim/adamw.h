@@ -17,8 +17,8 @@ struct AdamWSettings {
 
 class AdamW {
  public:
-  // `is_decayed` splits the groups (student::is_decayed). Parameters must be float32 leaves.
-  AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::function<bool(const std::string&)>& is_decayed);
+  // decays[i]: whether weight decay applies to parameters[i]. Parameters must be float32 leaves.
+  AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::vector<bool>& decays);
   // Divides each .grad by `divisor` in the same pass (it is written back unless that is 1); parameters without one are left alone.
   void step(double learning_rate, double divisor = 1.0);
   void zero_grad();

@@ -2,9 +2,10 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <memory>
 #include <optional>
 
-#include "student/blocks.h"
+#include "student/mixer.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -14,34 +15,33 @@ using torch::autograd::variable_list;
 
 // What the recomputation needs besides tensors that autograd tracks.
 struct Segment : torch::CustomClassHolder {
-  BlockWeights weights;
-  std::optional<BlockWeights> products;  // what call.products points to
-  BlockCall call;
-  BlockState initial;
-  bool has_state = false;
+  const Mixer* mixer = nullptr;  // outlives the step, as its student does
+  MixerWeights weights;
+  std::optional<MixerWeights> products;  // what call.products points to
+  MixerCall call;
+  std::unique_ptr<MixerState> initial;  // null: the rows begin at zero
 };
 
 struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_BSD, at::TensorList parameters, const c10::intrusive_ptr<Segment>& segment,
-                        BlockState* state) {
+                        MixerState* state) {
     ctx->saved_data["segment"] = at::IValue::make_capsule(segment);
     variable_list saved = parameters.vec();
     saved.push_back(x_BSD);
     ctx->save_for_backward(saved);
-    return forward_block(segment->weights, x_BSD, segment->call, state);
+    return segment->mixer->forward(segment->weights, x_BSD, segment->call, state);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto segment = c10::static_intrusive_pointer_cast<Segment>(ctx->saved_data["segment"].toCapsule());
     variable_list leaves;  // parameters, then x
     for (const Tensor& saved : ctx->get_saved_variables()) leaves.push_back(saved.detach().requires_grad_());
-    size_t next = 0;
-    const BlockWeights weights = segment->weights.transformed([&](const Tensor&) { return leaves[next++]; });
-    BlockState initial = segment->initial;
+    const MixerWeights weights(leaves.begin(), leaves.end() - 1);
+    const auto initial = segment->initial ? segment->initial->clone() : nullptr;
     variable_list out;
     {
       at::AutoGradMode with_graph(true);
-      const Tensor y_BSD = forward_block(weights, leaves.back(), segment->call, segment->has_state ? &initial : nullptr);
+      const Tensor y_BSD = segment->mixer->forward(weights, leaves.back(), segment->call, initial.get());
       out = torch::autograd::grad({y_BSD}, leaves, {grads[0]});
     }
     out.insert(out.begin(), out.back());  // x is the first argument
@@ -53,15 +53,15 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
 
 }  // namespace
 
-Tensor forward_block_checkpointed(const BlockWeights& weights, const Tensor& x_BSD, const BlockCall& call, BlockState* state) {
+Tensor forward_checkpointed(const Mixer& mixer, const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
+                            MixerState* state) {
   auto segment = c10::make_intrusive<Segment>();
-  segment->weights = weights.transformed([](const Tensor& tensor) { return tensor.detach(); });
+  segment->mixer = &mixer;
+  for (const Tensor& weight : weights) segment->weights.push_back(weight.detach());
   segment->call = call;
   if (call.products != nullptr) segment->call.products = &segment->products.emplace(*call.products);
-  segment->has_state = state != nullptr;
-  if (state) segment->initial = *state;
-  const std::vector<Tensor> parameters = weights.tensors();
-  return CheckpointFunction::apply(x_BSD, at::TensorList(parameters), segment, state);
+  if (state) segment->initial = state->clone();
+  return CheckpointFunction::apply(x_BSD, at::TensorList(weights), segment, state);
 }
 
 }  // namespace distil_xlstm::student

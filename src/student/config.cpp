@@ -5,7 +5,6 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "student/parameters.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -72,8 +71,16 @@ std::vector<int64_t> derived_slstm_at(const StudentSettings& settings, int64_t n
 
 }  // namespace
 
-bool StudentConfig::is_slstm(int64_t block) const {
-  return std::find(slstm_at.begin(), slstm_at.end(), block) != slstm_at.end();
+std::string StudentConfig::mixer_at(int64_t block) const {
+  if (!mixers.empty()) return mixers.at(static_cast<size_t>(block));
+  return std::find(slstm_at.begin(), slstm_at.end(), block) != slstm_at.end() ? "slstm" : "mlstm";
+}
+
+bool StudentConfig::has_mixer(std::string_view kind) const {
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    if (mixer_at(block) == kind) return true;
+  }
+  return false;
 }
 
 int64_t StudentConfig::mlstm_inner_dim() const {
@@ -82,12 +89,6 @@ int64_t StudentConfig::mlstm_inner_dim() const {
 
 int64_t StudentConfig::ffn_dim() const {
   return rounded_width(*this, ffn_proj_factor);
-}
-
-int64_t StudentConfig::num_trainable_parameters() const {
-  int64_t count = 0;
-  for (const auto& spec : parameter_specs(*this)) count += spec.num_elements();
-  return count;
 }
 
 void StudentConfig::check() const {
@@ -107,7 +108,9 @@ void StudentConfig::check() const {
   if (const auto twice = std::adjacent_find(sorted.begin(), sorted.end()); twice != sorted.end())
     throw ConfigError("student.slstm_at has block {} twice: name each block once", *twice);
 
-  if (!slstm_at.empty()) {
+  if (!mixers.empty() && static_cast<int64_t>(mixers.size()) != num_blocks)
+    throw ConfigError("student.mixers names {} kinds for {} blocks: one each is needed", mixers.size(), num_blocks);
+  if (has_mixer("slstm")) {
     check_divides("student.num_heads", slstm_num_heads, "student.hidden_size", embedding_dim);
     check_at_least("student.conv1d_kernel_size", slstm_conv1d_kernel_size, 0);
     check_one_of("student.bias_init", bias_init, {"powerlaw_blockdependent", "small_init", "zeros", "standard"});
@@ -123,7 +126,7 @@ void StudentConfig::check() const {
       check_at_least("student.ffn_proj_factor * student.hidden_size, rounded", ffn_dim(), 1);
     }
   }
-  if (static_cast<int64_t>(slstm_at.size()) < num_blocks) {
+  if (has_mixer("mlstm")) {
     check_at_least("student.mlstm_proj_factor * student.hidden_size, rounded", mlstm_inner_dim(), 1);
     check_divides("student.num_heads", mlstm_num_heads, "the mLSTM's inner width", mlstm_inner_dim());
     check_divides("student.qkv_proj_blocksize", qkv_proj_blocksize, "the mLSTM's inner width", mlstm_inner_dim());

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -28,11 +29,12 @@ struct StudentConfig {
   std::string ffn_act_fn = "gelu", bias_init = "powerlaw_blockdependent", recurrent_weight_init = "zeros";
   bool has_ffn = true, bias = false, ffn_bias = false, add_post_blocks_norm = true, tie_weights = false, group_norm_weight = true;
   int64_t chunk_size = 64;
+  std::vector<std::string> mixers;  // the kind of each block's mixer (student/mixer.h); empty: "slstm" at slstm_at, "mlstm" elsewhere
 
-  [[nodiscard]] bool is_slstm(int64_t block) const;
-  [[nodiscard]] int64_t mlstm_inner_dim() const;           // I
-  [[nodiscard]] int64_t ffn_dim() const;                   // P
-  [[nodiscard]] int64_t num_trainable_parameters() const;  // blocks and post norm
+  [[nodiscard]] std::string mixer_at(int64_t block) const;
+  [[nodiscard]] bool has_mixer(std::string_view kind) const;
+  [[nodiscard]] int64_t mlstm_inner_dim() const;  // I
+  [[nodiscard]] int64_t ffn_dim() const;          // P
   // config.json: the nested keys of xLSTMLMModelConfig, plus ours under "distil_xlstm". `slstm_backend` is "cuda" or "vanilla": the
   // layout in which the weights beside it store R and b.
   [[nodiscard]] json to_json(const std::string& slstm_backend = "cuda") const;

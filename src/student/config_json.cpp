@@ -189,6 +189,7 @@ StudentConfig read_stack(const json& object, const std::string& where, int64_t o
     own.require_value<int64_t>("format_version", 1);
     own.require_value<std::string>("kind", "paper");
     config.chunk_size = own.take<int64_t>("chunk_size", 64);
+    config.mixers = own.take<std::vector<std::string>>("mixers", {});
     own.reject_others();
   }
   if (is_outermost)  // what any Hugging Face configuration may carry
@@ -231,6 +232,7 @@ json StudentConfig::to_json(const std::string& slstm_backend) const {
                  {"vocab_size", vocab_size},
                  {"tie_weights", tie_weights}};
   config["distil_xlstm"] = {{"format_version", 1}, {"kind", "paper"}, {"chunk_size", chunk_size}};
+  if (!mixers.empty()) config["distil_xlstm"]["mixers"] = mixers;
   return config;
 }
 

@@ -3,17 +3,14 @@
 #include <ATen/Parallel.h>
 #include <spdlog/spdlog.h>
 
-#include <map>
 #include <optional>
 
 #include "base/error.h"
 #include "base/text.h"
-#include "ops/blockdiag.h"
 #include "ops/device.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
-#include "student/blocks.h"
-#include "student/parameters.h"
+#include "student/mixer.h"
 #include "student/state.h"
 #include "student/stored.h"
 
@@ -37,38 +34,22 @@ NamedTensors fresh_parameters(const StudentConfig& config, uint64_t seed, at::De
   return parameters;
 }
 
-BlockWeights bind_block(const StudentConfig& config, int64_t block, const std::map<std::string, Tensor>& by_name) {
-  BlockWeights weights;
-  if (!config.is_slstm(block)) weights.kind = MlstmWeights{};
-  weights.for_each([&](const char* suffix, Tensor& tensor) {
-    if (const auto it = by_name.find(block_prefix(block) + suffix); it != by_name.end()) tensor = it->second;
-  });
-  return weights;
-}
-
-// The type that forward_block converts this weight to, if it does. The CUDA kernel of q, k and v reads its small weights in float32.
-std::optional<at::ScalarType> product_dtype(std::string_view name, at::ScalarType compute_dtype, bool keeps_qkv) {
-  if (keeps_qkv && (name.starts_with("xlstm.q_proj.") || name.starts_with("xlstm.k_proj.") || name.starts_with("xlstm.v_proj.")))
-    return std::nullopt;
-  if (name.ends_with("gate.weight") && !name.starts_with("xlstm.mlstm_cell.")) return cell_dtype(compute_dtype);
-  if (name.find("proj") != std::string_view::npos) return compute_dtype;
-  return std::nullopt;
-}
-
 class XlstmStudent final : public Student {
  public:
   XlstmStudent(StudentConfig config, NamedTensors parameters, Tensor embedding_VD, Tensor head_VD)
       : config_(std::move(config)),
         parameters_(std::move(parameters)),
         embedding_VD_(std::move(embedding_VD)),
-        head_VD_(std::move(head_VD)) {
-    std::map<std::string, Tensor> by_name;
-    for (auto& [name, tensor] : parameters_) {
-      tensor.requires_grad_();
-      by_name[name] = tensor;
+        head_VD_(std::move(head_VD)),
+        mixers_(make_mixers(config_)) {
+    for (auto& [name, tensor] : parameters_) tensor.requires_grad_();
+    auto next = parameters_.begin();  // in the order of parameter_specs
+    for (const auto& mixer : mixers_) {
+      MixerWeights weights;
+      for (size_t i = 0; i < mixer->parameters().size(); ++i) weights.push_back((next++)->second);
+      blocks_.push_back(std::move(weights));
     }
-    for (int64_t block = 0; block < config_.num_blocks; ++block) blocks_.push_back(bind_block(config_, block, by_name));
-    if (config_.add_post_blocks_norm) post_norm_ = by_name.at("xlstm_block_stack.post_blocks_norm.weight");
+    if (config_.add_post_blocks_norm) post_norm_ = next->second;
     dtype_ = parameters_.front().second.scalar_type();
     step_dtype_ = dtype_;
   }
@@ -77,19 +58,20 @@ class XlstmStudent final : public Student {
                         nn::DecodeState* decode_state) override {
     check_input(tokens_BS, is_start_BS);
     StudentState* state = checked_state(decode_state, tokens_BS.size(0));
-    BlockCall call{&config_, is_start_BS, effective_dtype(options.compute_dtype), options.mlstm_form};
+    MixerCall call{is_start_BS, effective_dtype(options.compute_dtype), options.mlstm_form};
     if (is_start_BS.defined()) call.is_start_BS = is_start_BS.to(device(), at::kByte);
 
     const bool records = at::GradMode::is_enabled();
-    const std::vector<BlockWeights>& converted = converted_blocks(call.compute_dtype);
-    const std::vector<BlockWeights>& blocks = records ? blocks_ : converted;
-    const auto run = records && options.activation_checkpointing ? forward_block_checkpointed : forward_block;
+    const std::vector<MixerWeights>& converted = converted_blocks(call.compute_dtype);
+    const std::vector<MixerWeights>& blocks = records ? blocks_ : converted;
+    const bool recomputes = records && options.activation_checkpointing;
     StudentOutput output;
     Tensor x_BSD = at::embedding(embedding_VD_, tokens_BS.to(device())).to(dtype_);
     for (size_t i = 0; i < blocks.size(); ++i) {
-      BlockState* block_state = state ? &state->blocks()[i] : nullptr;
+      MixerState* block_state = state ? state->blocks()[i].get() : nullptr;
       if (records && &converted != &blocks_) call.products = &converted[i];
-      x_BSD = run(blocks[i], x_BSD, call, block_state);
+      x_BSD = recomputes ? forward_checkpointed(*mixers_[i], blocks[i], x_BSD, call, block_state)
+                         : mixers_[i]->forward(blocks[i], x_BSD, call, block_state);
       if (block_state) StudentState::settle(*block_state);
       if (options.collect_blocks) output.block_outputs_BSD.push_back(x_BSD);
     }
@@ -112,9 +94,8 @@ class XlstmStudent final : public Student {
 
   std::unique_ptr<nn::DecodeState> new_state(int64_t batch, int64_t /*max_tokens*/) override {
     if (batch < 1) throw ValueError("student: a state for {} sequences was asked for: at least 1 is needed", batch);
-    std::vector<BlockState> blocks;
-    for (int64_t block = 0; block < config_.num_blocks; ++block)
-      blocks.push_back(zero_block_state(config_, block, batch, step_dtype_, at::TensorOptions(device()).dtype(dtype_)));
+    std::vector<std::unique_ptr<MixerState>> blocks;
+    for (const auto& mixer : mixers_) blocks.push_back(mixer->zero_state(batch, step_dtype_, at::TensorOptions(device()).dtype(dtype_)));
     return std::make_unique<StudentState>(std::move(blocks), batch);
   }
 
@@ -145,6 +126,11 @@ class XlstmStudent final : public Student {
   [[nodiscard]] at::Device device() const override { return embedding_VD_.device(); }
   [[nodiscard]] const StudentConfig& config() const override { return config_; }
   [[nodiscard]] const NamedTensors& parameters() const override { return parameters_; }
+  [[nodiscard]] std::vector<ParameterTraits> parameter_traits() const override {
+    std::vector<ParameterTraits> traits;
+    for (const ParameterSpec& spec : parameter_specs(config_)) traits.push_back({spec.group, spec.decays});
+    return traits;
+  }
   void set_compute_dtype(at::ScalarType dtype) override { step_dtype_ = effective_dtype(dtype); }
 
   [[nodiscard]] std::unique_ptr<Student> replica() const override {
@@ -177,7 +163,7 @@ class XlstmStudent final : public Student {
   [[nodiscard]] std::string precision() const override { return ops::precision_name(step_dtype_); }
   [[nodiscard]] std::string description() const override {
     return fmt::format("xLSTM, {} blocks (sLSTM at [{}]), {} trainable parameters", config_.num_blocks, fmt::join(config_.slstm_at, ", "),
-                       format_parameters(static_cast<double>(config_.num_trainable_parameters())));
+                       format_parameters(static_cast<double>(num_trainable_parameters(config_))));
   }
 
   [[nodiscard]] NamedTensors stored_tensors(SlstmLayout layout, bool with_frozen) const override {
@@ -216,18 +202,18 @@ class XlstmStudent final : public Student {
   }
 
   // The matrices in the types of their products: converted once, and kept until a parameter changes.
-  const std::vector<BlockWeights>& converted_blocks(at::ScalarType compute_dtype) {
+  const std::vector<MixerWeights>& converted_blocks(at::ScalarType compute_dtype) {
     if (compute_dtype == dtype_) return blocks_;
     int64_t version = 0;
     for (const auto& [name, tensor] : parameters_) version += tensor._version();
     if (cast_blocks_.empty() || cast_dtype_ != compute_dtype || cast_version_ != version) {
       cast_blocks_ = blocks_;
-      const bool keeps_qkv = ops::qkv_takes_float32_weights(parameters_.front().second, config_.qkv_proj_blocksize);
-      for (BlockWeights& block : cast_blocks_) {
-        block.for_each([&](std::string_view name, Tensor& tensor) {
-          if (const auto dtype = product_dtype(name, compute_dtype, keeps_qkv); dtype && tensor.defined())
-            tensor = tensor.detach().to(*dtype);
-        });
+      for (size_t block = 0; block < mixers_.size(); ++block) {
+        const auto& specs = mixers_[block]->parameters();
+        for (size_t i = 0; i < specs.size(); ++i) {
+          Tensor& weight = cast_blocks_[block][i];
+          if (specs[i].product_type) weight = weight.detach().to(specs[i].product_type(weight, compute_dtype));
+        }
       }
       cast_dtype_ = compute_dtype;
       cast_version_ = version;
@@ -238,7 +224,8 @@ class XlstmStudent final : public Student {
   StudentConfig config_;
   NamedTensors parameters_;
   Tensor embedding_VD_, head_VD_, post_norm_;
-  std::vector<BlockWeights> blocks_, cast_blocks_;
+  std::vector<std::shared_ptr<const Mixer>> mixers_;
+  std::vector<MixerWeights> blocks_, cast_blocks_;
   at::ScalarType dtype_ = at::kFloat, step_dtype_ = at::kFloat, cast_dtype_ = at::kFloat;
   int64_t cast_version_ = -1;
 };
@@ -293,8 +280,10 @@ std::unique_ptr<Student> Student::load(const io::ModelFiles& files, at::Device d
   return assemble(config, std::move(loaded.parameters), embedding_VD, head_VD, device);
 }
 
-bool is_decayed(const std::string& name) {
-  return name.find("weight") != std::string::npos && name.find("norm") == std::string::npos;
+std::vector<bool> decays_of(const Student& student) {
+  std::vector<bool> decays;
+  for (const ParameterTraits& traits : student.parameter_traits()) decays.push_back(traits.decays);
+  return decays;
 }
 
 }  // namespace distil_xlstm::student

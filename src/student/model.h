@@ -29,6 +29,11 @@ struct StudentOutput {
   std::vector<Tensor> block_outputs_BSD;  // when collect_blocks
 };
 
+struct ParameterTraits {
+  std::string group;    // of parameters that are trained alike (ParameterSpec::group)
+  bool decays = false;  // whether weight decay applies
+};
+
 class StudentState;  // a DecodeState: per block, cell states and convolution tails
 
 class Student : public nn::LanguageModel {
@@ -47,6 +52,8 @@ class Student : public nn::LanguageModel {
   // Trainable parameters by their stored names (`xlstm_block_stack.blocks.0.xlstm_norm.weight`), float32 leaves with requires_grad; R and b
   // in canonical layout [H, K, 4, K], [H, 4, K].
   [[nodiscard]] virtual const NamedTensors& parameters() const = 0;
+  // What becomes of each in training, in the same order.
+  [[nodiscard]] virtual std::vector<ParameterTraits> parameter_traits() const = 0;
   [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;
   // Another student over the same storage, whose parameters are leaves of their own: it sees every change of the values, and gradients do
   // not mix, so that several threads may each run one.
@@ -57,7 +64,7 @@ class Student : public nn::LanguageModel {
   [[nodiscard]] virtual NamedTensors stored_tensors(SlstmLayout layout, bool with_frozen) const = 0;
 };
 
-// Whether weight decay applies (docs/mathematics.md 5): name contains "weight" and not "norm".
-bool is_decayed(const std::string& name);
+// ParameterTraits::decays of each parameter.
+std::vector<bool> decays_of(const Student& student);
 
 }  // namespace distil_xlstm::student

@@ -12,6 +12,7 @@
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
+#include "student/mixer.h"
 #include "tokenizer/stop_ids.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
@@ -180,17 +181,17 @@ void write_status(Session& s, const std::string& status, const Trainer* trainer)
 }
 
 json describe_session(const Session& s, const teacher::TeacherShape& shape) {
-  return {
-      {"format", kRunFormat},
-      {"program_version", DISTIL_XLSTM_VERSION},
-      {"status", "starting"},
-      {"method", s.config.distill.method},
-      {"teacher", {{"model", s.config.teacher.model}, {"description", s.teacher->description()}, {"parameters", shape.num_parameters}}},
-      {"student", {{"description", s.student->description()}, {"trainable_parameters", s.student->config().num_trainable_parameters()}}},
-      {"device", s.device.str()},
-      {"precision", ops::precision_name(s.compute_dtype)},
-      {"prepared", s.data.prepared},
-      {"settings", config::to_json(s.config)}};
+  return {{"format", kRunFormat},
+          {"program_version", DISTIL_XLSTM_VERSION},
+          {"status", "starting"},
+          {"method", s.config.distill.method},
+          {"teacher", {{"model", s.config.teacher.model}, {"description", s.teacher->description()}, {"parameters", shape.num_parameters}}},
+          {"student",
+           {{"description", s.student->description()}, {"trainable_parameters", student::num_trainable_parameters(s.student->config())}}},
+          {"device", s.device.str()},
+          {"precision", ops::precision_name(s.compute_dtype)},
+          {"prepared", s.data.prepared},
+          {"settings", config::to_json(s.config)}};
 }
 
 TrainStatus train_session(Session& s, const DistillRequest& request, const fs::path& checkpoint) {

@@ -9,32 +9,16 @@
 #include "base/text.h"
 #include "ops/head_loss.h"
 #include "ops/packed_matrix.h"
+#include "student/mixer.h"
 
 namespace distil_xlstm::train {
 namespace {
 
-// Values that the backward pass keeps for a token, by block: in the compute type (activations) and in float32 (cells and their states).
-struct KeptValues {
-  int64_t compute = 0, full = 0;
-  [[nodiscard]] int64_t size_bytes(int64_t compute_bytes) const { return compute * compute_bytes + full * 4; }
-};
-
-KeptValues kept_by_block(const student::StudentConfig& s, int64_t block) {
-  const int64_t D = s.embedding_dim, I = s.mlstm_inner_dim(), P = s.ffn_dim();
-  if (s.is_slstm(block)) {
-    // Input, norm, conv, four gate products, cell output, group norm; feed-forward: input, norm, both halves, their product. Cell: y c n m,
-    // gates.
-    return {.compute = 9 * D + (s.has_ffn ? 2 * D + 4 * P : 0), .full = 8 * D};
-  }
-  // Input, norm, both halves of proj_up, conv, q k v, h, norm, skip, gated product. Cell: one matrix state a chunk and head.
-  return {.compute = 2 * D + 10 * I, .full = I * (I / s.mlstm_num_heads) / std::max<int64_t>(s.chunk_size, 1) + 6 * s.mlstm_num_heads};
-}
-
 int64_t activation_bytes(const config::RunConfig& config, const student::StudentConfig& s, int64_t compute_bytes) {
   const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
   int64_t all = 0, largest = 0;
-  for (int64_t block = 0; block < s.num_blocks; ++block) {
-    const int64_t kept = kept_by_block(s, block).size_bytes(compute_bytes);
+  for (const auto& mixer : student::make_mixers(s)) {
+    const int64_t kept = mixer->kept_values().size_bytes(compute_bytes);
     all += kept;
     largest = std::max(largest, kept);
   }
@@ -69,7 +53,7 @@ config::RunConfig with_micro_batch(config::RunConfig config, int64_t micro_batch
 ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentConfig& student) {
   ParameterCounts counts;
   counts.teacher = teacher.num_parameters;
-  counts.trainable = student.num_trainable_parameters();
+  counts.trainable = student::num_trainable_parameters(student);
   counts.embedding = teacher.vocab_size * teacher.hidden_size;
   counts.stored = counts.trainable + (teacher.is_tied ? 1 : 2) * counts.embedding;
   counts.as_paper = counts.trainable + 2 * counts.embedding;

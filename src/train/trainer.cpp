@@ -104,7 +104,7 @@ void Trainer::make_optimizer() {
   const auto& settings = in_.config.optimizer;
   optimizer_ = std::make_unique<optim::AdamW>(
       in_.student.parameters(), optim::AdamWSettings{settings.betas[0], settings.betas[1], settings.eps, settings.weight_decay},
-      student::is_decayed);
+      student::decays_of(in_.student));
 }
 
 distill::StepContext Trainer::context() const {

@@ -3,6 +3,8 @@
 // --states N: after N single-token steps, state.BLOCK.{y,c,n,m,conv} or state.BLOCK.{C,n,m,conv}, and step_logits [B, N, V].
 // --write DIRECTORY: the student's own checkpoint, in the layout of --layout.
 #include "base/error.h"
+#include "student/mlstm.h"
+#include "student/slstm.h"
 #include "student/state.h"
 #include "student/stored.h"
 #include "tools/model_dump.h"
@@ -72,18 +74,23 @@ void dump_states(Student& student, const Input& input, int64_t num_steps, NamedT
   out.emplace_back("step_logits", at::cat(logits, 1));
   auto& state = dynamic_cast<student::StudentState&>(*decode_state);
   for (size_t i = 0; i < state.blocks().size(); ++i) {
-    const student::BlockState& block = state.blocks()[i];
+    student::MixerState* block = state.blocks()[i].get();
     const auto add = [&](const char* name, const Tensor& tensor) {
       if (tensor.defined()) out.emplace_back(fmt::format("state.{}.{}", i, name), tensor);
     };
-    add("conv", block.conv_tail_BJF);
-    add("y", block.slstm.hidden_BHK);
-    add("c", block.slstm.cell_BHK);
-    add("n", block.slstm.normalizer_BHK);
-    add("m", block.slstm.stabilizer_BHK);
-    add("C", block.mlstm.cell_BHKV);
-    add("n", block.mlstm.normalizer_BHK);
-    add("m", block.mlstm.stabilizer_BH);
+    if (const auto* slstm = dynamic_cast<student::SlstmMixerState*>(block)) {
+      add("conv", slstm->conv_tail_BJF);
+      add("y", slstm->cell.hidden_BHK);
+      add("c", slstm->cell.cell_BHK);
+      add("n", slstm->cell.normalizer_BHK);
+      add("m", slstm->cell.stabilizer_BHK);
+    }
+    if (const auto* mlstm = dynamic_cast<student::MlstmMixerState*>(block)) {
+      add("conv", mlstm->conv_tail_BJF);
+      add("C", mlstm->cell.cell_BHKV);
+      add("n", mlstm->cell.normalizer_BHK);
+      add("m", mlstm->cell.stabilizer_BH);
+    }
   }
 }
 

@@ -57,8 +57,8 @@ TEST_F(ProcessTest, AFileThatIsCutWhileItIsMappedIsNamed) {
 }
 
 TEST_F(ProcessTest, OtherBusErrorsEndTheProcessAsBefore) {
-#ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "AddressSanitizer has a handler of its own";
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer has a handler of its own";
 #endif
   const fs::path path = folder_ / "a";
   write_file_atomic(path, std::string(1 << 16, 'x'));

@@ -27,8 +27,12 @@ Tensor leaf(const Tensor& values) {
   return values.clone().requires_grad_(true);
 }
 
-bool is_decayed(const std::string& name) {
-  return name.find("weight") != std::string::npos && name.find("norm") == std::string::npos;
+// Weights decay, biases and norms do not.
+std::vector<bool> decays(const NamedTensors& parameters) {
+  std::vector<bool> flags;
+  for (const auto& [name, parameter] : parameters)
+    flags.push_back(name.find("weight") != std::string::npos && name.find("norm") == std::string::npos);
+  return flags;
 }
 
 TEST(AdamW, TenStepsAsPyTorch) {
@@ -38,7 +42,7 @@ TEST(AdamW, TenStepsAsPyTorch) {
     for (const auto& [name, shape] : golden["shapes"].items()) {
       parameters.emplace_back(name, leaf(tensor_of(golden["start"][name], shape.get<std::vector<int64_t>>(), device)));
     }
-    AdamW optimizer(parameters, {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1}, is_decayed);
+    AdamW optimizer(parameters, {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1}, decays(parameters));
     int step = 0;
     for (const json& wanted : golden["steps"]) {
       for (auto& [name, parameter] : parameters) {
@@ -64,7 +68,7 @@ TEST(AdamW, TenStepsAsPyTorch) {
 TEST(AdamW, RestoreContinuesToTheBit) {
   at::manual_seed(3);
   const NamedTensors first = {{"a.weight", leaf(at::randn({4, 6}))}, {"a.bias", leaf(at::randn({5}))}};
-  AdamW original(first, {}, is_decayed);
+  AdamW original(first, {}, decays(first));
   const auto run_step = [](const NamedTensors& parameters, AdamW& optimizer, int seed) {
     at::manual_seed(static_cast<uint64_t>(seed));
     for (const auto& [name, parameter] : parameters) parameter.mutable_grad() = at::randn(parameter.sizes());
@@ -74,7 +78,7 @@ TEST(AdamW, RestoreContinuesToTheBit) {
   NamedTensors second, saved;
   for (const auto& [name, parameter] : first) second.emplace_back(name, leaf(parameter.detach()));
   for (const auto& [name, state] : original.state_tensors()) saved.emplace_back(name, state.clone());
-  AdamW resumed(second, {}, is_decayed);
+  AdamW resumed(second, {}, decays(second));
   const auto find = [&](const std::string& wanted) {
     for (const auto& [name, state] : saved) {
       if (name == wanted) return state;
@@ -91,7 +95,7 @@ TEST(AdamW, DividesGradients) {
     const Tensor start = at::randn({37}, device), gradient = at::randn({37}, device);
     const NamedTensors plain = {{"a.weight", leaf(start)}, {"a.bias", leaf(start)}},
                        scaled = {{"a.weight", leaf(start)}, {"a.bias", leaf(start)}};
-    AdamW first(plain, {}, is_decayed), second(scaled, {}, is_decayed);
+    AdamW first(plain, {}, decays(plain)), second(scaled, {}, decays(scaled));
     for (const double divisor : {64.0, 3.0, 1.0}) {
       for (const auto& [name, parameter] : plain) parameter.mutable_grad() = gradient.clone();
       for (const auto& [name, parameter] : scaled) parameter.mutable_grad() = gradient * divisor;
@@ -110,7 +114,7 @@ TEST(AdamW, DividesGradients) {
 // The student's converted weights go by the parameters' versions, which LibTorch's fused operation leaves alone.
 TEST(AdamW, AStepCountsAsAChange) {
   const Tensor parameter = at::ones({3}).requires_grad_();
-  AdamW optimizer({{"weight", parameter}}, {}, [](const std::string&) { return true; });
+  AdamW optimizer({{"weight", parameter}}, {}, {true});
   const int64_t before = parameter._version();
   parameter.mutable_grad() = at::ones({3});
   optimizer.step(0.1);
@@ -119,7 +123,7 @@ TEST(AdamW, AStepCountsAsAChange) {
 
 TEST(AdamW, LeavesParametersWithoutGradientAlone) {
   const NamedTensors parameters = {{"a.weight", leaf(at::ones({3}))}, {"b.weight", leaf(at::ones({3}))}};
-  AdamW optimizer(parameters, {}, is_decayed);
+  AdamW optimizer(parameters, {}, decays(parameters));
   parameters[0].second.mutable_grad() = at::ones({3});
   optimizer.step(0.1);
   EXPECT_FALSE(at::equal(parameters[0].second, at::ones({3})));
@@ -130,10 +134,11 @@ TEST(AdamW, LeavesParametersWithoutGradientAlone) {
 }
 
 TEST(AdamW, RefusesWrongParametersAndStates) {
-  EXPECT_THROW(AdamW({{"a", at::ones({2}, at::kDouble).requires_grad_(true)}}, {}, is_decayed), ValueError);
+  EXPECT_THROW(AdamW({{"a", at::ones({2}, at::kDouble).requires_grad_(true)}}, {}, {false}), ValueError);
   const Tensor parameter = leaf(at::ones({2}));
-  EXPECT_THROW(AdamW({{"a", parameter * 2}}, {}, is_decayed), ValueError);
-  AdamW optimizer({{"a", parameter}}, {}, is_decayed);
+  EXPECT_THROW(AdamW({{"a", parameter * 2}}, {}, {false}), ValueError);
+  EXPECT_THROW(AdamW({{"a", parameter}}, {}, {}), ValueError) << "nothing says whether it decays";
+  AdamW optimizer({{"a", parameter}}, {}, {false});
   EXPECT_THROW(optimizer.restore([](const std::string&) { return Tensor(); }, 1), DataError);
   EXPECT_THROW(optimizer.restore([](const std::string&) { return at::ones({3}); }, 1), DataError);
 }

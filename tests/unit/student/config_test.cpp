@@ -1,5 +1,5 @@
 // The student's shape: the paper's heuristics, parameter counts (xlstm.md 7.2), configuration files, wrong settings.
-#include "student/config.h"
+#include "student/mixer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -54,12 +54,12 @@ TEST(StudentConfig, ParameterCountsOfTheSpecification) {
                               {16, 4, 1.7, 83401824, 550149216},  {16, 32, 1.3, 76213344, 542960736}, {16, 32, 1.7, 84175968, 550923360}};
   for (const Row& row : rows) {
     const StudentConfig config = derive_student(paper_settings(row.heads, row.block_size, row.ffn_factor), qwen_shape(), 512);
-    EXPECT_EQ(config.num_trainable_parameters(), row.trainable) << row.heads << " " << row.block_size << " " << row.ffn_factor;
-    EXPECT_EQ(config.num_trainable_parameters() + 2 * config.vocab_size * config.embedding_dim, row.untied);
+    EXPECT_EQ(num_trainable_parameters(config), row.trainable) << row.heads << " " << row.block_size << " " << row.ffn_factor;
+    EXPECT_EQ(num_trainable_parameters(config) + 2 * config.vocab_size * config.embedding_dim, row.untied);
   }
   StudentSettings all_mlstm = paper_settings(3, 32, 1.7);
   all_mlstm.slstm_at = std::string("none");
-  EXPECT_EQ(derive_student(all_mlstm, qwen_shape(), 256).num_trainable_parameters(), 87175716);
+  EXPECT_EQ(num_trainable_parameters(derive_student(all_mlstm, qwen_shape(), 256)), 87175716);
 }
 
 TEST(StudentConfig, PaperHeuristics) {
@@ -147,7 +147,7 @@ TEST(StudentConfig, JsonRoundTrip) {
   EXPECT_EQ(written["slstm_block"]["slstm"]["backend"], "vanilla");
   const StudentConfig read = StudentConfig::from_json(written, "config.json");
   EXPECT_EQ(read.to_json("vanilla"), written);
-  EXPECT_EQ(read.num_trainable_parameters(), config.num_trainable_parameters());
+  EXPECT_EQ(num_trainable_parameters(read), num_trainable_parameters(config));
 
   config.has_ffn = false;
   EXPECT_FALSE(StudentConfig::from_json(config.to_json(), "config.json").has_ffn);

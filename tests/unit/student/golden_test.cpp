@@ -1,4 +1,6 @@
 // A golden model whose numbers come from the PyPI package in double precision.
+#include "student/mlstm.h"
+#include "student/slstm.h"
 #include "student/state.h"
 #include "unit/student/student_testing.h"
 
@@ -128,6 +130,12 @@ TEST_P(GoldenModel, LogitsLossAndGradients) {
 INSTANTIATE_TEST_SUITE_P(Forms, GoldenModel, ::testing::Values(ops::MlstmForm::parallel, ops::MlstmForm::chunkwise),
                          [](const auto& info) { return info.param == ops::MlstmForm::parallel ? "parallel" : "chunkwise"; });
 
+// sLSTM and mLSTM blocks in turn.
+Tensor conv_tail(const StudentState& state, size_t block) {
+  MixerState* mixer = state.blocks()[block].get();
+  return block % 2 == 0 ? own_state<SlstmMixerState>(mixer)->conv_tail_BJF : own_state<MlstmMixerState>(mixer)->conv_tail_BJF;
+}
+
 TEST(GoldenModel, StepStates) {
   for (const at::Device device : devices()) {
     const auto student = golden_student(device);
@@ -137,21 +145,21 @@ TEST(GoldenModel, StepStates) {
     for (int64_t t = 0; t < 6; ++t) {
       (void)student->forward_step(golden_tokens().narrow(1, t, 1), state);
       if (t != 4) continue;
-      for (const BlockState& block : state.blocks()) third_inputs.push_back(block.conv_tail_BJF.select(1, 0));
+      for (size_t block = 0; block < state.blocks().size(); ++block) third_inputs.push_back(conv_tail(state, block).select(1, 0));
     }
     const auto norm = [](const Tensor& x) { return x.norm().item<double>(); };
-    const auto conv_norm = [&](size_t block) { return std::hypot(norm(state.blocks()[block].conv_tail_BJF), norm(third_inputs[block])); };
+    const auto conv_norm = [&](size_t block) { return std::hypot(norm(conv_tail(state, block)), norm(third_inputs[block])); };
     const std::array<std::array<double, 5>, 2> slstm{{{0.7258736561, 2.7989804472, 7.9232188654, 0.7901603322, 8.1984141555},
                                                       {0.5134994618, 2.2001863093, 8.0609024587, 0.9274748804, 8.3255385448}}};
     for (const size_t i : {0, 1}) {
-      const ops::SlstmState& s = state.blocks()[2 * i].slstm;
+      const ops::SlstmState& s = own_state<SlstmMixerState>(state.blocks()[2 * i].get())->cell;
       EXPECT_NEAR(norm(s.hidden_BHK), slstm[i][0], kPrinted);
       EXPECT_NEAR(norm(s.cell_BHK), slstm[i][1], kPrinted);
       EXPECT_NEAR(norm(s.normalizer_BHK), slstm[i][2], kPrinted);
       EXPECT_NEAR(norm(s.stabilizer_BHK), slstm[i][3], kPrinted);
       EXPECT_NEAR(conv_norm(2 * i), slstm[i][4], kPrinted);
     }
-    const ops::MlstmState& m = state.blocks()[1].mlstm;
+    const ops::MlstmState& m = own_state<MlstmMixerState>(state.blocks()[1].get())->cell;
     EXPECT_NEAR(norm(m.cell_BHKV), 0.2290841797, kPrinted);
     EXPECT_NEAR(norm(m.normalizer_BHK), 0.3209192595, kPrinted);
     EXPECT_NEAR(norm(m.stabilizer_BH), 0.8040207795, kPrinted);

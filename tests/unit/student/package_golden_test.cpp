@@ -1,5 +1,7 @@
 // A mid-size student against values of the PyPI package in float64 (tests/golden/make_student.py).
 #include "io/safetensors.h"
+#include "student/mlstm.h"
+#include "student/slstm.h"
 #include "student/state.h"
 #include "student/stored.h"
 #include "support/source_directory.h"
@@ -78,20 +80,23 @@ TEST_F(PackageGolden, StepsAndStates) {
       EXPECT_LT(relative_error(at::cat(logits, 1), tensor("step_logits")), tolerance(dtype));
       auto& state = dynamic_cast<StudentState&>(*decode_state);
       for (size_t i = 0; i < 4; ++i) {
-        const BlockState& block = state.blocks()[i];
+        MixerState* block = state.blocks()[i].get();
         const auto expect = [&](const char* name, const Tensor& value) {
           EXPECT_LT(relative_error(value, tensor(fmt::format("state.{}.{}", i, name))), tolerance(dtype)) << i << " " << name;
         };
-        expect("conv", block.conv_tail_BJF);
-        if (config_.is_slstm(static_cast<int64_t>(i))) {
-          expect("y", block.slstm.hidden_BHK);
-          expect("c", block.slstm.cell_BHK);
-          expect("n", block.slstm.normalizer_BHK);
-          expect("m", block.slstm.stabilizer_BHK);
+        if (config_.mixer_at(static_cast<int64_t>(i)) == "slstm") {
+          const auto& slstm = *own_state<SlstmMixerState>(block);
+          expect("conv", slstm.conv_tail_BJF);
+          expect("y", slstm.cell.hidden_BHK);
+          expect("c", slstm.cell.cell_BHK);
+          expect("n", slstm.cell.normalizer_BHK);
+          expect("m", slstm.cell.stabilizer_BHK);
         } else {
-          expect("C", block.mlstm.cell_BHKV);
-          expect("n", block.mlstm.normalizer_BHK);
-          expect("m", block.mlstm.stabilizer_BH);
+          const auto& mlstm = *own_state<MlstmMixerState>(block);
+          expect("conv", mlstm.conv_tail_BJF);
+          expect("C", mlstm.cell.cell_BHKV);
+          expect("n", mlstm.cell.normalizer_BHK);
+          expect("m", mlstm.cell.stabilizer_BH);
         }
       }
     }

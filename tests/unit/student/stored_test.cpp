@@ -271,14 +271,18 @@ TEST_F(StoredTest, DecayGroupsOfTheSpecification) {
                                       "conv.weight",    "fgate.weight",     "igate.weight",  "zgate.weight",  "ogate.weight"};
   std::set<std::string> seen;
   const auto student = Student::create(config, frozen, frozen, 0, at::kCPU);
-  for (const auto& [name, tensor] : student->parameters()) {
+  const auto traits = student->parameter_traits();
+  ASSERT_EQ(traits.size(), student->parameters().size());
+  for (size_t i = 0; i < traits.size(); ++i) {
+    const std::string& name = student->parameters()[i].first;
     const auto last = name.rfind('.', name.rfind('.') - 1);
     const std::string tail = name.substr(last + 1);
     seen.insert(tail);
-    EXPECT_EQ(is_decayed(name), decayed.contains(tail)) << name;
+    EXPECT_EQ(traits[i].decays, decayed.contains(tail)) << name;
+    EXPECT_EQ(traits[i].group == "norm", name.find("norm") != std::string::npos) << name;
+    EXPECT_EQ(traits[i].group == "feed_forward", tail.starts_with("proj_") && name.find(".ffn.") != std::string::npos) << name;
   }
   for (const std::string& tail : decayed) EXPECT_TRUE(seen.contains(tail)) << tail;
-  EXPECT_TRUE(is_decayed("lm_head.weight"));
 }
 
 }  // namespace

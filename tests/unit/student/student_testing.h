@@ -6,8 +6,8 @@
 #include <map>
 #include <memory>
 
+#include "student/mixer.h"
 #include "student/model.h"
-#include "student/parameters.h"
 #include "unit/ops/op_testing.h"
 
 namespace distil_xlstm::student {

@@ -77,7 +77,7 @@ inline config::RunConfig small_config() {
 // Everything a Trainer needs, over shards in `data`.
 struct SmallRun {
   SmallRun(const config::RunConfig& settings, const fs::path& data, const fs::path& run, const std::string& resume_from = "",
-           int64_t stop_after_steps = 0)
+           int64_t stop_after_steps = 0, const std::vector<std::string>& mixers = {})
       : config(settings) {
     fs::create_directories(run);
     auto& teacher = small_teacher();
@@ -93,8 +93,9 @@ struct SmallRun {
     validation = std::make_unique<data::Loader>(options);
     const auto shape = teacher::teacher_shape(io::open_model("stories260K").config);
     if (resume_from.empty()) {
-      student = student::Student::create(student::derive_student(config.student, shape, 12), teacher.embedding_weight(),
-                                         teacher.head_weight(), config.seed, at::kCPU);
+      auto student_config = student::derive_student(config.student, shape, 12);
+      student_config.mixers = mixers;
+      student = student::Student::create(student_config, teacher.embedding_weight(), teacher.head_weight(), config.seed, at::kCPU);
     } else {
       student =
           student::Student::load(io::open_model(resume_from), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());

@@ -61,7 +61,7 @@ class MicroBatchTest : public ::testing::Test {
     MicroBatches micro_batches(*teacher_, *student_, *alignment_);
     const auto& parameters = student_->parameters();
     const NamedTensors before = copies_of(parameters);
-    optim::AdamW optimizer(parameters, {}, student::is_decayed);
+    optim::AdamW optimizer(parameters, {}, student::decays_of(*student_));
     std::vector<const data::Batch*> firsts;
     for (const auto& calls : steps) {
       for (const auto& batches : calls) firsts.push_back(&batches.front());

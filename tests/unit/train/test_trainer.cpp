@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/signals.h"
 #include "small_run.h"
+#include "support/decay_mixer.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -66,6 +67,22 @@ TEST_F(TrainerTest, TheLossFalls) {
   run.trainer->run();
   const auto steps = records_of(folder_ / "run", "train");
   EXPECT_LT(steps.back()["kl_at_1"].get<double>(), 0.7 * steps.front()["kl_at_1"].get<double>());
+}
+
+// One that the program does not know, through the registry: trained, killed and resumed as any other.
+TEST_F(TrainerTest, AMixerFromOutsideIsTrainedAndResumed) {
+  student::add_decay_mixer();
+  const std::vector<std::string> mixers = {"decay", "slstm"};
+  const auto config = small_config();
+  SmallRun whole(config, data_, folder_ / "whole", "", 0, mixers);
+  whole.trainer->run();
+  const auto steps = records_of(folder_ / "whole", "train");
+  EXPECT_LT(steps.back()["loss"].get<double>(), steps.front()["loss"].get<double>());
+  SmallRun(config, data_, folder_ / "run", "", 3, mixers).trainer->run();
+  SmallRun resumed(config, data_, folder_ / "run", checkpoint_at(folder_ / "run", 3)->string());
+  EXPECT_EQ(resumed.student->config().mixers, mixers);
+  resumed.trainer->run();
+  EXPECT_EQ(max_difference(resumed.student->parameters(), whole.student->parameters()), 0.0);
 }
 
 // How a step's rows are cut into micro-batches changes nothing: masks make the target counts of micro-batches differ.

@@ -1,0 +1,120 @@
+// A token mixer with what belongs to it in a block: from the residual stream before to the one after. Kinds are chosen by name, block by
+// block. Letters: B batch, S sequence, N = B S tokens, D width of the stream.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "ops/mlstm.h"
+#include "student/config.h"
+#include "student/parameter.h"
+
+namespace distil_xlstm::student {
+
+// What a mixer carries from token to token: tensors whose first dimension is the row of the batch. Only the mixer knows more of them.
+class MixerState {
+ public:
+  virtual ~MixerState() = default;
+  // Calls visit for each defined tensor, always in one order.
+  virtual void for_each(const std::function<void(Tensor&)>& visit) = 0;
+  // Handles to the same tensors.
+  [[nodiscard]] virtual std::unique_ptr<MixerState> clone() const = 0;
+};
+
+// Of a mixer's tensors, in the order of its parameters().
+using MixerWeights = std::vector<Tensor>;
+
+struct MixerCall {
+  Tensor is_start_BS;                         // uint8, 1 where a document begins, or undefined
+  at::ScalarType compute_dtype = at::kFloat;  // of the matrix products
+  ops::MlstmForm form = ops::MlstmForm::chunkwise;
+  const MixerWeights* products = nullptr;  // the weights as products take them, kept from step to step; null: converted where they are used
+};
+
+// Values that the backward pass keeps for a token: in the compute type (activations) and in float32 (cells and their states).
+struct KeptValues {
+  int64_t compute = 0, full = 0;
+  [[nodiscard]] int64_t size_bytes(int64_t compute_bytes) const { return compute * compute_bytes + full * 4; }
+};
+
+// The state as the mixer made it. Throws ValueError where another did.
+template <typename State>
+State* own_state(MixerState* state) {
+  if (state == nullptr) return nullptr;
+  auto* own = dynamic_cast<State*>(state);
+  if (own == nullptr) throw ValueError("student: the decoding state was made by another model");
+  return own;
+}
+
+// Has no tensors of its own: one may serve several students and threads.
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+
+  [[nodiscard]] virtual std::string_view kind() const = 0;
+  [[nodiscard]] virtual const std::vector<ParameterSpec>& parameters() const = 0;
+  // x_BSD, the residual stream in float32 (float64 where the parameters are) -> the same after the block. Differentiable in x and the
+  // weights. `state`, unless null, is where the rows start from, and holds where they ended afterwards. One token a row and no gradient is
+  // the recurrent step.
+  [[nodiscard]] virtual Tensor forward(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
+                                       MixerState* state) const = 0;
+  // Where rows begin; float32 (`options`) except what enters the convolution, which has the type of its input.
+  [[nodiscard]] virtual std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
+                                                               at::TensorOptions options) const = 0;
+  [[nodiscard]] virtual KeptValues kept_values() const = 0;
+};
+
+// Mixer::forward that keeps only its input for backward and computes the rest again there.
+Tensor forward_checkpointed(const Mixer& mixer, const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call, MixerState* state);
+
+// Makes the mixer of a block from the student's shape.
+using MakeMixer = std::function<std::unique_ptr<const Mixer>(const StudentConfig& config, int64_t block)>;
+
+// Adds a kind beside "slstm" and "mlstm". Throws ValueError when the name is taken. Not while students are made on other threads.
+void add_mixer_kind(const std::string& name, MakeMixer make);
+
+// The mixers of all blocks, by StudentConfig::mixer_at. Throws ConfigError that names a kind which is not known, and those which are.
+std::vector<std::shared_ptr<const Mixer>> make_mixers(const StudentConfig& config);
+
+// All trainable tensors in the order of the blocks, by their full names; frozen ones (embedding, head) are not among them.
+std::vector<ParameterSpec> parameter_specs(const StudentConfig& config);
+int64_t num_trainable_parameters(const StudentConfig& config);
+
+// "xlstm_block_stack.blocks.3."
+std::string block_prefix(int64_t block);
+
+// Names the tensors of MixerWeights for a mixer's own use. `Weights` has for_each(visit), which calls visit(name, tensor) for each member;
+// those that parameters() lacks stay undefined.
+template <typename Weights>
+class WeightBinder {
+ public:
+  explicit WeightBinder(const std::vector<ParameterSpec>& parameters) {
+    Weights names;
+    names.for_each([&](std::string_view name, const Tensor&) {
+      size_t place = 0;
+      while (place < parameters.size() && parameters[place].name != name) ++place;
+      places_.push_back(place);
+    });
+  }
+
+  // Undefined members throughout for a null pointer.
+  [[nodiscard]] Weights operator()(const MixerWeights* values) const {
+    Weights weights;
+    if (values == nullptr) return weights;
+    size_t next = 0;
+    weights.for_each([&](std::string_view, Tensor& tensor) {
+      if (const size_t place = places_[next++]; place < values->size()) tensor = (*values)[place];
+    });
+    return weights;
+  }
+
+ private:
+  std::vector<size_t> places_;  // in parameters(), or behind them
+};
+
+}  // namespace distil_xlstm::student
