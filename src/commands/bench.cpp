@@ -153,7 +153,8 @@ BenchSubject make_subject(const Options& options) {
   subject.config = load_config(options.run);
   subject.teacher_config = geometry(subject.config.teacher.model);
   subject.teacher = teacher::teacher_shape(subject.teacher_config);
-  subject.student = student::derive_student(subject.config.student, subject.teacher, subject.config.data.context_length);
+  subject.shape = student::derive_shape(subject.config.student, subject.teacher, subject.config.data.context_length);
+  subject.student = student::paper_config(*subject.shape);
   for (const auto& name : options.parts) {
     if (!has_bench_part(subject, name))
       throw ConfigError("bench: part {}: no block of this student runs it{}", name,
@@ -182,7 +183,7 @@ void run_bench(const cli::BenchOptions& options) {
   fmt::print("{}; {}; products {}FLOP/s, copies {}B/s\n", device, ops::precision_name(subject.compute_dtype),
              format_count(subject.flops_per_second), format_count(subject.bytes_per_second));
   fmt::print("teacher {} in {}, student of {} blocks, context {}\n", subject.config.teacher.model,
-             teacher::precision_name(subject.teacher_precision), subject.student.num_blocks, subject.config.data.context_length);
+             teacher::precision_name(subject.teacher_precision), subject.shape->num_layers(), subject.config.data.context_length);
   const auto is_wanted = [&](const std::string& name) {
     return options.parts.empty() || std::find(options.parts.begin(), options.parts.end(), name) != options.parts.end();
   };

@@ -215,7 +215,7 @@ PartResult bench_teacher(const BenchSubject& subject) {
   PartResult result{.name = "teacher_forward",
                     .shape = fmt::format("{} x {}, {} layers of {}, mean of their states", B, S, subject.teacher.num_layers,
                                          subject.teacher.hidden_size)};
-  const auto flops = train::count_flops(subject.teacher, subject.student, S);
+  const auto flops = train::count_flops(subject.teacher, *subject.shape, S);
   result.floor_seconds = flops.teacher_body * static_cast<double>(subject.tokens()) / subject.teacher_flops_per_second;
   {
     const json few_layers = with_two_layers(subject.teacher_config);

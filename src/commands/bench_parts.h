@@ -8,7 +8,7 @@
 #include "base/json.h"
 #include "commands/trace.h"
 #include "config/run_config.h"
-#include "student/config.h"
+#include "student/paper/shape.h"
 #include "teacher/teacher.h"
 
 namespace distil_xlstm::commands {
@@ -18,7 +18,8 @@ struct BenchSubject {
   config::RunConfig config;
   json teacher_config;
   teacher::TeacherShape teacher;
-  student::StudentConfig student;
+  std::shared_ptr<const student::StudentShape> shape;
+  student::StudentConfig student;  // the same, whose blocks' operations are measured
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
   teacher::Precision teacher_precision;

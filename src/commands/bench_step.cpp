@@ -7,7 +7,7 @@
 #include "distill/method.h"
 #include "ops/device.h"
 #include "optim/adamw.h"
-#include "student/model.h"
+#include "student/student.h"
 #include "train/estimate.h"
 #include "train/micro_batch.h"
 
@@ -34,16 +34,16 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
   const auto& config = subject.config;
   const ops::PriorityStream stream(subject.device);  // as the trainer
   const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_precision, subject.device);
-  const auto student =
-      student::Student::create(subject.student, teacher->embedding_weight(), teacher->head_weight(), config.seed, subject.device);
-  const distill::Alignment alignment(config.distill.alignment, teacher->num_layers(), subject.student.num_blocks);
+  const auto student = subject.shape->fresh(
+      {.device = subject.device, .embedding_VD = teacher->embedding_weight(), .head_VD = teacher->head_weight()}, config.seed);
+  const distill::Alignment alignment(config.distill.alignment, teacher->num_layers(), subject.shape->num_layers());
   train::MicroBatches micro_batches(*teacher, *student, alignment);
   const auto& parameters = student->parameters();
   optim::AdamW optimizer(parameters, {.weight_decay = config.optimizer.weight_decay}, student::decays_of(*student));
   optim::LossScaler scaler(subject.compute_dtype == at::kHalf, config.optimizer.initial_loss_scale);
   constexpr int64_t kSteps = 1000;  // of the schedules: what they give in the first step
   const auto method = distill::make_method(config.distill, kSteps, 1);
-  const auto flops = train::count_flops(subject.teacher, subject.student, config.data.context_length);
+  const auto flops = train::count_flops(subject.teacher, *subject.shape, config.data.context_length);
 
   std::vector<StepBench> results;
   for (const int64_t rows : micro_batch_sizes) {
@@ -54,7 +54,7 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     settings.plan = method->plan({.step = 0, .total_steps = kSteps, .epoch = 0, .num_epochs = 1});
     settings.measures_alignment = settings.plan.alignment_weight != 0.0;
     settings.student.compute_dtype = subject.compute_dtype;
-    settings.student.collect_blocks = settings.measures_alignment && alignment.needs_blocks();
+    settings.student.collect_layers = settings.measures_alignment && alignment.needs_blocks();
     settings.student.activation_checkpointing = config.train.checkpointing == "blocks";
     const train::NextBatch next{&batch, settings.measures_alignment};
     const auto step = [&] {

@@ -13,7 +13,7 @@
 #include "commands/compute.h"
 #include "io/model_files.h"
 #include "io/safetensors.h"
-#include "student/model.h"
+#include "student/registry.h"
 #include "tokenizer/stop_ids.h"
 
 namespace distil_xlstm::commands {
@@ -90,16 +90,15 @@ void run_export(const cli::ExportOptions& options) {
                       get_or<std::string>(files.config, "model_type", "transformer", files.path.string()));
   const fs::path target = options.output;
   check_target(options, files.path);
-  const auto layout = options.layout == "cuda" ? student::SlstmLayout::cuda : student::SlstmLayout::vanilla;
   const at::ScalarType dtype = options.dtype == "fp32" ? at::kFloat : options.dtype == "fp16" ? at::kHalf : at::kBFloat16;
-  const auto student = student::Student::load(files, at::kCPU);
+  const auto student = student::load_student(files);
   std::vector<Tensor> kept;
   json config = {{"model_type", kModelType}};
-  config.update(student->config().to_json());
+  config.update(student->shape().to_json(""));
   const OutputLock lock(target, OutputLock::Place::beside);
   clear_abandoned(resolved_output(target));
   check_target(options, files.path);  // another process may have written before the lock was ours
-  const auto views = to_views(student->stored_tensors(layout, true), dtype, kept);
+  const auto views = to_views(student->stored_tensors(options.layout, true), dtype, kept);
   write_directory_atomic(target, [&](const fs::path& staging) {
     io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}},
                           /*has_checksum=*/true);

@@ -3,7 +3,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "ops/device.h"
-#include "student/model.h"
+#include "student/registry.h"
 #include "teacher/teacher.h"
 
 namespace distil_xlstm::commands {
@@ -18,7 +18,8 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
   const at::ScalarType dtype = ops::parse_precision(precision, device);
   LoadedModel loaded{.files = io::open_model(name_or_path), .model = nullptr, .tokenizer = std::nullopt};
   if (loaded.files.kind == io::ModelKind::student) {
-    auto student = student::Student::load(loaded.files, device, dtype == at::kDouble ? at::kDouble : at::kFloat);
+    auto student =
+        student::load_student(loaded.files, {.device = device, .parameter_dtype = dtype == at::kDouble ? at::kDouble : at::kFloat});
     student->set_compute_dtype(dtype);
     loaded.model = std::move(student);
   } else {

@@ -17,6 +17,7 @@
 #include "eval/validation.h"
 #include "io/model_files.h"
 #include "ops/device.h"
+#include "student/registry.h"
 #include "train/estimate.h"
 
 namespace distil_xlstm::commands {
@@ -59,7 +60,7 @@ int64_t rows_of_shards(const config::RunConfig& config) {
 struct Plan {
   config::RunConfig config;
   teacher::TeacherShape teacher;
-  student::StudentConfig student;
+  std::unique_ptr<student::StudentShape> student;
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
   teacher::Precision teacher_precision;
@@ -102,14 +103,11 @@ std::string trainable_text(int64_t count) {
 }
 
 void print_models(const Plan& p) {
-  const auto counts = train::count_parameters(p.teacher, p.student);
-  std::vector<int64_t> slstm = p.student.slstm_at;
+  const auto counts = train::count_parameters(p.teacher, *p.student);
   fmt::print("Teacher    {}, {}, hidden {}, {}, vocabulary {}: {} parameters\n", p.teacher.model_type,
              cli::counted(p.teacher.num_layers, "layer"), p.teacher.hidden_size, cli::counted(p.teacher.num_heads, "head"),
              p.teacher.vocab_size, format_parameters(static_cast<double>(counts.teacher)));
-  fmt::print("Student    {} ({} sLSTM, {} mLSTM), {}, inner width {}, feed-forward {}\n", cli::counted(p.student.num_blocks, "block"),
-             slstm.size(), p.student.num_blocks - static_cast<int64_t>(slstm.size()), cli::counted(p.student.mlstm_num_heads, "head"),
-             p.student.mlstm_inner_dim(), p.student.ffn_dim());
+  fmt::print("Student    {}\n", p.student->description());
   fmt::print("  trainable                  {:>10}   blocks and final norm\n", trainable_text(counts.trainable));
   fmt::print("  frozen embedding           {:>10}   {}\n", format_parameters(static_cast<double>(counts.embedding)),
              p.teacher.is_tied ? "also the head: tied in the teacher" : "and as many in the head");
@@ -122,14 +120,14 @@ void print_models(const Plan& p) {
 void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) {
   const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_precision.dtype)),
              compute_bytes = static_cast<int64_t>(c10::elementSize(p.compute_dtype));
-  const auto items = train::estimate_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu());
+  const auto items = train::estimate_memory(p.config, p.teacher, *p.student, teacher_bytes, compute_bytes, p.device.is_cpu());
   fmt::print("Memory     teacher {}, compute {}, {} of {} tokens a micro-batch\n", teacher::precision_name(p.teacher_precision),
              ops::precision_name(p.compute_dtype), cli::counted(p.config.train.micro_batch_size, "row"), p.config.data.context_length);
   for (const auto& item : items)
     fmt::print("  {:<30} {:>10}   {}\n", item.name, format_bytes(static_cast<double>(item.size_bytes)), item.note);
   fmt::print("  {:<30} {:>10}\n", "together", format_bytes(static_cast<double>(train::total_bytes(items))));
   if (limit_bytes > 0) {
-    const auto advice = train::advise_memory(p.config, p.teacher, p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), limit_bytes);
+    const auto advice = train::advise_memory(p.config, p.teacher, *p.student, teacher_bytes, compute_bytes, p.device.is_cpu(), limit_bytes);
     if (advice.fits)
       fmt::print("  fits into {}\n", limit);
     else if (advice.changes.empty())
@@ -159,7 +157,7 @@ void print_schedule(const Plan& p, const train::RunLength& length) {
 }
 
 void print_time(const Plan& p, const Options& options, const std::vector<std::pair<std::string, train::RunLength>>& lengths) {
-  const auto flops = train::count_flops(p.teacher, p.student, p.config.data.context_length);
+  const auto flops = train::count_flops(p.teacher, *p.student, p.config.data.context_length);
   const auto flop = [](double count) { return format_count(count) + (count < 999.5 ? " FLOP" : "FLOP"); };
   fmt::print("Arithmetic a token\n  teacher {} (body {}, head {}), student {} (mixer {} forward and backward, frozen head {})\n",
              flop(flops.teacher_body + flops.teacher_head), flop(flops.teacher_body), flop(flops.teacher_head),
@@ -206,7 +204,7 @@ void run_plan(const cli::PlanOptions& options) {
   Plan p;
   p.config = options.run.load().run;
   p.teacher = read_teacher_shape(p.config.teacher.model);
-  p.student = student::derive_student(p.config.student, p.teacher, p.config.data.context_length);
+  p.student = student::derive_shape(p.config.student, p.teacher, p.config.data.context_length);
   p.device = ops::parse_device(p.config.train.device);
   p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);
   p.teacher_precision = teacher::parse_precision(p.config.teacher.precision, p.device);

@@ -18,7 +18,7 @@
 #include "ops/mlstm.h"
 #include "ops/norm.h"
 #include "ops/slstm.h"
-#include "student/model.h"
+#include "student/paper/student.h"
 
 namespace distil_xlstm::commands {
 
@@ -232,7 +232,7 @@ std::unique_ptr<student::Student> small_student(at::Device device, at::ScalarTyp
   config.slstm_at = {0, 2};
   config.chunk_size = 16;
   const Tensor embedding = at::randn({50, 32}).to(device, dtype);
-  return student::Student::create(config, embedding, embedding, 1, device, dtype);
+  return student::PaperStudent::create(config, embedding, embedding, 1, device, dtype);
 }
 
 double decode_equals_forward(at::Device device) {

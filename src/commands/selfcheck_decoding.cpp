@@ -5,7 +5,7 @@
 #include "commands/selfcheck.h"
 #include "ops/device.h"
 #include "ops/head_loss.h"
-#include "student/model.h"
+#include "student/paper/student.h"
 #include "teacher/teacher.h"
 
 namespace distil_xlstm::commands {
@@ -50,7 +50,7 @@ std::unique_ptr<student::Student> small_student(Mixers mixers, at::Device device
   const auto parameter_type = type == at::kDouble ? at::kDouble : at::kFloat;
   at::manual_seed(seed);
   const Tensor embedding = at::randn({kVocabulary, kWidth}).to(device, parameter_type);
-  auto student = student::Student::create(config, embedding, embedding, seed, device, parameter_type);
+  auto student = student::PaperStudent::create(config, embedding, embedding, seed, device, parameter_type);
   student->set_compute_dtype(type);
   const at::NoGradGuard no_grad;
   for (const auto& [name, parameter] : student->parameters()) Tensor(parameter).add_(at::randn(parameter.sizes()).mul_(0.1).to(parameter));

@@ -5,7 +5,7 @@
 #include "commands/selfcheck.h"
 #include "ops/device.h"
 #include "ops/head_loss.h"
-#include "student/model.h"
+#include "student/paper/student.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -50,7 +50,7 @@ double student_error(at::Device device, at::ScalarType type) {
   const Tensor embedding = at::randn({50, 64});
   const auto make = [&](at::Device where, at::ScalarType parameter_type) {
     const Tensor frozen = embedding.to(where, parameter_type);
-    return student::Student::create(config, frozen, frozen, 1, where, parameter_type);
+    return student::PaperStudent::create(config, frozen, frozen, 1, where, parameter_type);
   };
   const auto exact = make(at::kCPU, at::kDouble), student = make(device, at::kFloat);
   {

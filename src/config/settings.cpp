@@ -250,8 +250,8 @@ std::vector<Setting> build_table() {
          "of the teacher's weights and products; auto: bf16 on GPUs that have it, else fp32; fp8: the layers' products, the rest in bf16",
          {"auto", "fp32", "bf16", "fp16", "fp8"}, "--teacher-precision");
 
-  t.text("student.kind", MEMBER(student.kind), "paper: new xLSTM blocks between the teacher's frozen embedding and head", {"paper"},
-         "--student-kind");
+  t.text("student.kind", MEMBER(student.kind), "a kind of student; paper: new xLSTM blocks between the teacher's frozen embedding and head",
+         {}, "--student-kind");
   t.name_or_count("student.num_blocks", MEMBER(student.num_blocks), {"half", "same"}, "blocks, or their share of the teacher's layers");
   t.name_or_count("student.num_heads", MEMBER(student.num_heads), {"ceil4", "ceil4_div4"},
                   "heads; ceil4: the teacher's, rounded up to a multiple of 4");

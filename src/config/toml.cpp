@@ -137,11 +137,14 @@ constexpr int kMaxKeyParts = 32;
 
 // Throws where the parser must not go: a key of more than kMaxKeyParts parts (it bounds how deep values lie in each other, but not the
 // tables that `a.a.a...` opens, which are freed by recursion), and characters beyond ASCII outside of strings and comments, which are wrong
-// there and reach undefined behaviour in it. Strings and comments are passed over as the parser does.
+// there and reach undefined behaviour in it. Strings and comments are passed over as the parser does; a quote in the middle of a word
+// begins no string for it, and is wrong.
 void check_outside_strings(std::string_view text, const std::string& name) {
   int64_t line = 1;
   int parts = 1;
+  char before = '\n';
   const auto pass = [&](size_t end) {  // of what may hold newlines
+    before = text[std::min(end, text.size()) - 1];
     line += std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(std::min(end, text.size())), '\n');
     text.remove_prefix(std::min(end, text.size()));
   };
@@ -149,6 +152,8 @@ void check_outside_strings(std::string_view text, const std::string& name) {
   while (!text.empty()) {
     const char c = text.front();
     const std::string_view quotes = text.substr(0, 3);
+    if ((c == '"' || c == '\'') && std::string_view(" \t\r\n=[{,.").find(before) == std::string_view::npos)
+      throw ConfigError("{}:{}: a quote stands in the middle of a word", name, line);
     if (quotes == R"(""")" || quotes == "'''") {
       size_t end = 3;
       while (end < text.size() && text.substr(end, 3) != quotes) end += c == '"' && text[end] == '\\' ? 2 : 1;

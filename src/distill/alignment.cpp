@@ -105,13 +105,13 @@ Tensor Alignment::loss_sum(const student::StudentOutput& student, const teacher:
   const Tensor& last_BSD = settings_.state == "post_norm" ? student.last_hidden_BSD : student.final_hidden_BSD;
   if (!needs_blocks()) return pair_loss(settings_, last_BSD, teacher.hidden_mean_BSD, is_masked_BS);
   const size_t blocks = group_sizes_.size();
-  if (student.block_outputs_BSD.size() != blocks || teacher.group_means_BSD.size() != blocks) {
+  if (student.layer_outputs_BSD.size() != blocks || teacher.group_means_BSD.size() != blocks) {
     throw ShapeError("alignment: {} student blocks and {} teacher groups were collected, {} of each are needed",
-                     student.block_outputs_BSD.size(), teacher.group_means_BSD.size(), blocks);
+                     student.layer_outputs_BSD.size(), teacher.group_means_BSD.size(), blocks);
   }
   Tensor sum;
   for (size_t k = 0; k < blocks; ++k) {
-    const Tensor& state_BSD = k + 1 == blocks ? last_BSD : student.block_outputs_BSD[k];
+    const Tensor& state_BSD = k + 1 == blocks ? last_BSD : student.layer_outputs_BSD[k];
     const Tensor loss = pair_loss(settings_, state_BSD, teacher.group_means_BSD[k], is_masked_BS);
     sum = sum.defined() ? sum + loss : loss;
   }

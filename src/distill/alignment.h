@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "config/run_config.h"
-#include "student/model.h"
+#include "student/student.h"
 #include "teacher/teacher.h"
 
 namespace distil_xlstm::distill {

@@ -11,8 +11,8 @@
 
 #include "base/error.h"
 #include "ops/mlstm.h"
-#include "student/config.h"
 #include "student/parameter.h"
+#include "student/shape.h"
 
 namespace distil_xlstm::student {
 
@@ -34,12 +34,6 @@ struct MixerCall {
   at::ScalarType compute_dtype = at::kFloat;  // of the matrix products
   ops::MlstmForm form = ops::MlstmForm::chunkwise;
   const MixerWeights* products = nullptr;  // the weights as products take them, kept from step to step; null: converted where they are used
-};
-
-// Values that the backward pass keeps for a token: in the compute type (activations) and in float32 (cells and their states).
-struct KeptValues {
-  int64_t compute = 0, full = 0;
-  [[nodiscard]] int64_t size_bytes(int64_t compute_bytes) const { return compute * compute_bytes + full * 4; }
 };
 
 // The state as the mixer made it. Throws ValueError where another did.
@@ -71,22 +65,6 @@ class Mixer {
 
 // Mixer::forward that keeps only its input for backward and computes the rest again there.
 Tensor forward_checkpointed(const Mixer& mixer, const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call, MixerState* state);
-
-// Makes the mixer of a block from the student's shape.
-using MakeMixer = std::function<std::unique_ptr<const Mixer>(const StudentConfig& config, int64_t block)>;
-
-// Adds a kind beside "slstm" and "mlstm". Throws ValueError when the name is taken. Not while students are made on other threads.
-void add_mixer_kind(const std::string& name, MakeMixer make);
-
-// The mixers of all blocks, by StudentConfig::mixer_at. Throws ConfigError that names a kind which is not known, and those which are.
-std::vector<std::shared_ptr<const Mixer>> make_mixers(const StudentConfig& config);
-
-// All trainable tensors in the order of the blocks, by their full names; frozen ones (embedding, head) are not among them.
-std::vector<ParameterSpec> parameter_specs(const StudentConfig& config);
-int64_t num_trainable_parameters(const StudentConfig& config);
-
-// "xlstm_block_stack.blocks.3."
-std::string block_prefix(int64_t block);
 
 // Names the tensors of MixerWeights for a mixer's own use. `Weights` has for_each(visit), which calls visit(name, tensor) for each member;
 // those that parameters() lacks stay undefined.

@@ -12,7 +12,7 @@
 #include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
-#include "student/mixer.h"
+#include "student/registry.h"
 #include "tokenizer/stop_ids.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
@@ -47,7 +47,7 @@ struct Session {
   bool resumes = false, replaces = false;
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
-  student::StudentConfig wanted;  // the student's shape
+  std::unique_ptr<student::StudentShape> wanted;
   RunData data;
   std::unique_ptr<teacher::Teacher> teacher;
   std::unique_ptr<student::Student> student;
@@ -83,33 +83,14 @@ void check_settings_alone(const config::RunConfig& run) {
   if (!problems.empty()) throw ConfigError("{}", join(problems, "\n"));
 }
 
-// Differences between two students that matter: what fixes shapes and the function. How long rows are, how they are cut into chunks and
-// how fresh weights are drawn does not.
-std::vector<std::string> shape_differences(const student::StudentConfig& wanted, const student::StudentConfig& found) {
-  auto same = found;
-  same.context_length = wanted.context_length;
-  same.chunk_size = wanted.chunk_size;
-  same.bias_init = wanted.bias_init;
-  same.recurrent_weight_init = wanted.recurrent_weight_init;
-  const json here = wanted.to_json(), there = same.to_json();
-  std::vector<std::string> differences;
-  for (const auto& change : json::diff(here, there)) {
-    const json::json_pointer at(change["path"].get<std::string>());
-    const auto shown = [&](const json& config) { return config.contains(at) ? config[at].dump() : "nothing"; };
-    differences.push_back(
-        fmt::format("  {}: [student] and the teacher give {}, there it is {}", at.to_string().substr(1), shown(here), shown(there)));
-  }
-  return differences;
-}
-
 // Another student's weights, or those of the checkpoint that a resumed run goes on from.
-io::ModelFiles open_start(const std::string& from, bool resumes, const student::StudentConfig& wanted) {
+io::ModelFiles open_start(const std::string& from, bool resumes, const student::StudentShape& wanted) {
   auto files = resumes ? io::open_checkpoint(from) : io::open_model(from);
   if (files.kind != io::ModelKind::student) throw ConfigError("student.init_from = \"{}\": is no student", from);
-  const auto found = student::StudentConfig::from_json(files.config, files.path.string() + " (configuration)");
-  if (const auto differences = shape_differences(wanted, found); !differences.empty())
+  const auto found = student::read_shape(files.config, files.path.string() + " (configuration)");
+  if (const auto differences = wanted.differences(*found); !differences.empty())
     throw ConfigError("{}: is a student of another shape:\n{}", from, join(differences, "\n"));
-  files.config = wanted.to_json();
+  files.config = wanted.to_json("");
   return files;
 }
 
@@ -155,8 +136,8 @@ void check_length(const Session& s) {
 void make_student(Session& s, const std::optional<io::ModelFiles>& start) {
   const auto& embedding = s.teacher->embedding_weight();
   const auto& head = s.teacher->head_weight();
-  s.student = start ? student::Student::load(*start, s.device, at::kFloat, embedding, head)
-                    : student::Student::create(s.wanted, embedding, head, s.config.seed, s.device);
+  const student::StudentPlace place = {.device = s.device, .embedding_VD = embedding, .head_VD = head};
+  s.student = start ? student::load_student(*start, place) : s.wanted->fresh(place, s.config.seed);
 }
 
 // What every checkpoint of the run shares, written once. run.json comes first: it makes the directory a run.
@@ -186,8 +167,7 @@ json describe_session(const Session& s, const teacher::TeacherShape& shape) {
           {"status", "starting"},
           {"method", s.config.distill.method},
           {"teacher", {{"model", s.config.teacher.model}, {"description", s.teacher->description()}, {"parameters", shape.num_parameters}}},
-          {"student",
-           {{"description", s.student->description()}, {"trainable_parameters", student::num_trainable_parameters(s.student->config())}}},
+          {"student", {{"description", s.student->description()}, {"trainable_parameters", s.student->shape().num_trainable_parameters()}}},
           {"device", s.device.str()},
           {"precision", ops::precision_name(s.compute_dtype)},
           {"prepared", s.data.prepared},
@@ -285,8 +265,8 @@ TrainStatus run_distillation(const DistillRequest& request) {
     throw ConfigError("teacher.model = \"{}\": is a student, a transformer is needed", s.config.teacher.model);
   if (!files.tokenizer) throw ConfigError("teacher.model = \"{}\": has no tokenizer.json beside it", s.config.teacher.model);
   const auto shape = teacher::teacher_shape(files);
-  s.wanted = student::derive_student(s.config.student, shape, s.config.data.context_length);
-  const distill::Alignment fits(s.config.distill.alignment, shape.num_layers, s.wanted.num_blocks);  // throws where depths do not
+  s.wanted = student::derive_shape(s.config.student, shape, s.config.data.context_length);
+  const distill::Alignment fits(s.config.distill.alignment, shape.num_layers, s.wanted->num_layers());  // throws where depths do not
   if (shape.max_position_embeddings > 0 && s.config.data.context_length > shape.max_position_embeddings) {
     spdlog::warn("data.context_length = {} is longer than the {} positions the teacher was made for", s.config.data.context_length,
                  shape.max_position_embeddings);
@@ -299,7 +279,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   const fs::path checkpoint = s.resumes ? checked_last_checkpoint(s.run) : fs::path();
   const std::string from = s.resumes ? checkpoint.string() : s.config.student.init_from;
   std::optional<io::ModelFiles> start;
-  if (!from.empty()) start = open_start(from, s.resumes, s.wanted);
+  if (!from.empty()) start = open_start(from, s.resumes, *s.wanted);
   const Tokenizer tokenizer(*files.tokenizer);
   s.generation_config = generation_config(stop_ids(files, tokenizer), tokenizer);
   s.data = open_data({s.config, s.run, s.resumes, s.replaces}, tokenizer, shape.vocab_size);

@@ -9,22 +9,21 @@
 #include "base/text.h"
 #include "ops/head_loss.h"
 #include "ops/packed_matrix.h"
-#include "student/mixer.h"
 
 namespace distil_xlstm::train {
 namespace {
 
-int64_t activation_bytes(const config::RunConfig& config, const student::StudentConfig& s, int64_t compute_bytes) {
+int64_t activation_bytes(const config::RunConfig& config, const student::StudentShape& s, int64_t compute_bytes) {
   const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
   int64_t all = 0, largest = 0;
-  for (const auto& mixer : student::make_mixers(s)) {
-    const int64_t kept = mixer->kept_values().size_bytes(compute_bytes);
+  for (const auto& layer : s.kept_values()) {
+    const int64_t kept = layer.size_bytes(compute_bytes);
     all += kept;
     largest = std::max(largest, kept);
   }
   // With checkpointing only the blocks' inputs stay, and one block at a time is computed again.
   const bool checkpoints = config.train.checkpointing == "blocks";
-  return tokens * (checkpoints ? largest + s.num_blocks * s.embedding_dim * compute_bytes : all);
+  return tokens * (checkpoints ? largest + s.num_layers() * s.hidden_size() * compute_bytes : all);
 }
 
 // Threads that each take a share of a micro-batch's rows (MicroBatches).
@@ -50,10 +49,10 @@ config::RunConfig with_micro_batch(config::RunConfig config, int64_t micro_batch
 
 }  // namespace
 
-ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentConfig& student) {
+ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentShape& student) {
   ParameterCounts counts;
   counts.teacher = teacher.num_parameters;
-  counts.trainable = student::num_trainable_parameters(student);
+  counts.trainable = student.num_trainable_parameters();
   counts.embedding = teacher.vocab_size * teacher.hidden_size;
   counts.stored = counts.trainable + (teacher.is_tied ? 1 : 2) * counts.embedding;
   counts.as_paper = counts.trainable + 2 * counts.embedding;
@@ -61,7 +60,7 @@ ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const stu
 }
 
 std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
-                                        const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
+                                        const student::StudentShape& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
                                         int64_t num_threads) {
   if (num_threads < 1) num_threads = at::get_num_threads();
   const int64_t shares = num_shares(config, is_cpu, num_threads);
@@ -88,7 +87,7 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
                    "estimate, one layer at a time"});
   if (!is_cpu && config.train.gradient_accumulation_steps > 1)
     items.push_back({"gradients of a micro-batch", counts.trainable * 4, "float32, before they are added"});
-  const int64_t means = config.distill.alignment.kind == "average" ? 1 : student.num_blocks;
+  const int64_t means = config.distill.alignment.kind == "average" ? 1 : student.num_layers();
   const int64_t sets = is_cpu ? 1 : 2;
   items.push_back({"teacher outputs", sets * tokens * teacher.hidden_size * (teacher_bytes + 4 * means),
                    sets > 1 ? "of this micro-batch and the next" : "of a micro-batch"});
@@ -104,7 +103,7 @@ int64_t total_bytes(const std::vector<MemoryItem>& items) {
   return std::accumulate(items.begin(), items.end(), int64_t{0}, [](int64_t sum, const MemoryItem& item) { return sum + item.size_bytes; });
 }
 
-FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::StudentConfig& student, int64_t context_length) {
+FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::StudentShape& student, int64_t context_length) {
   const auto counts = count_parameters(teacher, student);
   const double head = 2.0 * static_cast<double>(counts.embedding);
   const int64_t frozen = (teacher.is_tied ? 1 : 2) * counts.embedding;
@@ -119,7 +118,7 @@ FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::S
   return flops;
 }
 
-MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher, const student::StudentConfig& student,
+MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher, const student::StudentShape& student,
                            int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu, int64_t limit_bytes) {
   const auto need = [&](const config::RunConfig& candidate, int64_t bytes_of_teacher) {
     return total_bytes(estimate_memory(candidate, teacher, student, bytes_of_teacher, compute_bytes, is_cpu));

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "config/run_config.h"
-#include "student/config.h"
+#include "student/shape.h"
 #include "teacher/teacher.h"
 #include "train/run_length.h"
 
@@ -32,17 +32,17 @@ struct FlopsPerToken {
   [[nodiscard]] double total() const { return teacher_body + teacher_head + student_mixer + student_head; }
 };
 
-ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentConfig& student);
+ParameterCounts count_parameters(const teacher::TeacherShape& teacher, const student::StudentShape& student);
 
 // Weights, gradients and moments are exact; activations and the heads' tiles are estimates for the device's kind.
 // `teacher_bytes` and `compute_bytes` are the sizes of an element of the teacher's weights (with fp8: of its embedding and activations) and
 // of the student's activations; `num_threads` share the rows on a CPU (0: as many as LibTorch has here).
 std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher,
-                                        const student::StudentConfig& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
+                                        const student::StudentShape& student, int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu,
                                         int64_t num_threads = 0);
 int64_t total_bytes(const std::vector<MemoryItem>& items);
 
-FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::StudentConfig& student, int64_t context_length);
+FlopsPerToken count_flops(const teacher::TeacherShape& teacher, const student::StudentShape& student, int64_t context_length);
 
 struct MemoryAdvice {
   bool fits = false;                 // as it is
@@ -51,7 +51,7 @@ struct MemoryAdvice {
 };
 
 // What to change so that the run fits into `limit_bytes`.
-MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher, const student::StudentConfig& student,
+MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::TeacherShape& teacher, const student::StudentShape& student,
                            int64_t teacher_bytes, int64_t compute_bytes, bool is_cpu, int64_t limit_bytes);
 
 }  // namespace distil_xlstm::train

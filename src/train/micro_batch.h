@@ -12,7 +12,7 @@
 #include "distill/alignment.h"
 #include "distill/method.h"
 #include "eval/validation.h"
-#include "student/model.h"
+#include "student/student.h"
 #include "teacher/teacher.h"
 
 namespace distil_xlstm::train {

@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "nn/finite.h"
 #include "ops/device.h"
+#include "student/registry.h"
 #include "train/checkpoint.h"
 
 namespace distil_xlstm::train {
@@ -87,7 +88,7 @@ Trainer::Trainer(const TrainerInputs& inputs)
     : in_(inputs),
       length_(run_length(in_.config.train, in_.train.rows_per_epoch(), in_.train.context_length())),
       method_(distill::make_method(in_.config.distill, length_.total_steps, length_.num_epochs, length_.steps_per_epoch)),
-      alignment_(in_.config.distill.alignment, in_.teacher.num_layers(), in_.student.config().num_blocks),
+      alignment_(in_.config.distill.alignment, in_.teacher.num_layers(), in_.student.shape().num_layers()),
       micro_batches_(in_.teacher, in_.student, alignment_, in_.head_rows),
       scaler_(in_.compute_dtype == at::kHalf, in_.config.optimizer.initial_loss_scale) {
   make_optimizer();
@@ -234,7 +235,7 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   settings.row_scale = r.loss_scale * r.plan.alignment_weight / static_cast<double>(std::max<int64_t>(r.num_rows, 1));
   settings.measures_alignment = measures_alignment(r.plan, step_);
   settings.student.compute_dtype = in_.compute_dtype;
-  settings.student.collect_blocks = settings.measures_alignment && alignment_.needs_blocks();
+  settings.student.collect_layers = settings.measures_alignment && alignment_.needs_blocks();
   settings.student.activation_checkpointing = in_.config.train.checkpointing == "blocks";
   std::optional<NextBatch> next;
   if (!next_batches_.empty()) {
@@ -426,8 +427,9 @@ void Trainer::start_stage_two() {
                     (in_.run / "checkpoints").string(), best_step_);
   }
   const at::NoGradGuard no_grad;
-  const auto chosen = student::Student::load(io::open_model(best->string()), in_.student.device(), at::kFloat,
-                                             in_.student.embedding_weight(), in_.student.head_weight());
+  const auto chosen = student::load_student(
+      io::open_model(best->string()),
+      {.device = in_.student.device(), .embedding_VD = in_.student.embedding_weight(), .head_VD = in_.student.head_weight()});
   const auto& from = chosen->parameters();
   const auto& to = in_.student.parameters();
   for (size_t i = 0; i < to.size(); ++i) Tensor(to[i].second).copy_(from[i].second);
@@ -466,9 +468,9 @@ void Trainer::save() {
     return;
   }
   metrics_->check_in_place();
-  const auto layout = in_.config.student.slstm_layout == "vanilla" ? student::SlstmLayout::vanilla : student::SlstmLayout::cuda;
+  const std::string& layout = in_.config.student.slstm_layout;
   CheckpointContent content;
-  content.student_config = in_.student.config().to_json(in_.config.student.slstm_layout);
+  content.student_config = in_.student.shape().to_json(layout);
   content.model = in_.student.stored_tensors(layout, /*with_frozen=*/false);
   content.optimizer = optimizer_->state_tensors();
   content.trainer = {{"step", step_},

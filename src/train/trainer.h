@@ -13,7 +13,7 @@
 #include "distill/method.h"
 #include "eval/validation.h"
 #include "optim/adamw.h"
-#include "student/model.h"
+#include "student/student.h"
 #include "teacher/teacher.h"
 #include "train/metrics.h"
 #include "train/micro_batch.h"

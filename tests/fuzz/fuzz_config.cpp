@@ -1,6 +1,6 @@
 // A model's config.json: {"config": {...}}, as a teacher of every family and as a student.
 #include "fuzz/fuzz_target.h"
-#include "student/config.h"
+#include "student/paper/config.h"
 #include "teacher/families.h"
 
 DISTIL_XLSTM_RECIPE_MUTATOR({"config",

@@ -1,7 +1,7 @@
 // A mixer that is no part of the program, added through its registry: a running sum of what a norm weight scales, with a decay a channel.
 #pragma once
 
-#include "student/mixer.h"
+#include "student/paper/mixers.h"
 
 namespace distil_xlstm::student {
 

@@ -3,16 +3,16 @@
 // --states N: after N single-token steps, state.BLOCK.{y,c,n,m,conv} or state.BLOCK.{C,n,m,conv}, and step_logits [B, N, V].
 // --write DIRECTORY: the student's own checkpoint, in the layout of --layout.
 #include "base/error.h"
-#include "student/mlstm.h"
-#include "student/slstm.h"
+#include "student/paper/mlstm.h"
+#include "student/paper/slstm.h"
+#include "student/paper/stored.h"
 #include "student/state.h"
-#include "student/stored.h"
 #include "tools/model_dump.h"
 
 namespace distil_xlstm {
 namespace {
 
-using student::Student;
+using student::PaperStudent;
 
 class Options {
  public:
@@ -31,24 +31,24 @@ class Options {
     const auto value = form == "parallel"    ? ops::MlstmForm::parallel
                        : form == "recurrent" ? ops::MlstmForm::recurrent
                                              : ops::MlstmForm::chunkwise;
-    return {.compute_dtype = dtype(), .collect_blocks = true, .mlstm_form = value};
+    return {.compute_dtype = dtype(), .collect_layers = true, .mlstm_form = value};
   }
 
  private:
   const std::map<std::string, std::string>& given_;
 };
 
-void dump_forward(Student& student, const Input& input, const Request& request, const Options& options, NamedTensors& out) {
+void dump_forward(PaperStudent& student, const Input& input, const Request& request, const Options& options, NamedTensors& out) {
   const at::NoGradGuard no_grad;
   const student::StudentOutput output = student.forward(input.tokens_BS, input.is_start_BS, options.forward());
   out.emplace_back("last_hidden", output.last_hidden_BSD);
   out.emplace_back("logits", student.logits(output.last_hidden_BSD));
   if (!request.with_hidden) return;
-  for (size_t block = 0; block < output.block_outputs_BSD.size(); ++block)
-    out.emplace_back(fmt::format("hidden.{}", block), output.block_outputs_BSD[block]);
+  for (size_t block = 0; block < output.layer_outputs_BSD.size(); ++block)
+    out.emplace_back(fmt::format("hidden.{}", block), output.layer_outputs_BSD[block]);
 }
 
-void dump_gradients(Student& student, const Input& input, const Options& options, NamedTensors& out) {
+void dump_gradients(PaperStudent& student, const Input& input, const Options& options, NamedTensors& out) {
   if (!input.targets_BS.defined()) throw ConfigError("model_dump: --gradients needs targets");
   const Tensor embedding_VD = student.embedding_weight().requires_grad_();
   const Tensor head_VD = student.head_weight().requires_grad_();
@@ -59,14 +59,14 @@ void dump_gradients(Student& student, const Input& input, const Options& options
   out.emplace_back("loss", loss.detach().reshape({1}));
   out.emplace_back("grad.token_embedding.weight", embedding_VD.grad());
   if (!head_VD.is_same(embedding_VD)) out.emplace_back("grad.lm_head.weight", head_VD.grad());
-  const auto specs = parameter_specs(student.config());
+  const auto specs = student::parameter_specs(student.config());
   for (size_t i = 0; i < specs.size(); ++i) {
     const Tensor& parameter = student.parameters()[i].second;
     out.emplace_back("grad." + specs[i].name, student::to_stored(parameter.grad(), specs[i].role, options.layout()));
   }
 }
 
-void dump_states(Student& student, const Input& input, int64_t num_steps, NamedTensors& out) {
+void dump_states(PaperStudent& student, const Input& input, int64_t num_steps, NamedTensors& out) {
   const auto decode_state = student.new_state(input.tokens_BS.size(0), num_steps);
   std::vector<Tensor> logits;
   for (int64_t t = 0; t < num_steps; ++t)
@@ -94,7 +94,7 @@ void dump_states(Student& student, const Input& input, int64_t num_steps, NamedT
   }
 }
 
-void write_checkpoint(const Student& student, const Options& options, const fs::path& directory) {
+void write_checkpoint(const PaperStudent& student, const Options& options, const fs::path& directory) {
   fs::create_directories(directory);
   write_json(directory / "config.json", student.config().to_json(options.get("--layout", "cuda")));
   write_tensors(directory / "model.safetensors", student.stored_tensors(options.layout(), true));
@@ -104,7 +104,7 @@ void write_checkpoint(const Student& student, const Options& options, const fs::
 
 void dump_student(const io::ModelFiles& files, const Input& input, const Request& request, NamedTensors& out) {
   const Options options(request);
-  const auto student = Student::load(files, at::kCPU, options.dtype());
+  const auto student = PaperStudent::load(files, at::kCPU, options.dtype());
   student->set_compute_dtype(options.dtype());
   dump_forward(*student, input, request, options, out);
   if (options.has("--states")) dump_states(*student, input, std::stoll(options.get("--states", "")), out);

@@ -8,7 +8,7 @@
 #include "generate/generator.h"
 #include "generate/synthesize.h"
 #include "io/model_files.h"
-#include "student/model.h"
+#include "student/paper/student.h"
 #include "teacher/teacher.h"
 #include "train/micro_batch.h"
 
@@ -69,7 +69,7 @@ void write_text(nn::LanguageModel& model) {
 }
 
 void train_on(teacher::Teacher& teacher, student::Student& student) {
-  const distill::Alignment alignment({}, teacher.num_layers(), student.config().num_blocks);
+  const distill::Alignment alignment({}, teacher.num_layers(), student.shape().num_layers());
   train::MicroBatches micro_batches(teacher, student, alignment);
   for (const int64_t rows : {1, 4}) {
     data::Batch batch{.num_rows = rows, .context_length = 3, .num_targets = rows * 3};
@@ -102,7 +102,7 @@ TEST(Weights, StayAsTheyAreInEveryCommand) {
       config.context_length = 16;
       config.slstm_at = {1};
       config.tie_weights = true;
-      const auto student = student::Student::create(config, teacher->embedding_weight(), teacher->head_weight(), 1, at::kCPU);
+      const auto student = student::PaperStudent::create(config, teacher->embedding_weight(), teacher->head_weight(), 1, at::kCPU);
       student->set_compute_dtype(type);
       const Watched watched_teacher(*teacher), watched_student(*student);
       const auto expect_unchanged = [&](const std::string& after) {

@@ -60,6 +60,14 @@ TEST(Toml, BoundsHowDeepTablesGo) {
               HasSubstr("--set: unknown key"));
 }
 
+// Found by the fuzzer: the parser reads on to the end of such a word, where a letter beyond ASCII is undefined behaviour in it.
+TEST(Toml, AQuoteInAWordBeginsNoString) {
+  for (const char* text : {"seed = 0.w\"eʮe\"", "a\"ʮ\" = 1", "seed = \"a\"\"ʮ\"", "[data]'ʮ'"})
+    EXPECT_THAT(problems_of(text), HasSubstr("a quote stands in the middle of a word")) << text;
+  EXPECT_THAT(problems_of("", {{"seed", "0.w\"eʮe\"", "--set"}}), HasSubstr("--set: seed")) << "plain text there";
+  EXPECT_EQ(load_config_text("\"teacher\".'model'=\"m\"\n[ \"data\" ]\n'train'= 'a' # \"b\"\n", "run.toml").run.data.train, "a");
+}
+
 // Found by the fuzzer: with NDEBUG the parser's assertion there was undefined behaviour.
 TEST(Toml, KeysBeginAsKeysMay) {
   for (const char* text : {"sched\xc3\xa9 = 1", "[data]\ncontext_length = 4 \xe2\x80\xa8", "[@data]", "@seed = 1",

@@ -23,8 +23,8 @@ struct Case {
   explicit Case(const AlignmentSettings& settings, int64_t blocks = kBlocks, int64_t layers = kLayers, at::ScalarType dtype = at::kDouble) {
     at::manual_seed(5);
     const auto options = at::TensorOptions(dtype);
-    for (int64_t k = 0; k < blocks; ++k) student.block_outputs_BSD.push_back(at::randn({kB, kS, kD}, options).requires_grad_(true));
-    student.final_hidden_BSD = student.block_outputs_BSD.back();
+    for (int64_t k = 0; k < blocks; ++k) student.layer_outputs_BSD.push_back(at::randn({kB, kS, kD}, options).requires_grad_(true));
+    student.final_hidden_BSD = student.layer_outputs_BSD.back();
     student.last_hidden_BSD = at::randn({kB, kS, kD}, options).requires_grad_(true);
     for (int64_t l = 0; l < layers; ++l) teacher.hidden_BSD.push_back(at::randn({kB, kS, kD}, options));
     const auto asked = Alignment(settings, layers, blocks).teacher_options();
@@ -83,7 +83,7 @@ TEST(Alignment, EveryKindIsItsDefinition) {
       for (size_t k = 0; k < 3; ++k) {
         Tensor mean = r.teacher.hidden_BSD[2 * k] + r.teacher.hidden_BSD[2 * k + 1];
         mean = k == 2 ? (mean + r.teacher.hidden_BSD[6]) / 3 : mean / 2;
-        wanted += naive(ratio, r.student.block_outputs_BSD[k], mean, r.mask_BS) / 3;
+        wanted += naive(ratio, r.student.layer_outputs_BSD[k], mean, r.mask_BS) / 3;
       }
       EXPECT_NEAR(Alignment(ratio, kLayers, kBlocks).loss_sum(r.student, r.teacher, r.mask_BS).item<double>(), wanted, 1e-10);
 
@@ -91,7 +91,7 @@ TEST(Alignment, EveryKindIsItsDefinition) {
       const Case b(block_wise, kLayers);
       wanted = 0.0;
       for (size_t k = 0; k < kLayers; ++k) {
-        wanted += naive(block_wise, b.student.block_outputs_BSD[k], b.teacher.hidden_BSD[k], b.mask_BS) / kLayers;
+        wanted += naive(block_wise, b.student.layer_outputs_BSD[k], b.teacher.hidden_BSD[k], b.mask_BS) / kLayers;
       }
       EXPECT_NEAR(Alignment(block_wise, kLayers, kLayers).loss_sum(b.student, b.teacher, b.mask_BS).item<double>(), wanted, 1e-10);
     }

@@ -1,5 +1,5 @@
 // The student's shape: the paper's heuristics, parameter counts (xlstm.md 7.2), configuration files, wrong settings.
-#include "student/mixer.h"
+#include "student/paper/mixers.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
 // A golden model whose numbers come from the PyPI package in double precision.
-#include "student/mlstm.h"
-#include "student/slstm.h"
+#include "student/paper/mlstm.h"
+#include "student/paper/slstm.h"
 #include "student/state.h"
 #include "unit/student/student_testing.h"
 
@@ -20,10 +20,11 @@ StudentConfig golden_config() {
 }
 
 // Tensor p in byte order of the names has 0.3 sin(1.3 p + 0.71 j + 0.2) at element j, in the layout of the vanilla backend.
-std::unique_ptr<Student> golden_student(at::Device device) {
+std::unique_ptr<PaperStudent> golden_student(at::Device device) {
   const StudentConfig config = golden_config();
   const Tensor blank = at::zeros({11, 8}, at::kDouble);
-  const auto shapes = Student::create(config, blank, blank.clone(), 0, at::kCPU, at::kDouble)->stored_tensors(SlstmLayout::vanilla, true);
+  const auto shapes =
+      PaperStudent::create(config, blank, blank.clone(), 0, at::kCPU, at::kDouble)->stored_tensors(SlstmLayout::vanilla, true);
   auto weights = std::make_shared<MemoryWeights>(shapes);
   double p = 0;
   for (auto& [name, tensor] : weights->tensors_) {
@@ -31,7 +32,7 @@ std::unique_ptr<Student> golden_student(at::Device device) {
     p += 1;
   }
   EXPECT_EQ(p, 43);
-  return Student::load(memory_files(config.to_json("vanilla"), weights), device, at::kDouble);
+  return PaperStudent::load(memory_files(config.to_json("vanilla"), weights), device, at::kDouble);
 }
 
 Tensor golden_tokens() {

@@ -1,5 +1,5 @@
 // A mixer that the program does not know, through its public registry: what a new one gets for nothing.
-#include "student/mixer.h"
+#include "student/paper/mixers.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -95,7 +95,7 @@ TEST(MixerKinds, FilesTraitsAndEstimatesKnowIt) {
   const auto read = StudentConfig::from_json(config.to_json(), "config.json");
   EXPECT_EQ(read.mixers, config.mixers);
   const auto weights = std::make_shared<MemoryWeights>(student->stored_tensors(SlstmLayout::vanilla, true));
-  const auto loaded = Student::load(memory_files(config.to_json("vanilla"), weights), at::kCPU);
+  const auto loaded = PaperStudent::load(memory_files(config.to_json("vanilla"), weights), at::kCPU);
   const Tensor tokens = random_tokens(config, 2, 5);
   EXPECT_TRUE(at::equal(loaded->forward_hidden(tokens), student->forward_hidden(tokens)));
   const auto traits = student->parameter_traits();

@@ -242,7 +242,7 @@ TEST_F(StudentTest, Float32IsCloseToFloat64) {
     for (int draw = 0; draw < 7; ++draw) {
       const auto exact = small_student(small_config(), device);
       auto weights = std::make_shared<MemoryWeights>(exact->stored_tensors(SlstmLayout::cuda, true));
-      const auto student = Student::load(memory_files(exact->config().to_json(), weights), device);
+      const auto student = PaperStudent::load(memory_files(exact->config().to_json(), weights), device);
       const Tensor tokens = random_tokens(student->config(), 2, 21);
       const Tensor out = student->forward(tokens, {}, {}).last_hidden_BSD;
       EXPECT_EQ(out.scalar_type(), at::kFloat);
@@ -258,12 +258,12 @@ TEST_F(StudentTest, OutputsOfEveryBlock) {
   const auto student = small_student(small_config(), at::kCPU);
   const Tensor tokens = random_tokens(student->config(), 2, 6);
   StudentForwardOptions options = in_double();
-  options.collect_blocks = true;
+  options.collect_layers = true;
   const StudentOutput out = student->forward(tokens, {}, options);
-  ASSERT_EQ(out.block_outputs_BSD.size(), 4U);
-  EXPECT_TRUE(out.block_outputs_BSD.back().is_same(out.final_hidden_BSD));
+  ASSERT_EQ(out.layer_outputs_BSD.size(), 4U);
+  EXPECT_TRUE(out.layer_outputs_BSD.back().is_same(out.final_hidden_BSD));
   EXPECT_FALSE(at::allclose(out.final_hidden_BSD, out.last_hidden_BSD));
-  EXPECT_TRUE(student->forward(tokens, {}, in_double()).block_outputs_BSD.empty());
+  EXPECT_TRUE(student->forward(tokens, {}, in_double()).layer_outputs_BSD.empty());
 }
 
 TEST_F(StudentTest, PaddingOnTheRightChangesNothingToItsLeft) {
@@ -282,7 +282,7 @@ TEST_F(StudentTest, LogitsAreTheHeadsProduct) {
     EXPECT_EQ(logits.scalar_type(), at::kFloat);
     EXPECT_LT(relative_error(logits, at::matmul(hidden.to(at::kDouble), student->head_weight().to(at::kDouble).t())), 1e-5);
     const auto half =
-        Student::create(student->config(), student->embedding_weight().to(at::kHalf), student->head_weight().to(at::kHalf), 1, device);
+        PaperStudent::create(student->config(), student->embedding_weight().to(at::kHalf), student->head_weight().to(at::kHalf), 1, device);
     EXPECT_EQ(half->logits(hidden).scalar_type(), at::kFloat);
     EXPECT_LT(relative_error(half->logits(hidden), logits), 1e-2);
     EXPECT_EQ(half->embedding_weight().scalar_type(), at::kHalf);
@@ -294,7 +294,7 @@ TEST_F(StudentTest, FrozenStorageIsSharedNotCopied) {
   StudentConfig config = small_config();
   config.tie_weights = true;
   const Tensor embedding = at::randn({config.vocab_size, config.embedding_dim});
-  const auto student = Student::create(config, embedding, {}, 1, at::kCPU);
+  const auto student = PaperStudent::create(config, embedding, {}, 1, at::kCPU);
   EXPECT_EQ(student->embedding_weight().data_ptr(), embedding.data_ptr());
   EXPECT_EQ(student->head_weight().data_ptr(), embedding.data_ptr());
   EXPECT_FALSE(student->embedding_weight().requires_grad());
@@ -333,9 +333,9 @@ TEST_F(StudentTest, WrongInputs) {
   EXPECT_THROW((void)student->forward(tokens, {}, {.mlstm_form = ops::MlstmForm::parallel}, fitting.get()), ValueError);
   EXPECT_THROW((void)student->new_state(0, 0), ValueError);
   const StudentConfig config = small_config();
-  EXPECT_THROW((void)Student::create(config, at::randn({22, 12}), at::randn({23, 12}), 0, at::kCPU), ShapeError);
-  EXPECT_THROW((void)Student::create(config, at::randn({23, 12}), {}, 0, at::kCPU), ShapeError);
-  EXPECT_THROW((void)Student::create(config, at::randn({23, 12}), at::randn({23, 12}), 0, at::kCPU, at::kHalf), ValueError);
+  EXPECT_THROW((void)PaperStudent::create(config, at::randn({22, 12}), at::randn({23, 12}), 0, at::kCPU), ShapeError);
+  EXPECT_THROW((void)PaperStudent::create(config, at::randn({23, 12}), {}, 0, at::kCPU), ShapeError);
+  EXPECT_THROW((void)PaperStudent::create(config, at::randn({23, 12}), at::randn({23, 12}), 0, at::kCPU, at::kHalf), ValueError);
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // A mid-size student against values of the PyPI package in float64 (tests/golden/make_student.py).
 #include "io/safetensors.h"
-#include "student/mlstm.h"
-#include "student/slstm.h"
+#include "student/paper/mlstm.h"
+#include "student/paper/slstm.h"
+#include "student/paper/stored.h"
 #include "student/state.h"
-#include "student/stored.h"
 #include "support/source_directory.h"
 #include "unit/student/student_testing.h"
 
@@ -23,13 +23,13 @@ class PackageGolden : public ::testing::Test {
     return at::from_blob(const_cast<std::byte*>(view.bytes.data()), view.shape, type).clone();
   }
 
-  [[nodiscard]] std::unique_ptr<Student> load(at::Device device, at::ScalarType dtype) const {
+  [[nodiscard]] std::unique_ptr<PaperStudent> load(at::Device device, at::ScalarType dtype) const {
     NamedTensors stored;
     const std::string prefix = "parameter.";
     for (const auto& view : file_.tensors()) {
       if (view.name.starts_with(prefix)) stored.emplace_back(view.name.substr(prefix.size()), tensor(view.name));
     }
-    auto student = Student::load(memory_files(config_.to_json(), std::make_shared<MemoryWeights>(stored)), device, dtype);
+    auto student = PaperStudent::load(memory_files(config_.to_json(), std::make_shared<MemoryWeights>(stored)), device, dtype);
     student->set_compute_dtype(dtype);
     return student;
   }
@@ -49,12 +49,12 @@ TEST_F(PackageGolden, HiddenStatesLogitsAndGradients) {
         const auto student = load(device, dtype);
         const Tensor embedding = student->embedding_weight().requires_grad_(), head = student->head_weight().requires_grad_();
         const StudentOutput out =
-            student->forward(tensor("tokens"), {}, {.compute_dtype = dtype, .collect_blocks = true, .mlstm_form = form});
+            student->forward(tensor("tokens"), {}, {.compute_dtype = dtype, .collect_layers = true, .mlstm_form = form});
         const Tensor logits = at::linear(out.last_hidden_BSD, head.to(dtype));
         EXPECT_LT(relative_error(logits, tensor("logits")), allowed);
         EXPECT_LT(relative_error(out.last_hidden_BSD, tensor("last_hidden")), allowed);
-        for (size_t i = 0; i < out.block_outputs_BSD.size(); ++i)
-          EXPECT_LT(relative_error(out.block_outputs_BSD[i], tensor(fmt::format("hidden.{}", i))), allowed);
+        for (size_t i = 0; i < out.layer_outputs_BSD.size(); ++i)
+          EXPECT_LT(relative_error(out.layer_outputs_BSD[i], tensor(fmt::format("hidden.{}", i))), allowed);
         const Tensor loss = at::cross_entropy_loss(logits.flatten(0, 1), tensor("targets").to(device).flatten());
         EXPECT_LT(relative_error(loss.reshape({1}), tensor("loss")), allowed);
         loss.backward();

@@ -12,7 +12,7 @@ class StoredTest : public testing::OpTest {};
 
 std::string load_error(const json& config, const std::shared_ptr<MemoryWeights>& weights) {
   try {
-    (void)Student::load(memory_files(config, weights), at::kCPU);
+    (void)PaperStudent::load(memory_files(config, weights), at::kCPU);
   } catch (const DataError& error) {
     return error.what();
   }
@@ -26,7 +26,7 @@ TEST_F(StoredTest, BothLayoutsRoundTrip) {
   const Tensor reference = student->forward_hidden(tokens);
   for (const SlstmLayout layout : {SlstmLayout::cuda, SlstmLayout::vanilla}) {
     auto weights = std::make_shared<MemoryWeights>(student->stored_tensors(layout, true));
-    const auto loaded = Student::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kDouble);
+    const auto loaded = PaperStudent::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kDouble);
     for (size_t i = 0; i < student->parameters().size(); ++i) {
       EXPECT_EQ(loaded->parameters()[i].first, student->parameters()[i].first);
       EXPECT_TRUE(at::equal(loaded->parameters()[i].second, student->parameters()[i].second)) << student->parameters()[i].first;
@@ -79,7 +79,7 @@ TEST_F(StoredTest, AuthorsNamesAndEitherFrozenName) {
       weights->tensors_[renamed] = tensor;
     }
     const json config = {{"model_type", "xlstm"}, {"xlstm_config", student->config().to_json()}};
-    const auto loaded = Student::load(memory_files(config, weights), at::kCPU, at::kDouble);
+    const auto loaded = PaperStudent::load(memory_files(config, weights), at::kCPU, at::kDouble);
     EXPECT_TRUE(at::equal(loaded->forward_hidden(tokens), reference));
     EXPECT_TRUE(at::equal(loaded->logits(reference), student->logits(reference)));
   }
@@ -88,7 +88,7 @@ TEST_F(StoredTest, AuthorsNamesAndEitherFrozenName) {
 TEST_F(StoredTest, TiedHeadIsStoredOnce) {
   StudentConfig config = small_config();
   config.tie_weights = true;
-  const auto student = Student::create(config, at::randn({config.vocab_size, config.embedding_dim}), {}, 3, at::kCPU);
+  const auto student = PaperStudent::create(config, at::randn({config.vocab_size, config.embedding_dim}), {}, 3, at::kCPU);
   const NamedTensors stored = student->stored_tensors(SlstmLayout::cuda, true);
   EXPECT_EQ(std::count_if(stored.begin(), stored.end(), [](const auto& named) { return named.first == "lm_head.weight"; }), 0);
   for (const char* name : {"token_embedding.weight", "lm_head.weight"}) {  // a reader must take either
@@ -96,7 +96,7 @@ TEST_F(StoredTest, TiedHeadIsStoredOnce) {
     const Tensor matrix = weights->tensors_.at("token_embedding.weight");
     weights->tensors_.erase("token_embedding.weight");
     weights->tensors_[name] = matrix;
-    const auto loaded = Student::load(memory_files(config.to_json(), weights), at::kCPU);
+    const auto loaded = PaperStudent::load(memory_files(config.to_json(), weights), at::kCPU);
     EXPECT_TRUE(at::equal(loaded->head_weight(), matrix));
     EXPECT_TRUE(loaded->head_weight().is_same(loaded->embedding_weight()));
   }
@@ -108,13 +108,13 @@ TEST_F(StoredTest, AStoredHeadOfOtherValuesIsUsed) {
   const auto student = small_student(config, at::kCPU, at::kFloat);
   config.tie_weights = true;
   auto weights = std::make_shared<MemoryWeights>(student->stored_tensors(SlstmLayout::cuda, true));
-  const auto loaded = Student::load(memory_files(config.to_json(), weights), at::kCPU);
+  const auto loaded = PaperStudent::load(memory_files(config.to_json(), weights), at::kCPU);
   EXPECT_TRUE(at::equal(loaded->head_weight(), student->head_weight()));
   EXPECT_TRUE(at::equal(loaded->embedding_weight(), student->embedding_weight()));
   EXPECT_FALSE(loaded->config().tie_weights);
   EXPECT_EQ(loaded->stored_tensors(SlstmLayout::cuda, true).size(), weights->tensors_.size());
   weights->tensors_["lm_head.weight"] = weights->tensors_.at("token_embedding.weight").clone();
-  const auto tied = Student::load(memory_files(config.to_json(), weights), at::kCPU);
+  const auto tied = PaperStudent::load(memory_files(config.to_json(), weights), at::kCPU);
   EXPECT_TRUE(tied->head_weight().is_same(tied->embedding_weight()));
   EXPECT_TRUE(tied->config().tie_weights);
   weights->tensors_["lm_head.weight"] = at::randn({22, 12});
@@ -126,7 +126,7 @@ TEST_F(StoredTest, GivenFrozenMatricesReplaceStoredOnes) {
   auto weights = std::make_shared<MemoryWeights>(student->stored_tensors(SlstmLayout::cuda, false));
   EXPECT_THAT(load_error(student->config().to_json(), weights), HasSubstr("2 missing tensors (token_embedding.weight, lm_head.weight)"));
   const Tensor embedding = at::randn({23, 12}), head = at::randn({23, 12});
-  const auto loaded = Student::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kFloat, embedding, head);
+  const auto loaded = PaperStudent::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kFloat, embedding, head);
   EXPECT_EQ(loaded->embedding_weight().data_ptr(), embedding.data_ptr());
   EXPECT_EQ(loaded->head_weight().data_ptr(), head.data_ptr());
 }
@@ -151,7 +151,7 @@ class OddlyPlacedWeights final : public MemoryWeights {
 TEST_F(StoredTest, UnalignedTensors) {
   const auto student = small_student(small_config(), at::kCPU);
   const auto weights = std::make_shared<OddlyPlacedWeights>(student->stored_tensors(SlstmLayout::cuda, true));
-  const auto loaded = Student::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kDouble);
+  const auto loaded = PaperStudent::load(memory_files(student->config().to_json(), weights), at::kCPU, at::kDouble);
   const Tensor tokens = random_tokens(student->config(), 2, 5);
   EXPECT_TRUE(at::equal(loaded->forward_hidden(tokens), student->forward_hidden(tokens)));
 }
@@ -180,7 +180,7 @@ TEST_F(StoredTest, InitialValues) {
   config.num_blocks = 3;
   config.slstm_at = {0, 2};
   const Tensor frozen = at::zeros({5, 256});
-  const auto student = Student::create(config, frozen, frozen, 11, at::kCPU, at::kDouble);
+  const auto student = PaperStudent::create(config, frozen, frozen, 11, at::kCPU, at::kDouble);
   std::map<std::string, Tensor> named(student->parameters().begin(), student->parameters().end());
   const auto at_block = [&](int64_t block, const std::string& name) { return named.at(block_prefix(block) + name).detach(); };
   const auto expect_normal = [](const Tensor& x, double standard_deviation) {
@@ -222,7 +222,7 @@ TEST_F(StoredTest, SlstmBiasInitialisations) {
   config.slstm_num_heads = 2;
   const auto bias_of = [&](int64_t block) {
     const Tensor frozen = at::zeros({2, 8});
-    const auto student = Student::create(config, frozen, frozen, 5, at::kCPU, at::kDouble);
+    const auto student = PaperStudent::create(config, frozen, frozen, 5, at::kCPU, at::kDouble);
     std::map<std::string, Tensor> named(student->parameters().begin(), student->parameters().end());
     return named.at(block_prefix(block) + "xlstm.slstm_cell._bias_").detach();  // [2, 4, 4]
   };
@@ -242,7 +242,7 @@ TEST_F(StoredTest, SlstmBiasInitialisations) {
   EXPECT_LE(bias_of(0).abs().max().item<double>(), 1.0 / std::sqrt(8.0));
   config.recurrent_weight_init = "standard";
   const Tensor frozen = at::zeros({2, 8});
-  const auto student = Student::create(config, frozen, frozen, 5, at::kCPU);
+  const auto student = PaperStudent::create(config, frozen, frozen, 5, at::kCPU);
   for (const auto& [name, tensor] : student->parameters()) {
     if (!name.ends_with("_recurrent_kernel_")) continue;
     EXPECT_LE(tensor.abs().max().item<double>(), 1.0 / std::sqrt(8.0));
@@ -253,13 +253,13 @@ TEST_F(StoredTest, SlstmBiasInitialisations) {
 TEST_F(StoredTest, SeedsDecideAllAndOnlyThey) {
   const StudentConfig config = small_config();
   const Tensor frozen = at::zeros({23, 12});
-  const auto first = Student::create(config, frozen, frozen, 1, at::kCPU);
+  const auto first = PaperStudent::create(config, frozen, frozen, 1, at::kCPU);
   for (const at::Device device : devices()) {
-    const auto same = Student::create(config, frozen, frozen, 1, device);
+    const auto same = PaperStudent::create(config, frozen, frozen, 1, device);
     for (size_t i = 0; i < first->parameters().size(); ++i)
       EXPECT_TRUE(at::equal(first->parameters()[i].second, same->parameters()[i].second.cpu())) << first->parameters()[i].first;
   }
-  const auto other = Student::create(config, frozen, frozen, 2, at::kCPU);
+  const auto other = PaperStudent::create(config, frozen, frozen, 2, at::kCPU);
   EXPECT_FALSE(at::equal(first->parameters()[1].second, other->parameters()[1].second));
 }
 
@@ -270,7 +270,7 @@ TEST_F(StoredTest, DecayGroupsOfTheSpecification) {
   const std::set<std::string> decayed{"proj_up.weight", "proj_down.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight",
                                       "conv.weight",    "fgate.weight",     "igate.weight",  "zgate.weight",  "ogate.weight"};
   std::set<std::string> seen;
-  const auto student = Student::create(config, frozen, frozen, 0, at::kCPU);
+  const auto student = PaperStudent::create(config, frozen, frozen, 0, at::kCPU);
   const auto traits = student->parameter_traits();
   ASSERT_EQ(traits.size(), student->parameters().size());
   for (size_t i = 0; i < traits.size(); ++i) {

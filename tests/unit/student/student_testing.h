@@ -6,8 +6,8 @@
 #include <map>
 #include <memory>
 
-#include "student/mixer.h"
-#include "student/model.h"
+#include "student/paper/mixers.h"
+#include "student/paper/student.h"
 #include "unit/ops/op_testing.h"
 
 namespace distil_xlstm::student {
@@ -76,11 +76,11 @@ inline void perturb(Student& student, double scale = 0.3) {
   for (const auto& [name, tensor] : student.parameters()) tensor.add_(at::randn(tensor.sizes(), at::kDouble).to(tensor.device()), scale);
 }
 
-inline std::unique_ptr<Student> small_student(const StudentConfig& config, at::Device device, at::ScalarType dtype = at::kDouble,
-                                              double perturbation = 0.3) {
+inline std::unique_ptr<PaperStudent> small_student(const StudentConfig& config, at::Device device, at::ScalarType dtype = at::kDouble,
+                                                   double perturbation = 0.3) {
   const at::TensorOptions options = at::TensorOptions().dtype(dtype);
-  auto student = Student::create(config, at::randn({config.vocab_size, config.embedding_dim}, options),
-                                 at::randn({config.vocab_size, config.embedding_dim}, options), 7, device, dtype);
+  auto student = PaperStudent::create(config, at::randn({config.vocab_size, config.embedding_dim}, options),
+                                      at::randn({config.vocab_size, config.embedding_dim}, options), 7, device, dtype);
   perturb(*student, perturbation);
   return student;
 }

@@ -11,7 +11,7 @@
 #include "base/file.h"
 #include "data/shard_writer.h"
 #include "io/model_files.h"
-#include "student/config.h"
+#include "student/paper/student.h"
 #include "train/checkpoint.h"
 #include "train/trainer.h"
 
@@ -95,10 +95,10 @@ struct SmallRun {
     if (resume_from.empty()) {
       auto student_config = student::derive_student(config.student, shape, 12);
       student_config.mixers = mixers;
-      student = student::Student::create(student_config, teacher.embedding_weight(), teacher.head_weight(), config.seed, at::kCPU);
+      student = student::PaperStudent::create(student_config, teacher.embedding_weight(), teacher.head_weight(), config.seed, at::kCPU);
     } else {
       student =
-          student::Student::load(io::open_model(resume_from), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
+          student::PaperStudent::load(io::open_model(resume_from), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
     }
     trainer = std::make_unique<Trainer>(TrainerInputs{.config = config,
                                                       .teacher = teacher,
@@ -113,7 +113,7 @@ struct SmallRun {
 
   config::RunConfig config;
   std::unique_ptr<data::Loader> train, validation;
-  std::unique_ptr<student::Student> student;
+  std::unique_ptr<student::PaperStudent> student;
   std::unique_ptr<Trainer> trainer;
 };
 

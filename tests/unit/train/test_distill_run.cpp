@@ -15,6 +15,7 @@
 #include "data/prepare.h"
 #include "io/checksums.h"
 #include "small_run.h"
+#include "support/decay_student.h"
 #include "train/distill_run.h"
 #include "train/run_directory.h"
 
@@ -100,7 +101,7 @@ TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
 
   // Embedding and head come from frozen.safetensors, everything else from the checkpoint; wherever the run lies.
   fs::rename(output, folder_ / "moved");
-  const auto student = student::Student::load(io::open_model((folder_ / "moved").string()), at::kCPU);
+  const auto student = student::PaperStudent::load(io::open_model((folder_ / "moved").string()), at::kCPU);
   EXPECT_TRUE(at::equal(student->head_weight(), small_teacher().head_weight()));
   const at::NoGradGuard no_grad;
   EXPECT_TRUE(student->forward_hidden(at::ones({1, 4}, at::kLong)).isfinite().all().item<bool>());
@@ -108,10 +109,39 @@ TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
   EXPECT_EQ(read_tensors(folder_ / "moved" / "frozen.safetensors").size(), 1u);
 }
 
+// A kind of student that the program does not know, through the registry: every command that takes a student takes it.
+TEST_F(DistillRunTest, AStudentKindFromOutsideIsDistilledResumedAndLoaded) {
+  student::add_decay_student();
+  const auto settings = [&](const std::string& name) {
+    auto overrides = settings_for(folder_ / name, text_);
+    overrides.push_back({"student.kind", "decay", "--set"});
+    return load(overrides);
+  };
+  EXPECT_EQ(run_distillation({.config = settings("whole")}), TrainStatus::finished);
+  EXPECT_EQ(run_distillation({.config = settings("parts"), .stop_after_steps = 7}), TrainStatus::stopped);
+  EXPECT_EQ(run_distillation({.config = saved_settings(folder_ / "parts", {}), .resume = true}), TrainStatus::finished);
+  const auto whole = student::load_student(io::open_model((folder_ / "whole").string()));
+  const auto parts = student::load_student(io::open_model((folder_ / "parts").string()));
+  EXPECT_EQ(whole->shape().kind(), "decay");
+  EXPECT_EQ(max_difference(whole->parameters(), parts->parameters()), 0.0);
+  const auto steps = records_of(folder_ / "whole", "train");
+  EXPECT_LT(steps.back()["loss"].get<double>(), steps.front()["loss"].get<double>());
+  const auto validations = records_of(folder_ / "whole", "validation");
+  EXPECT_LT(validations.back()["perplexity"].get<double>(), validations.front()["perplexity"].get<double>());
+  // Decoding token by token.
+  const Tensor tokens = at::randint(3, 500, {2, 6}, at::kLong);
+  const auto state = whole->new_state(2, 6);
+  std::vector<Tensor> decoded;
+  for (int64_t at = 0; at < 6; ++at) decoded.push_back(whole->forward_step(tokens.narrow(1, at, 1), *state));
+  EXPECT_LT((at::cat(decoded, 1) - whole->forward_hidden(tokens, {})).abs().max().item<double>(), 1e-4);
+  EXPECT_THAT(error_of({{"student.kind", "dekay", ""}}),
+              HasSubstr("student.kind = \"dekay\": must be one of decay, paper (did you mean 'decay'?)"));
+}
+
 TEST_F(DistillRunTest, StudentAndTeacherShareTheFrozenMatrices) {
   const auto shape = teacher::teacher_shape(io::open_model("stories260K").config);
-  const auto student = student::Student::create(student::derive_student(small_config().student, shape, 12),
-                                                small_teacher().embedding_weight(), small_teacher().head_weight(), 0, at::kCPU);
+  const auto student = student::PaperStudent::create(student::derive_student(small_config().student, shape, 12),
+                                                     small_teacher().embedding_weight(), small_teacher().head_weight(), 0, at::kCPU);
   EXPECT_EQ(student->embedding_weight().const_data_ptr(), small_teacher().embedding_weight().const_data_ptr());
   EXPECT_EQ(student->head_weight().const_data_ptr(), small_teacher().head_weight().const_data_ptr());
   for (const auto& [name, parameter] : student->parameters()) {
@@ -421,7 +451,8 @@ TEST_F(DistillRunTest, ShardsThatAUserPutBesideARunAreNotItsOwn) {
   const auto mine = snapshot(output / "data");
   EXPECT_EQ(run_distillation({.config = load(shards), .overwrite = true, .stop_after_steps = 2}), TrainStatus::stopped);
   EXPECT_TRUE(snapshot(output / "data") == mine);
-  EXPECT_THAT(error_of({{"data.context_length", "24", ""}}, false, 2, /*overwrite=*/true), HasSubstr("shards that the run there did not prepare"));
+  EXPECT_THAT(error_of({{"data.context_length", "24", ""}}, false, 2, /*overwrite=*/true),
+              HasSubstr("shards that the run there did not prepare"));
   EXPECT_TRUE(snapshot(output / "data") == mine);
 }
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "config/toml.h"
+#include "student/paper/shape.h"
 #include "train/estimate.h"
 
 namespace distil_xlstm::train {
@@ -30,7 +31,7 @@ struct Paper {
         student(student::derive_student(config.student, teacher, config.data.context_length)) {}
   config::RunConfig config;
   teacher::TeacherShape teacher;
-  student::StudentConfig student;
+  student::PaperShape student;
 };
 
 TEST(Estimate, CountsThePapersParameters) {

@@ -40,8 +40,8 @@ class MicroBatchTest : public ::testing::Test {
     auto config = small_config();
     config.distill.alignment.kind = alignment;
     if (alignment == "block_wise") config.student.num_blocks = teacher_->num_layers();
-    student_ = student::Student::create(student::derive_student(config.student, teacher::teacher_shape(files.config), kContext),
-                                        teacher_->embedding_weight(), teacher_->head_weight(), config.seed, device);
+    student_ = student::PaperStudent::create(student::derive_student(config.student, teacher::teacher_shape(files.config), kContext),
+                                             teacher_->embedding_weight(), teacher_->head_weight(), config.seed, device);
     alignment_.emplace(config.distill.alignment, teacher_->num_layers(), student_->config().num_blocks);
     settings_.plan = distill::make_method(config.distill, 10, 1)->plan({.step = 0, .total_steps = 10, .epoch = 0, .num_epochs = 1});
     settings_.measures_alignment = true;
@@ -49,7 +49,7 @@ class MicroBatchTest : public ::testing::Test {
     settings_.target_scale = 1.0 / 100;
     settings_.row_scale = 0.3 / 6;
     settings_.student.compute_dtype = compute_dtype;
-    settings_.student.collect_blocks = alignment_->needs_blocks();
+    settings_.student.collect_layers = alignment_->needs_blocks();
     settings_.student.activation_checkpointing = checkpoints_blocks;
   }
 
@@ -96,7 +96,7 @@ class MicroBatchTest : public ::testing::Test {
   }
 
   std::unique_ptr<teacher::Teacher> teacher_;
-  std::unique_ptr<student::Student> student_;
+  std::unique_ptr<student::PaperStudent> student_;
   std::optional<distill::Alignment> alignment_;
   GradientSettings settings_;
   const data::Batch a_ = random_batch(2, 1, false), b_ = random_batch(3, 2, true), c_ = random_batch(1, 3, false),

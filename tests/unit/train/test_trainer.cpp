@@ -190,8 +190,8 @@ TEST_F(TrainerTest, TheGradientIsThatOfTheFormula) {
   config.optimizer.max_grad_norm = 0.0;
   SmallRun run(config, data_, folder_ / "run");
   const auto batches = batches_of(*run.train, 2);
-  const auto fresh = student::Student::create(run.student->config(), small_teacher().embedding_weight(), small_teacher().head_weight(),
-                                              config.seed, at::kCPU);
+  const auto fresh = student::PaperStudent::create(run.student->config(), small_teacher().embedding_weight(), small_teacher().head_weight(),
+                                                   config.seed, at::kCPU);
   ASSERT_EQ(max_difference(fresh->parameters(), run.student->parameters()), 0.0);
   const auto head_VD = small_teacher().head_weight();
   int64_t targets = 0, rows = 0;
@@ -249,8 +249,8 @@ TEST_F(TrainerTest, ASkippedStepChangesNothing) {
 // Whether the student of a checkpoint gives a finite loss.
 bool is_finite_checkpoint(const fs::path& checkpoint, data::Loader& validation) {
   auto& teacher = small_teacher();
-  const auto student =
-      student::Student::load(io::open_model(checkpoint.string()), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
+  const auto student = student::PaperStudent::load(io::open_model(checkpoint.string()), at::kCPU, at::kFloat, teacher.embedding_weight(),
+                                                   teacher.head_weight());
   return std::isfinite(eval::validate(*student, teacher, validation).ce_loss);
 }
 
@@ -452,11 +452,11 @@ TEST_F(TrainerTest, StageTwoBeginsFromTheBestOfStageOne) {
     EXPECT_TRUE(validates_at_the_end);
     const auto from = checkpoint_at(directory, best_step);
     ASSERT_TRUE(from);
-    const auto chosen = student::Student::load(io::open_model(from->string()), at::kCPU, at::kFloat, small_teacher().embedding_weight(),
-                                               small_teacher().head_weight());
+    const auto chosen = student::PaperStudent::load(io::open_model(from->string()), at::kCPU, at::kFloat,
+                                                    small_teacher().embedding_weight(), small_teacher().head_weight());
     // Adam's first step moves every weight by at most the learning rate, and weight decay little.
-    const auto after = student::Student::load(io::open_model(checkpoint_at(directory, 7)->string()), at::kCPU, at::kFloat,
-                                              small_teacher().embedding_weight(), small_teacher().head_weight());
+    const auto after = student::PaperStudent::load(io::open_model(checkpoint_at(directory, 7)->string()), at::kCPU, at::kFloat,
+                                                   small_teacher().embedding_weight(), small_teacher().head_weight());
     EXPECT_LE(max_difference(chosen->parameters(), after->parameters()), 1.1 * learning_rate) << "from step " << best_step;
   }
 }

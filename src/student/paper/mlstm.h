@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "student/mixer.h"
+#include "student/paper/config.h"
 
 namespace distil_xlstm::student {
 

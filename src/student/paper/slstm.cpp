@@ -1,4 +1,4 @@
-#include "student/slstm.h"
+#include "student/paper/slstm.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "student/model.h"
+#include "student/paper/student.h"
 
 #include <ATen/Parallel.h>
 #include <spdlog/spdlog.h>
@@ -10,9 +10,10 @@
 #include "ops/device.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
-#include "student/mixer.h"
+#include "student/paper/mixers.h"
+#include "student/paper/shape.h"
+#include "student/paper/stored.h"
 #include "student/state.h"
-#include "student/stored.h"
 
 namespace distil_xlstm::student {
 
@@ -34,10 +35,10 @@ NamedTensors fresh_parameters(const StudentConfig& config, uint64_t seed, at::De
   return parameters;
 }
 
-class XlstmStudent final : public Student {
+class XlstmStudent final : public PaperStudent {
  public:
   XlstmStudent(StudentConfig config, NamedTensors parameters, Tensor embedding_VD, Tensor head_VD)
-      : config_(std::move(config)),
+      : shape_(std::move(config)),
         parameters_(std::move(parameters)),
         embedding_VD_(std::move(embedding_VD)),
         head_VD_(std::move(head_VD)),
@@ -73,7 +74,7 @@ class XlstmStudent final : public Student {
       x_BSD = recomputes ? forward_checkpointed(*mixers_[i], blocks[i], x_BSD, call, block_state)
                          : mixers_[i]->forward(blocks[i], x_BSD, call, block_state);
       if (block_state) StudentState::settle(*block_state);
-      if (options.collect_blocks) output.block_outputs_BSD.push_back(x_BSD);
+      if (options.collect_layers) output.layer_outputs_BSD.push_back(x_BSD);
     }
     if (state) state->advance(tokens_BS.size(1));
     if (post_norm_.defined()) {
@@ -83,7 +84,7 @@ class XlstmStudent final : public Student {
     } else {
       output.final_hidden_BSD = output.last_hidden_BSD = x_BSD;
     }
-    if (options.collect_blocks) output.block_outputs_BSD.back() = output.final_hidden_BSD;
+    if (options.collect_layers) output.layer_outputs_BSD.back() = output.final_hidden_BSD;
     return output;
   }
 
@@ -125,6 +126,7 @@ class XlstmStudent final : public Student {
   [[nodiscard]] int64_t hidden_size() const override { return config_.embedding_dim; }
   [[nodiscard]] at::Device device() const override { return embedding_VD_.device(); }
   [[nodiscard]] const StudentConfig& config() const override { return config_; }
+  [[nodiscard]] const StudentShape& shape() const override { return shape_; }
   [[nodiscard]] const NamedTensors& parameters() const override { return parameters_; }
   [[nodiscard]] std::vector<ParameterTraits> parameter_traits() const override {
     std::vector<ParameterTraits> traits;
@@ -153,9 +155,9 @@ class XlstmStudent final : public Student {
   Tensor forward_shown(const Tensor& tokens_BS, const Tensor& is_start_BS, const nn::TensorVisitor& visit) override {
     const at::NoGradGuard no_grad;
     visit("token_embedding", at::embedding(embedding_VD_, tokens_BS.to(device())));
-    const StudentOutput output = forward(tokens_BS, is_start_BS, {.compute_dtype = step_dtype_, .collect_blocks = true}, nullptr);
-    for (size_t block = 0; block < output.block_outputs_BSD.size(); ++block)
-      visit(fmt::format("xlstm_block_stack.blocks.{}", block), output.block_outputs_BSD[block]);
+    const StudentOutput output = forward(tokens_BS, is_start_BS, {.compute_dtype = step_dtype_, .collect_layers = true}, nullptr);
+    for (size_t block = 0; block < output.layer_outputs_BSD.size(); ++block)
+      visit(fmt::format("xlstm_block_stack.blocks.{}", block), output.layer_outputs_BSD[block]);
     visit("xlstm_block_stack.post_blocks_norm", output.last_hidden_BSD);
     return output.last_hidden_BSD;
   }
@@ -221,7 +223,8 @@ class XlstmStudent final : public Student {
     return cast_blocks_;
   }
 
-  StudentConfig config_;
+  PaperShape shape_;
+  const StudentConfig& config_ = shape_.config();
   NamedTensors parameters_;
   Tensor embedding_VD_, head_VD_, post_norm_;
   std::vector<std::shared_ptr<const Mixer>> mixers_;
@@ -237,8 +240,8 @@ void check_frozen(const char* what, const Tensor& tensor, const StudentConfig& c
                      tensor.defined() ? fmt::format("[{}]", fmt::join(tensor.sizes(), ", ")) : "not given", fmt::join(shape, ", "));
 }
 
-std::unique_ptr<Student> assemble(const StudentConfig& config, NamedTensors parameters, const Tensor& embedding, const Tensor& head,
-                                  at::Device device) {
+std::unique_ptr<PaperStudent> assemble(const StudentConfig& config, NamedTensors parameters, const Tensor& embedding, const Tensor& head,
+                                       at::Device device) {
   const Tensor embedding_VD = embedding.detach().to(device);
   const Tensor head_VD = config.tie_weights || head.is_same(embedding) ? embedding_VD : head.detach().to(device);
   return std::make_unique<XlstmStudent>(config, std::move(parameters), embedding_VD, head_VD);
@@ -251,8 +254,8 @@ void check_parameter_dtype(at::ScalarType dtype) {
 
 }  // namespace
 
-std::unique_ptr<Student> Student::create(const StudentConfig& config, const Tensor& embedding_VD, Tensor head_VD, uint64_t seed,
-                                         at::Device device, at::ScalarType parameter_dtype) {
+std::unique_ptr<PaperStudent> PaperStudent::create(const StudentConfig& config, const Tensor& embedding_VD, Tensor head_VD, uint64_t seed,
+                                                   at::Device device, at::ScalarType parameter_dtype) {
   config.check();
   check_parameter_dtype(parameter_dtype);
   if (config.tie_weights && !head_VD.defined()) head_VD = embedding_VD;
@@ -261,8 +264,8 @@ std::unique_ptr<Student> Student::create(const StudentConfig& config, const Tens
   return assemble(config, fresh_parameters(config, seed, device, parameter_dtype), embedding_VD, head_VD, device);
 }
 
-std::unique_ptr<Student> Student::load(const io::ModelFiles& files, at::Device device, at::ScalarType parameter_dtype, Tensor embedding_VD,
-                                       Tensor head_VD) {
+std::unique_ptr<PaperStudent> PaperStudent::load(const io::ModelFiles& files, at::Device device, at::ScalarType parameter_dtype,
+                                                 Tensor embedding_VD, Tensor head_VD) {
   check_parameter_dtype(parameter_dtype);
   StudentConfig config = StudentConfig::from_json(files.config, files.path.string() + " (configuration)");
   const bool needs_frozen = !embedding_VD.defined() || (!config.tie_weights && !head_VD.defined());
@@ -280,10 +283,10 @@ std::unique_ptr<Student> Student::load(const io::ModelFiles& files, at::Device d
   return assemble(config, std::move(loaded.parameters), embedding_VD, head_VD, device);
 }
 
-std::vector<bool> decays_of(const Student& student) {
-  std::vector<bool> decays;
-  for (const ParameterTraits& traits : student.parameter_traits()) decays.push_back(traits.decays);
-  return decays;
+SlstmLayout parse_slstm_layout(std::string_view name) {
+  if (name.empty() || name == "cuda") return SlstmLayout::cuda;
+  if (name == "vanilla") return SlstmLayout::vanilla;
+  throw ConfigError("student.slstm_layout = \"{}\": must be one of cuda, vanilla", name);
 }
 
 }  // namespace distil_xlstm::student

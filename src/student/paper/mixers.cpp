@@ -1,4 +1,4 @@
-#include "student/mixer.h"
+#include "student/paper/mixers.h"
 
 #include <fmt/format.h>
 
@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "student/mlstm.h"
-#include "student/slstm.h"
+#include "student/paper/mlstm.h"
+#include "student/paper/slstm.h"
 
 namespace distil_xlstm::student {
 namespace {

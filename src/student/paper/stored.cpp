@@ -1,4 +1,4 @@
-#include "student/stored.h"
+#include "student/paper/stored.h"
 
 #include <algorithm>
 #include <array>

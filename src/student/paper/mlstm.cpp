@@ -1,4 +1,4 @@
-#include "student/mlstm.h"
+#include "student/paper/mlstm.h"
 
 #include <fmt/format.h>
 

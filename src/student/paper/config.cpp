@@ -1,4 +1,4 @@
-#include "student/config.h"
+#include "student/paper/config.h"
 
 #include <algorithm>
 #include <cmath>

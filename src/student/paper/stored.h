@@ -1,8 +1,8 @@
 // Parameters of a student to and from the tensors of a checkpoint: names and layouts of the package `xlstm` (docs/mathematics.md 2, 5).
 #pragma once
 
-#include "student/mixer.h"
-#include "student/model.h"
+#include "student/paper/mixers.h"
+#include "student/paper/student.h"
 
 namespace distil_xlstm::student {
 

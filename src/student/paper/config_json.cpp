@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "student/config.h"
+#include "student/paper/config.h"
 
 namespace distil_xlstm::student {
 namespace {

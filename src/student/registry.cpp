@@ -1,0 +1,57 @@
+#include "student/registry.h"
+
+#include <map>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "student/paper/shape.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+std::map<std::string, StudentKind>& kinds() {
+  static std::map<std::string, StudentKind> all = {{"paper", paper_kind()}};
+  return all;
+}
+
+const StudentKind& find(const std::string& name, const std::string& where) {
+  const auto found = kinds().find(name);
+  if (found != kinds().end()) return found->second;
+  std::vector<std::string> names;
+  for (const auto& [known, ignored] : kinds()) names.push_back(known);
+  throw ConfigError("{} = \"{}\": must be one of {}{}", where, name, join(names, ", "), did_you_mean(name, names));
+}
+
+// Of a config.json; what the package writes names none.
+const StudentKind& kind_of(const json& config, const std::string& where) {
+  const auto ours = config.find("distil_xlstm");
+  if (ours == config.end() || !ours->is_object()) return find("paper", where);
+  return find(get_or<std::string>(*ours, "kind", "paper", where), where + ": distil_xlstm.kind");
+}
+
+}  // namespace
+
+void add_student_kind(const std::string& name, StudentKind kind) {
+  if (!kinds().emplace(name, std::move(kind)).second) throw ValueError("student kind '{}': there is one of this name", name);
+}
+
+std::unique_ptr<StudentShape> derive_shape(const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
+                                           int64_t context_length) {
+  return find(settings.kind, "student.kind").derive(settings, teacher, context_length);
+}
+
+std::unique_ptr<StudentShape> read_shape(const json& config, const std::string& where) {
+  return kind_of(config, where).read(config, where);
+}
+
+std::unique_ptr<Student> load_student(const io::ModelFiles& files, const StudentPlace& place) {
+  return kind_of(files.config, files.path.string() + " (configuration)").load(files, place);
+}
+
+std::vector<bool> decays_of(const Student& student) {
+  std::vector<bool> decays;
+  for (const ParameterTraits& traits : student.parameter_traits()) decays.push_back(traits.decays);
+  return decays;
+}
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,35 @@
+// The kinds of students by name: `student.kind` of a run file, `distil_xlstm.kind` of a config.json.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "config/run_config.h"
+#include "io/model_files.h"
+#include "student/student.h"
+#include "teacher/teacher.h"
+
+namespace distil_xlstm::student {
+
+struct StudentKind {
+  // The shape from the user's settings and the teacher. Throws ConfigError that names keys.
+  std::function<std::unique_ptr<StudentShape>(const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
+                                              int64_t context_length)>
+      derive;
+  // The shape that a config.json describes. Throws ConfigError that names unknown keys.
+  std::function<std::unique_ptr<StudentShape>(const json& config, const std::string& where)> read;
+  // A stored student; frozen weights that `place` leaves out are the stored ones. Throws DataError that names tensors.
+  std::function<std::unique_ptr<Student>(const io::ModelFiles& files, const StudentPlace& place)> load;
+};
+
+// Adds a kind beside "paper". Throws ValueError when the name is taken. Not while students are made on other threads.
+void add_student_kind(const std::string& name, StudentKind kind);
+
+// Each looks the kind up and calls it; one that is not known is a ConfigError which names those that are.
+std::unique_ptr<StudentShape> derive_shape(const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
+                                           int64_t context_length);
+std::unique_ptr<StudentShape> read_shape(const json& config, const std::string& where);
+std::unique_ptr<Student> load_student(const io::ModelFiles& files, const StudentPlace& place = {});
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,51 @@
+// What a student is before it has weights: sizes, costs, and how it is made.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+#include "ops/tensor.h"
+
+namespace distil_xlstm::student {
+
+class Student;
+
+// Values that the backward pass keeps for a token: in the compute type (activations) and in float32 (cells and their states).
+struct KeptValues {
+  int64_t compute = 0, full = 0;
+  [[nodiscard]] int64_t size_bytes(int64_t compute_bytes) const { return compute * compute_bytes + full * 4; }
+};
+
+// Where a student is made, and over which frozen weights.
+struct StudentPlace {
+  at::Device device = at::kCPU;
+  at::ScalarType parameter_dtype = at::kFloat;  // or float64, for tests
+  Tensor embedding_VD, head_VD;                 // used as they are, never copied; undefined: those that are stored
+};
+
+class StudentShape {
+ public:
+  virtual ~StudentShape() = default;
+
+  [[nodiscard]] virtual std::string_view kind() const = 0;
+  [[nodiscard]] virtual int64_t num_layers() const = 0;  // whose outputs StudentForwardOptions::collect_layers keeps
+  [[nodiscard]] virtual int64_t hidden_size() const = 0;
+  [[nodiscard]] virtual int64_t vocab_size() const = 0;
+  [[nodiscard]] virtual int64_t num_trainable_parameters() const = 0;
+  [[nodiscard]] virtual std::vector<KeptValues> kept_values() const = 0;  // layer by layer
+  [[nodiscard]] virtual std::string description() const = 0;              // "5 blocks (1 sLSTM, 4 mLSTM), ..."
+
+  // config.json of weights in `layout`, one of the kind's own names for how it stores them; "": its usual one.
+  [[nodiscard]] virtual json to_json(std::string_view layout) const = 0;
+  // What fixes shapes and the function and differs in `found`, a line each; none: weights of one fit the other.
+  [[nodiscard]] virtual std::vector<std::string> differences(const StudentShape& found) const = 0;
+  // Fresh parameters from `seed`: the same numbers on every device. `place` names both frozen weights. Throws ShapeError where they do
+  // not fit.
+  [[nodiscard]] virtual std::unique_ptr<Student> fresh(const StudentPlace& place, uint64_t seed) const = 0;
+};
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,57 @@
+// A student: a recurrent language model over its teacher's frozen embedding and head, of which training changes the rest.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nn/language_model.h"
+#include "ops/mlstm.h"
+#include "student/shape.h"
+
+namespace distil_xlstm::student {
+
+struct StudentForwardOptions {
+  at::ScalarType compute_dtype = at::kFloat;  // float32, bfloat16, float16 for matrix products; parameters stay float32
+  bool collect_layers = false;                // keep every layer's output
+  bool activation_checkpointing = false;      // recompute each layer in backward
+  ops::MlstmForm mlstm_form = ops::MlstmForm::chunkwise;
+};
+
+struct StudentOutput {
+  Tensor last_hidden_BSD;                 // after the final norm: the head's input
+  Tensor final_hidden_BSD;                // output of the last layer, before the final norm
+  std::vector<Tensor> layer_outputs_BSD;  // when collect_layers
+};
+
+// What becomes of a parameter in training.
+struct ParameterTraits {
+  std::string group;    // of parameters that are trained alike (ParameterSpec::group)
+  bool decays = false;  // whether weight decay applies
+};
+
+class Student : public nn::LanguageModel {
+ public:
+  // Differentiable in the trainable parameters. Rows start from the zero state, or from *state (then updated, truncated: no gradient).
+  [[nodiscard]] virtual StudentOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const StudentForwardOptions& options,
+                                              nn::DecodeState* state = nullptr) = 0;
+  [[nodiscard]] virtual const StudentShape& shape() const = 0;
+  // Trainable parameters by their stored names, float32 leaves with requires_grad.
+  [[nodiscard]] virtual const NamedTensors& parameters() const = 0;
+  // What becomes of each in training, in the same order.
+  [[nodiscard]] virtual std::vector<ParameterTraits> parameter_traits() const = 0;
+  [[nodiscard]] virtual const Tensor& embedding_weight() const = 0;
+  // Another student over the same storage, whose parameters are leaves of their own: it sees every change of the values, and gradients do
+  // not mix, so that several threads may each run one.
+  [[nodiscard]] virtual std::unique_ptr<Student> replica() const = 0;
+  virtual void set_compute_dtype(at::ScalarType dtype) = 0;  // for forward_hidden / forward_step
+
+  // The stored form in one of the kind's layouts (StudentShape::to_json); with_frozen adds embedding and head.
+  [[nodiscard]] virtual NamedTensors stored_tensors(std::string_view layout, bool with_frozen) const = 0;
+};
+
+// ParameterTraits::decays of each parameter.
+std::vector<bool> decays_of(const Student& student);
+
+}  // namespace distil_xlstm::student
