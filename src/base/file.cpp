@@ -135,22 +135,11 @@ MappedFile::~MappedFile() {
 
 std::string read_file(const fs::path& path) {
   if (fs::is_directory(path)) throw IoError("{}: is a directory, a file is needed", path.string());
-  // A named pipe would wait for a writer here; without one it is empty, with one it is read to its end.
-  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.fd < 0 || ::fcntl(file.fd, F_SETFL, 0) != 0) throw IoError("{}: cannot open: {}", path.string(), errno_text());
-  struct stat info{};
-  std::string content;
-  if (::fstat(file.fd, &info) == 0 && S_ISREG(info.st_mode)) content.reserve(static_cast<size_t>(info.st_size));
-  std::array<char, size_t{1} << 16> part{};
-  for (;;) {
-    const ssize_t count = ::read(file.fd, part.data(), part.size());
-    if (count == 0) return content;
-    if (count > 0) {
-      content.append(part.data(), static_cast<size_t>(count));
-    } else if (errno != EINTR) {
-      throw IoError("{}: reading failed: {}", path.string(), errno_text());
-    }
-  }
+  std::ifstream stream(path, std::ios::binary);  // a named pipe waits for its writer, as everywhere
+  if (!stream) throw IoError("{}: cannot open: {}", path.string(), errno_text());
+  std::string content((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (stream.bad()) throw IoError("{}: reading failed: {}", path.string(), errno_text());
+  return content;
 }
 
 std::vector<fs::path> expand_paths(const std::vector<std::string>& arguments) {

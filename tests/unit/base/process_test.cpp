@@ -80,7 +80,6 @@ TEST_F(ProcessTest, PipesAreNotMappedAndNotWaitedFor) {
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   limit_time();
   EXPECT_THROW(MappedFile{path}, IoError);
-  EXPECT_EQ(read_file(path), "") << "no writer, no waiting";
   ::alarm(0);
 }
 
