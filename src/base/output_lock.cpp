@@ -71,12 +71,21 @@ void OutputLock::remove_made() const {
 }
 
 void OutputLock::make_directories(const fs::path& directory) {
-  std::vector<fs::path> missing;
-  for (fs::path path = directory; !path.empty() && !fs::exists(path); path = path.parent_path()) missing.push_back(path);
-  for (auto it = missing.rbegin(); it != missing.rend(); ++it) {
-    std::error_code error;
-    if (fs::create_directory(*it, error)) made_.push_back(*it);
-    if (error) throw IoError("{}: cannot make the directory: {}", it->string(), error.message());
+  constexpr int kMaxAttempts = 1000;
+  for (int attempt = 1;; ++attempt) {
+    std::vector<fs::path> missing;
+    for (fs::path path = directory; !path.empty() && !fs::exists(path); path = path.parent_path()) missing.push_back(path);
+    bool has_vanished = false;
+    for (auto it = missing.rbegin(); it != missing.rend() && !has_vanished; ++it) {
+      std::error_code error;
+      if (fs::create_directory(*it, error)) made_.push_back(*it);
+      // Another process made it, and may have taken it, or what it lies in, away again.
+      const fs::file_status now = fs::symlink_status(*it);
+      has_vanished = attempt < kMaxAttempts && ((error == std::errc::file_exists && (!fs::exists(now) || fs::is_directory(now))) ||
+                                                error == std::errc::no_such_file_or_directory);
+      if (error && !has_vanished) throw IoError("{}: cannot make the directory: {}", it->string(), error.message());
+    }
+    if (!has_vanished) return;
   }
 }
 
