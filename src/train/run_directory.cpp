@@ -92,8 +92,10 @@ BegunRun::~BegunRun() {
 void check_makes_way(const fs::path& directory) {
   if (!fs::is_directory(directory)) return;
   if (!prepared_it(directory.parent_path(), directory.filename().string())) {
-    throw ConfigError("{}: holds shards that the run there did not prepare, so other text cannot take their place: move them away, or choose "
-                      "another output", directory.string());
+    throw ConfigError(
+        "{}: holds shards that the run there did not prepare, so other text cannot take their place: move them away, or choose "
+        "another output",
+        directory.string());
   }
   const std::string stranger = data::first_not_prepared(directory);
   if (!stranger.empty())

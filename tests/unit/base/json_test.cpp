@@ -33,7 +33,8 @@ TEST(Json, ObjectsHaveABoundedNumberOfKeys) {
     return text + "}";
   };
   EXPECT_EQ(parse_json(object(kMaxOrderedKeys), "x").size(), kMaxOrderedKeys);
-  EXPECT_THAT(error_of([&] { (void)parse_json(object(kMaxOrderedKeys + 1), "a.json"); }), ::testing::HasSubstr("a.json: an object of more than 20000 keys"));
+  EXPECT_THAT(error_of([&] { (void)parse_json(object(kMaxOrderedKeys + 1), "a.json"); }),
+              ::testing::HasSubstr("a.json: an object of more than 20000 keys"));
   EXPECT_EQ(parse_unordered_json(object(kMaxOrderedKeys + 1), "x").size(), kMaxOrderedKeys + 1);
   std::string list = "[0";
   for (size_t i = 0; i < 2 * kMaxOrderedKeys; ++i) list += ",{\"a\":1}";
