@@ -50,7 +50,8 @@ TEST(MixerKinds, UnknownKindsAndWrongCountsAreNamed) {
 }
 
 TEST(MixerKinds, GradientsMatchDifferences) {
-  const StudentConfig config = with_decay_mixer();
+  StudentConfig config = with_decay_mixer();
+  config.mixers.assign(4, "decay");  // alone: the others' maxima have kinks, which differences must not step over
   const auto student = small_student(config, at::kCPU);
   const Tensor tokens = random_tokens(config, 2, 7), projection = at::randn({2, 7, config.embedding_dim}, at::kDouble);
   const Tensor starts = at::zeros({2, 7}, at::kByte);
@@ -65,7 +66,6 @@ TEST(MixerKinds, GradientsMatchDifferences) {
     };
     for (size_t i = 0; i < grads.size(); ++i) {
       const auto& [name, parameter] = student->parameters()[i];
-      if (name.find("blocks.1.") == std::string::npos) continue;
       const Tensor direction = at::randn_like(parameter.detach());
       const at::NoGradGuard no_grad;
       Tensor(parameter).add_(direction, 1e-5);
