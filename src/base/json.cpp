@@ -66,60 +66,48 @@ bool has_nested_strings(std::string_view bytes) {
 
 }  // namespace
 
-std::optional<size_t> json_too_deep_at(std::string_view text) {
-  size_t depth = 0;
+namespace {
+
+// Calls found(character) for each bracket and comma outside of strings, until it says true: that place.
+template <typename Found>
+std::optional<size_t> find_structure(std::string_view text, const Found& found) {
   for (size_t at = 0; at < text.size(); ++at) {
-    switch (text[at]) {
-      case '[':
-      case '{':
-        if (++depth > kMaxJsonDepth) return at;
-        break;
-      case ']':
-      case '}':
-        if (depth > 0) --depth;
-        break;
-      case '"':
-        for (++at; at < text.size() && text[at] != '"'; ++at) {
-          if (text[at] == '\\') ++at;
-        }
-        break;
-      default:
-        break;
+    const char c = text[at];
+    if (c == '"') {
+      for (++at; at < text.size() && text[at] != '"'; ++at) {
+        if (text[at] == '\\') ++at;
+      }
+    } else if ((c == '[' || c == ']' || c == '{' || c == '}' || c == ',') && found(c)) {
+      return at;
     }
   }
   return std::nullopt;
 }
 
+}  // namespace
+
+std::optional<size_t> json_too_deep_at(std::string_view text) {
+  size_t depth = 0;
+  return find_structure(text, [&](char c) {
+    if (c == '[' || c == '{') return ++depth > kMaxJsonDepth;
+    if (c != ',' && depth > 0) --depth;
+    return false;
+  });
+}
+
 std::optional<size_t> json_too_wide_at(std::string_view text) {
   std::vector<size_t> commas;  // of the open objects; of a list none are counted
   constexpr size_t kList = SIZE_MAX;
-  for (size_t at = 0; at < text.size(); ++at) {
-    switch (text[at]) {
-      case '[':
-        commas.push_back(kList);
-        break;
-      case '{':
-        commas.push_back(0);
-        break;
-      case ']':
-      case '}':
-        if (!commas.empty()) commas.pop_back();
-        break;
-      case ',':
-        if (commas.empty() || commas.back() == kList) break;
-        ++commas.back();
-        if (commas.back() >= kMaxOrderedKeys) return at;
-        break;
-      case '"':
-        for (++at; at < text.size() && text[at] != '"'; ++at) {
-          if (text[at] == '\\') ++at;
-        }
-        break;
-      default:
-        break;
+  return find_structure(text, [&](char c) {
+    if (c == '[' || c == '{') {
+      commas.push_back(c == '[' ? kList : 0);
+    } else if (c != ',') {
+      if (!commas.empty()) commas.pop_back();
+    } else if (!commas.empty() && commas.back() != kList) {
+      return ++commas.back() >= kMaxOrderedKeys;
     }
-  }
-  return std::nullopt;
+    return false;
+  });
 }
 
 namespace {

@@ -261,7 +261,7 @@ class Preparation {
       }
       if (document.repeats_prefix) ++num_repeated_;
       (static_cast<Split>(journal_.split) == Split::train ? train_ : validation_).add(ids, counts, document.begins);
-      count_targets(document, ids.size());
+      journal_.targets.add(document, ids.size());
       if (reached_max_tokens_) {
         journal_.counts = batch.text.counts[document.source];
         journal_.refused_conversations = document.refused_conversations;
@@ -271,21 +271,6 @@ class Preparation {
     journal_.place = batch.text.place;
     journal_.counts = batch.text.counts_at_end;
     journal_.refused_conversations = batch.refused_conversations;
-  }
-
-  void count_targets(const TokenDocument& document, size_t num_ids) {
-    constexpr size_t kMaxRoles = 8;
-    auto& targets = journal_.targets;
-    const auto end = document.counts.begin() + static_cast<ptrdiff_t>(std::min(num_ids, document.counts.size()));
-    targets.target_tokens += document.is_conversation ? std::count(document.counts.begin(), end, 1)
-                                                      : static_cast<int64_t>(num_ids) - (document.begins && num_ids > 0 ? 1 : 0);
-    if (!document.is_conversation) return;
-    ++targets.conversations;
-    targets.missing_answers += static_cast<uint64_t>(document.missing_answers);
-    if (document.roles.empty()) return;
-    ++targets.without_answer;
-    const bool is_new = std::find(targets.roles.begin(), targets.roles.end(), document.roles) == targets.roles.end();
-    if (is_new && targets.roles.size() < kMaxRoles) targets.roles.push_back(document.roles);
   }
 
   [[nodiscard]] std::string progress_text(const TokenBatch& batch, uint64_t bytes_before, int64_t tokens_before) const {
@@ -346,24 +331,6 @@ class Preparation {
   double saved_ = 0.0;
 };
 
-// Conversations that teach nothing are rather a mistake: another name for the assistant, or prompts alone.
-void warn_of_no_answers(const PrepareReport& report, const fs::path& output) {
-  const auto& targets = report.targets;
-  if (targets.missing_answers > 0) {
-    spdlog::warn(
-        "{}: {} answers do not count: the chat template leaves them out, or writes them so that they are not found (look at one with: "
-        "distil-xlstm tokenize --chat --json)",
-        output.string(), targets.missing_answers);
-  }
-  if (targets.without_answer == 0) return;
-  std::vector<std::string> roles;
-  for (const json& set : targets.roles) roles.push_back(set.get<std::string>());
-  spdlog::warn(
-      "{}: {} of {} have no answer that counts (roles: {}): the loss counts what the role 'assistant' says, or what the template marks",
-      output.string(), targets.without_answer,
-      targets.conversations == 1 ? "1 conversation" : fmt::format("{} conversations", targets.conversations), join(roles, "; "));
-}
-
 PrepareReport run(const PrepareOptions& options, const TextEncoder& encoder) {
   try {
     return Preparation(options, encoder).run();
@@ -383,7 +350,7 @@ PrepareReport prepare(const PrepareOptions& options, const TextEncoder& encoder)
   const OutputLock lock(options.output);
   check_output(options);  // another process may have written before the lock was ours
   PrepareReport report = run(options, encoder);
-  warn_of_no_answers(report, options.output);
+  warn_of_no_answers(report.targets, options.output);
   return report;
 }
 

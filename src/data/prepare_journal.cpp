@@ -28,24 +28,6 @@ ReaderCounts reader_counts(const json& value, std::string_view where) {
   return counts;
 }
 
-json to_json(const TargetCounts& targets) {
-  return {{"conversations", targets.conversations},
-          {"without_answer", targets.without_answer},
-          {"missing_answers", targets.missing_answers},
-          {"roles", targets.roles},
-          {"target_tokens", targets.target_tokens}};
-}
-
-TargetCounts target_counts(const json& value, std::string_view where) {
-  TargetCounts targets;
-  targets.conversations = require<uint64_t>(value, "conversations", where);
-  targets.without_answer = require<uint64_t>(value, "without_answer", where);
-  targets.missing_answers = get_or<uint64_t>(value, "missing_answers", 0, where);
-  targets.roles = require<std::vector<std::string>>(value, "roles", where);
-  targets.target_tokens = require<int64_t>(value, "target_tokens", where);
-  return targets;
-}
-
 void write_journal(const fs::path& directory, const PrepareJournal& journal) {
   const json content = {{"settings", journal.settings},
                         {"file", journal.place.file},

@@ -60,6 +60,7 @@ Tensor linear_without_grad(const Tensor& x, const Tensor& weight_EK, const Tenso
 
 void add_linear_(const Tensor& sum, const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E) {
   check(x, weight_EK, bias_E);
+  if (!sum.is_contiguous()) throw ShapeError("linear: sum must be contiguous");
   const at::NoGradGuard no_grad;
   const Tensor sum_NE = sum.view({-1, weight_EK.size(0)}), x_NK = x.reshape({-1, x.size(-1)});
   check_shape("linear: sum", sum_NE, {x_NK.size(0), weight_EK.size(0)});

@@ -10,7 +10,7 @@ namespace distil_xlstm::ops {
 // ShapeError.
 Tensor linear_without_grad(const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E = {});
 
-// sum += x W^T + b, in place; sum [..., E] is contiguous.
+// sum += x W^T + b, in place; sum [..., E] is contiguous. Throws ShapeError.
 void add_linear_(const Tensor& sum, const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E = {});
 
 // Whether the kernel takes these, so that a caller which records gradients may ask.

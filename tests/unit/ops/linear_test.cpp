@@ -51,6 +51,7 @@ TEST(Linear, ThreadsChangeNoBitOfARow) {
 TEST(Linear, RefusesShapesThatDoNotFit) {
   EXPECT_THROW(linear_without_grad(at::randn({1, 3}), at::randn({2, 4})), ShapeError);
   EXPECT_THROW(linear_without_grad(at::randn({1, 4}), at::randn({2, 4}), at::randn({3})), ShapeError);
+  EXPECT_THROW(add_linear_(at::randn({1, 4}).as_strided({1, 2}, {4, 2}), at::randn({1, 4}), at::randn({2, 4})), ShapeError);
   EXPECT_THROW(add_linear_(at::randn({2, 2}), at::randn({1, 4}), at::randn({2, 4})), ShapeError);
 }
 
