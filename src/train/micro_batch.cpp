@@ -6,6 +6,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "base/log.h"
@@ -13,6 +15,8 @@
 
 namespace distil_xlstm::train {
 namespace {
+
+constexpr double kLookSeconds = 30;  // between trials of fewer or more workers: one such micro-batch, as a rule
 
 eval::DeviceBatch rows_of(const eval::DeviceBatch& batch, int64_t begin, int64_t count) {
   const auto narrowed = [&](const Tensor& x) { return x.defined() ? x.narrow(0, begin, count) : x; };
@@ -197,14 +201,23 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
 
   while (static_cast<int64_t>(replicas_.size()) < shares - 1) replicas_.push_back(student_.replica());
   std::vector<LossSums> sums(static_cast<size_t>(shares));
+  const auto run_share = [&](int64_t share) {
+    const int64_t first = rows * share / shares, last = rows * (share + 1) / shares;
+    student::Student& student = share == 0 ? student_ : *replicas_[static_cast<size_t>(share - 1)];
+    sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first));
+  };
+  if (!workers_ || workers_->max_threads() != shares) workers_.emplace(static_cast<int>(shares), static_cast<int>(shares), kLookSeconds);
+  const int64_t workers = workers_->threads();
+  const double started = monotonic_seconds();
+  std::atomic<int64_t> next = 0;
+  // All threads are in the region whoever works in it, so that each share's operations run on one thread, and give the same bits.
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     const at::AutoGradMode with_graph(true);
-    for (int64_t share = begin; share < end; ++share) {
-      const int64_t first = rows * share / shares, last = rows * (share + 1) / shares;
-      student::Student& student = share == 0 ? student_ : *replicas_[static_cast<size_t>(share - 1)];
-      sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first));
+    for (int64_t worker = begin; worker < std::min(end, workers); ++worker) {
+      for (int64_t share = next++; share < shares; share = next++) run_share(share);
     }
   });
+  workers_->record(monotonic_seconds() - started);
   LossSums total;
   for (const auto& part : sums) total.add(part);
   for (int64_t share = 1; share < shares; ++share) take_gradients(student_, *replicas_[static_cast<size_t>(share - 1)]);

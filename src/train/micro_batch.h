@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/thread_chooser.h"
 #include "data/loader.h"
 #include "distill/alignment.h"
 #include "distill/method.h"
@@ -43,7 +44,7 @@ struct NextBatch {
 // On a GPU a micro-batch is one graph, and the teacher runs ahead by one micro-batch, beside the student (run_ahead). On a CPU each thread
 // of LibTorch's pool takes a share of the rows through the whole step, with its own graph: threads then meet once a micro-batch instead of
 // at each of some hundred operations, most of them too small to share. Shares are added in their order, so that the same number of threads
-// gives the same bits.
+// gives the same bits. Fewer of them may work where another program has a core: one thread then takes several shares, to the same bits.
 class MicroBatches {
  public:
   // All references must outlive this object.
@@ -87,6 +88,7 @@ class MicroBatches {
   std::optional<Ahead> ahead_;                               // of the next step
   ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it
   std::vector<std::unique_ptr<student::Student>> replicas_;  // of the shares after the first, made when first needed
+  std::optional<ThreadChooser> workers_;                     // how many threads take shares
 };
 
 }  // namespace distil_xlstm::train

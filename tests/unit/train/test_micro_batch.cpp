@@ -1,3 +1,6 @@
+#include <ATen/Parallel.h>
+
+#include "base/log.h"
 #include "distill/method.h"
 #include "ops/device.h"
 #include "optim/adamw.h"
@@ -102,6 +105,24 @@ class MicroBatchTest : public ::testing::Test {
   const data::Batch a_ = random_batch(2, 1, false), b_ = random_batch(3, 2, true), c_ = random_batch(1, 3, false),
                     d_ = random_batch(2, 4, false);
 };
+
+// All threads first, then trials of fewer, which take several shares each: the bits must not show it.
+TEST_F(MicroBatchTest, WhoTakesTheSharesChangesNoBit) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(3);
+  load(at::kCPU, at::kFloat, at::kFloat);
+  MicroBatches micro_batches(*teacher_, *student_, *alignment_);
+  NamedTensors expected;
+  const double begin = monotonic_seconds();
+  for (int call = 0; call < 40 || monotonic_seconds() - begin < 0.5; ++call) {
+    for (const auto& [name, parameter] : student_->parameters()) parameter.mutable_grad() = Tensor();
+    (void)micro_batches.run({b_}, settings_);
+    const NamedTensors gradients = copies_of_gradients(student_->parameters());
+    if (expected.empty()) expected = gradients;
+    ASSERT_EQ(max_difference(gradients, expected), 0.0) << call;
+  }
+  at::set_num_threads(threads);
+}
 
 // On a GPU each but the first has its teacher's part beside the student's of the one before, of the step before where it was announced. The
 // bits must not show it.
