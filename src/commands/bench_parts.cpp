@@ -178,8 +178,8 @@ HeadCase moved(const HeadCase& c, at::Device device, at::ScalarType type) {
 }
 
 ops::HeadLosses run_head(const HeadCase& c) {
-  const ops::HeadLossOptions options{.ce_weight = 0.2, .kd_weight = 0.7, .temperature = 2.0};
-  return ops::head_losses(c.student_ND, c.student_head_VD, c.teacher_ND, c.teacher_head_VD, c.targets_N, c.mask_N, options,
+  const ops::HeadObjective objective{.ce_weight = 0.2, .kd_weight = 0.7, .temperature = 2.0};
+  return ops::head_losses(c.student_ND, c.student_head_VD, c.teacher_ND, c.teacher_head_VD, c.targets_N, c.mask_N, objective,
                           1.0 / static_cast<double>(c.targets_N.size(1)));
 }
 

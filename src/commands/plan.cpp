@@ -192,7 +192,7 @@ void print_fp8(const Plan& p) {
     return;
   }
   const auto teacher = teacher::load_teacher(io::open_model(p.config.teacher.model), p.device, p.teacher_precision.dtype);
-  const auto batch = eval::to_device(first_rows(p.config), p.device);
+  const auto batch = nn::to_device(first_rows(p.config), p.device);
   fmt::print("Teacher in fp8: {}\n\n",
              teacher::description(teacher::use_fp8_products(*teacher, batch.tokens_BS, batch.is_start_BS, batch.mask_BS)));
 }

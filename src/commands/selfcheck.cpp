@@ -133,8 +133,9 @@ LossCase loss_case(at::Device device) {
   return c;
 }
 
-ops::HeadLosses run_loss(const LossCase& c, const ops::HeadLossOptions& options) {
-  return ops::head_losses(c.student, c.student_head, c.teacher, c.teacher_head, c.targets, c.mask, options, 1.0);
+ops::HeadLosses run_loss(const LossCase& c, const ops::HeadObjective& objective, bool with_gradient = true) {
+  return ops::head_losses(c.student, c.student_head, c.teacher, c.teacher_head, c.targets, c.mask, objective, 1.0,
+                          {.with_gradient = with_gradient});
 }
 
 double loss_value(at::Device device) {
@@ -145,20 +146,18 @@ double loss_value(at::Device device) {
   const Tensor ce = -student.log_softmax(-1).gather(-1, c.targets.unsqueeze(-1)).squeeze(-1);
   const Tensor p = (teacher / temperature).softmax(-1);
   const Tensor kl = (p * (p.log() - (student / temperature).log_softmax(-1))).sum(-1) * temperature * temperature;
-  const auto losses = run_loss(c, {.temperature = temperature, .with_gradient = false});
+  const auto losses = run_loss(c, {.temperature = temperature}, /*with_gradient=*/false);
   return relative(losses.sums.slice(0, 0, 2), at::stack({(ce * keep).sum(), (kl * keep).sum()}));
 }
 
 double loss_gradient(at::Device device) {
   LossCase c = loss_case(device);
-  const ops::HeadLossOptions options{.ce_weight = 0.3, .kd_weight = 0.7, .temperature = 2.0};
-  const Tensor gradient = run_loss(c, options).grad_student_hidden_BSD;
+  const ops::HeadObjective objective{.ce_weight = 0.3, .kd_weight = 0.7, .temperature = 2.0};
+  const Tensor gradient = run_loss(c, objective).grad_student_hidden_BSD;
   const Tensor point = c.student, direction = at::randn_like(point);
   const auto value = [&](double step) {
     c.student = point + step * direction;
-    auto measured = options;
-    measured.with_gradient = false;
-    const Tensor sums = run_loss(c, measured).sums.to(at::kCPU);
+    const Tensor sums = run_loss(c, objective, /*with_gradient=*/false).sums.to(at::kCPU);
     return 0.3 * sums[ops::kCe].item<double>() + 0.7 * sums[ops::kKd].item<double>();
   };
   const double difference = (value(1e-6) - value(-1e-6)) / 2e-6;
@@ -185,13 +184,13 @@ double loss_mask(at::Device device) {
 // The same positions in one call and in two.
 double loss_accumulation(at::Device device) {
   const LossCase c = loss_case(device);
-  const ops::HeadLossOptions options{.ce_weight = 0.4, .kd_weight = 0.6, .temperature = 1.5};
-  const auto whole = run_loss(c, options);
+  const ops::HeadObjective objective{.ce_weight = 0.4, .kd_weight = 0.6, .temperature = 1.5};
+  const auto whole = run_loss(c, objective);
   const auto part = [&](int64_t row) {
     LossCase half = c;
     for (Tensor LossCase::* member : {&LossCase::student, &LossCase::teacher, &LossCase::targets, &LossCase::mask})
       half.*member = (c.*member).slice(0, row, row + 1);
-    return run_loss(half, options);
+    return run_loss(half, objective);
   };
   const auto first = part(0), second = part(1);
   return relative(first.sums + second.sums, whole.sums) +
@@ -201,8 +200,8 @@ double loss_accumulation(at::Device device) {
 // Rows of both heads that pad the vocabulary, with logits of -1000: through a hidden channel that is always 1.
 double loss_padding(at::Device device) {
   LossCase c = loss_case(device);
-  const ops::HeadLossOptions options{.ce_weight = 0.4, .kd_weight = 0.6, .temperature = 1.5};
-  const auto plain = run_loss(c, options);
+  const ops::HeadObjective objective{.ce_weight = 0.4, .kd_weight = 0.6, .temperature = 1.5};
+  const auto plain = run_loss(c, objective);
   for (const auto& [hidden, head] : {std::pair(&c.student, &c.student_head), std::pair(&c.teacher, &c.teacher_head)}) {
     *hidden = at::cat({*hidden, at::ones_like(hidden->slice(2, 0, 1))}, 2);
     *head = at::cat({*head, at::zeros_like(head->slice(1, 0, 1))}, 1);
@@ -210,7 +209,7 @@ double loss_padding(at::Device device) {
     padding.slice(1, -1).fill_(-1000);
     *head = at::cat({*head, padding});
   }
-  const auto padded = run_loss(c, options);
+  const auto padded = run_loss(c, objective);
   return relative(padded.sums.slice(0, 0, 2), plain.sums.slice(0, 0, 2)) +
          relative(padded.grad_student_hidden_BSD.slice(2, 0, -1), plain.grad_student_hidden_BSD);
 }

@@ -16,11 +16,11 @@ double head_loss_error(at::Device device, at::ScalarType type) {
   const std::vector<Tensor> models = {draw({B, S, 64}), draw({V, 64}, 0.2), draw({B, S, 96}), draw({V, 96}, 0.2)};
   const Tensor targets = at::randint(V, {B, S}, at::kLong), mask = (at::rand({B, S}) < 0.8).to(at::kByte);
   mask[0][0] = 1;
-  const ops::HeadLossOptions options{.ce_weight = 0.3, .kd_weight = 0.7, .temperature = 2.0};
+  const ops::HeadObjective objective{.ce_weight = 0.3, .kd_weight = 0.7, .temperature = 2.0};
   const auto run = [&](at::Device where, at::ScalarType in_type) {
     std::vector<Tensor> x;
     for (const auto& model : models) x.push_back(model.to(type).to(where, in_type));
-    return ops::head_losses(x[0], x[1], x[2], x[3], targets.to(where), mask.to(where), options, 1.0);
+    return ops::head_losses(x[0], x[1], x[2], x[3], targets.to(where), mask.to(where), objective, 1.0);
   };
   const auto got = run(device, type), expected = run(at::kCPU, at::kDouble);
   return largest_error({relative(got.sums.slice(0, 0, 2), expected.sums.slice(0, 0, 2)),

@@ -70,9 +70,9 @@ struct Loader::Impl {
       }
     }
     if (options.micro_batch_size < 1) throw ConfigError("micro_batch_size = {}: it must be at least 1", options.micro_batch_size);
-    if (options.world_size < 1 || options.rank < 0 || options.rank >= options.world_size) {
-      throw ConfigError("data: rank {} of {} processes: a rank lies between 0 and the number of processes", options.rank,
-                        options.world_size);
+    if (options.ranks.world_size < 1 || options.ranks.rank < 0 || options.ranks.rank >= options.ranks.world_size) {
+      throw ConfigError("data: rank {} of {} processes: a rank lies between 0 and the number of processes", options.ranks.rank,
+                        options.ranks.world_size);
     }
   }
 
@@ -217,8 +217,8 @@ struct Loader::Impl {
     std::vector<RowPlace> drawn;
     drawn.reserve(num_rows);
     for (size_t s = 0; s < sources.size(); ++s) draw(s, drawn);
-    const auto world_size = static_cast<uint64_t>(options.world_size);
-    const auto rank = static_cast<uint64_t>(options.rank);
+    const auto world_size = static_cast<uint64_t>(options.ranks.world_size);
+    const auto rank = static_cast<uint64_t>(options.ranks.rank);
     std::vector<uint64_t> shuffled;
     if (options.shuffle) shuffled = permutation(num_rows, options.seed, kOrderStream + static_cast<uint64_t>(epoch));
     order.clear();
@@ -240,6 +240,7 @@ struct Loader::Impl {
     const int64_t num_targets =
         shards[place.shard].read_row(static_cast<int64_t>(place.row), options.document_isolation, {batch.tokens.data() + first, length},
                                      targets, mask, {batch.is_start.data() + first, length});
+    batch.row_ids[static_cast<size_t>(slot)] = {shards[place.shard].header().checksum, place.row};
     if (blank) {
       std::fill(mask.begin(), mask.end(), uint8_t{0});
       std::fill(targets.begin(), targets.end(), 0);
@@ -264,6 +265,7 @@ bool Loader::next(Batch& batch) {
   batch.targets.resize(size);
   batch.mask.resize(size);
   batch.is_start.resize(size);
+  batch.row_ids.resize(static_cast<size_t>(batch.num_rows));
   for (int64_t slot = 0; slot < batch.num_rows; ++slot, ++s.position) {
     const bool blank = s.num_blank > 0 && s.position + 1 == s.order.size();
     s.read_row(s.order[s.position], slot, blank, batch);
@@ -295,8 +297,8 @@ json Loader::state() const {
   return {{"epoch", s.epoch},
           {"position", s.position},
           {"seed", s.options.seed},
-          {"rank", s.options.rank},
-          {"world_size", s.options.world_size},
+          {"rank", s.options.ranks.rank},
+          {"world_size", s.options.ranks.world_size},
           {"shards_fingerprint", s.fingerprint}};
 }
 
@@ -313,9 +315,9 @@ void Loader::restore(const json& state) {
   const auto world_size = require<int>(state, "world_size", "data state");
   const auto rank = require<int>(state, "rank", "data state");
   if (seed != s.options.seed) throw DataError("data state: seed {}, but this run has {}: resume with the same seed", seed, s.options.seed);
-  if (world_size != s.options.world_size || rank != s.options.rank) {
+  if (world_size != s.options.ranks.world_size || rank != s.options.ranks.rank) {
     throw DataError("data state: rank {} of {} processes, but this is rank {} of {}: resume with as many processes", rank, world_size,
-                    s.options.rank, s.options.world_size);
+                    s.options.ranks.rank, s.options.ranks.world_size);
   }
   const auto epoch = require<int64_t>(state, "epoch", "data state");
   const auto position = require<uint64_t>(state, "position", "data state");

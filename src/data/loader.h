@@ -9,9 +9,18 @@
 #include <vector>
 
 #include "base/json.h"
+#include "base/ranks.h"
 #include "data/token_shard.h"
 
 namespace distil_xlstm::data {
+
+// A row of the data, whatever the order in which it comes, on whichever process, before or after a resume.
+struct RowId {
+  uint64_t shard = 0;  // TokenShard::header().checksum: of its content
+  uint64_t row = 0;    // in the shard
+
+  bool operator==(const RowId&) const = default;
+};
 
 // One micro-batch. All arrays are row-major [num_rows, context_length].
 struct Batch {
@@ -22,6 +31,7 @@ struct Batch {
   std::vector<uint8_t> mask;      // 1: the target lies in the same document, is no padding, and counts for the loss
   std::vector<uint8_t> is_start;  // 1: a document begins at this input token (state is reset before it, attention cut);
                                   // always 1 at a row's first token; all other entries 0 unless document_isolation = "full"
+  std::vector<RowId> row_ids;     // one a row; empty where rows come from no shard
   int64_t num_targets = 0;        // sum of mask
 };
 
@@ -37,8 +47,7 @@ struct LoaderOptions {
   int64_t micro_batch_size = 1;
   uint64_t seed = 0;
   bool shuffle = true;
-  int rank = 0;
-  int world_size = 1;
+  Ranks ranks;
   DocumentIsolation document_isolation = DocumentIsolation::full;
   std::string tokenizer_fingerprint;  // when not empty, must equal the shards'
   // When set, must equal that of shards that hold conversations; "" (a model without one) warns.

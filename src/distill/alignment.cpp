@@ -96,14 +96,14 @@ teacher::TeacherForwardOptions Alignment::teacher_options() const {
   return options;
 }
 
-bool Alignment::needs_blocks() const {
+bool Alignment::needs_layers() const {
   return settings_.kind != "average";
 }
 
 Tensor Alignment::loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher, const Tensor& mask_BS) const {
   const Tensor is_masked_BS = mask_BS == 0;
   const Tensor& last_BSD = settings_.state == "post_norm" ? student.last_hidden_BSD : student.final_hidden_BSD;
-  if (!needs_blocks()) return pair_loss(settings_, last_BSD, teacher.hidden_mean_BSD, is_masked_BS);
+  if (!needs_layers()) return pair_loss(settings_, last_BSD, teacher.hidden_mean_BSD, is_masked_BS);
   const size_t blocks = group_sizes_.size();
   if (student.layer_outputs_BSD.size() != blocks || teacher.group_means_BSD.size() != blocks) {
     throw ShapeError("alignment: {} student blocks and {} teacher groups were collected, {} of each are needed",

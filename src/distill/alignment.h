@@ -3,25 +3,23 @@
 
 #include <vector>
 
-#include "config/run_config.h"
-#include "student/student.h"
-#include "teacher/teacher.h"
+#include "distill/hidden_term.h"
 
 namespace distil_xlstm::distill {
 
-class Alignment {
+class Alignment final : public HiddenTerm {
  public:
   // Throws ConfigError where kind does not fit the depths.
   Alignment(const config::AlignmentSettings& settings, int64_t teacher_layers, int64_t student_blocks);
 
-  [[nodiscard]] teacher::TeacherForwardOptions teacher_options() const;  // what the teacher must collect
-  [[nodiscard]] bool needs_blocks() const;                               // whether every student block's output is needed
-  // Whether loss_sum of a batch is the sum of those of its rows.
-  [[nodiscard]] bool is_sum_over_rows() const { return settings_.scope == "sequence"; }
-
-  // Sum over rows (scope "sequence") or one value times the rows (scope "batch"), un-weighted, differentiable in the student's states;
-  // divide by the rows of the whole optimizer step. mask_BS (uint8): tokens that count; rows without any count as 0.
-  [[nodiscard]] Tensor loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher, const Tensor& mask_BS) const;
+  [[nodiscard]] std::string name() const override { return "alignment_loss"; }
+  [[nodiscard]] teacher::TeacherForwardOptions teacher_options() const override;
+  [[nodiscard]] bool needs_layers() const override;
+  [[nodiscard]] bool is_sum_over_rows() const override { return settings_.scope == "sequence"; }
+  [[nodiscard]] int64_t measured_every() const override { return settings_.every_steps; }
+  // With scope "batch" the value is that of the batch times its rows.
+  [[nodiscard]] Tensor loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher,
+                                const Tensor& mask_BS) const override;
 
  private:
   config::AlignmentSettings settings_;

@@ -1,253 +1,70 @@
 #include "distill/method.h"
 
 #include <algorithm>
-#include <cmath>
 
-#include "distill/schedule.h"
+#include "base/error.h"
+#include "distill/methods.h"
 #include "distill/settings_check.h"
 
 namespace distil_xlstm::distill {
 namespace {
 
-enum class Family { combined, teacher_annealing, annealing_kd };
-enum class Use { none, constant, scheduled };  // constant: its start for the whole run
+std::vector<std::pair<std::string, MethodKind>>& kinds() {
+  static auto all = known_methods();
+  return all;
+}
 
-// One row a method: the formula and which settings it reads. Where T is not in the loss (ce, ce-frobenius, teacher-annealing) the KL is
-// still measured at its schedule, so that runs can be compared.
-struct MethodRow {
-  const char* name;
-  Family family;
-  Use alpha, temperature, beta;
-};
-
-constexpr MethodRow kMethods[] = {
-    {"ce", Family::combined, Use::none, Use::scheduled, Use::none},
-    {"hinton", Family::combined, Use::constant, Use::constant, Use::none},
-    {"teacher-annealing", Family::teacher_annealing, Use::none, Use::scheduled, Use::none},
-    {"annealing-kd", Family::annealing_kd, Use::none, Use::none, Use::none},
-    {"delta", Family::combined, Use::scheduled, Use::scheduled, Use::none},
-    {"delta-frobenius", Family::combined, Use::scheduled, Use::scheduled, Use::scheduled},
-    {"hinton-frobenius", Family::combined, Use::constant, Use::constant, Use::constant},
-    {"ce-frobenius", Family::combined, Use::none, Use::scheduled, Use::scheduled},
-};
-
-const MethodRow& find_method(const std::string& name) {
+const MethodKind& find(const std::string& name) {
   check_name(name, method_names(), "distill.method");
-  return *std::ranges::find_if(kMethods, [&](const MethodRow& row) { return row.name == name; });
-}
-
-config::ScheduleSettings used(const config::ScheduleSettings& settings, Use use, double unused_value) {
-  if (use == Use::scheduled) return settings;
-  config::ScheduleSettings constant;
-  constant.start = constant.final = use == Use::constant ? settings.start : unused_value;
-  return constant;
-}
-
-// alpha, T and beta with the settings that all methods share; `plan` is the method's formula.
-class ScheduledMethod : public Method {
- public:
-  ScheduledMethod(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps)
-      : row_(row),
-        settings_(settings),
-        alpha_(used(settings.alpha, row.alpha, 0.0), total_steps, "distill.alpha"),
-        temperature_(used(settings.temperature, row.temperature, 1.0), total_steps, "distill.temperature"),
-        beta_(used(settings.beta, row.beta, 0.0), total_steps, "distill.beta") {}
-
-  [[nodiscard]] std::string name() const override { return row_.name; }
-  void end_epoch(int64_t steps_done) override {
-    alpha_.end_epoch(steps_done);
-    temperature_.end_epoch(steps_done);
-    beta_.end_epoch(steps_done);
-  }
-  [[nodiscard]] json state() const override {
-    return {{"method", name()}, {"alpha", alpha_.state()}, {"temperature", temperature_.state()}, {"beta", beta_.state()}};
-  }
-  void restore(const json& state) override {
-    const auto method = require<std::string>(state, "method", "distill state");
-    if (method != name()) {
-      throw DataError(
-          "distill state: the checkpoint was trained with method \"{}\", the settings say \"{}\": resume with the same settings", method,
-          name());
-    }
-    alpha_.restore(require<json>(state, "alpha", "distill state"));
-    temperature_.restore(require<json>(state, "temperature", "distill state"));
-    beta_.restore(require<json>(state, "beta", "distill state"));
-  }
-
- protected:
-  // Everything but the weights.
-  [[nodiscard]] StepPlan measured(double temperature) const {
-    StepPlan plan;
-    plan.temperature = plan.head.temperature = temperature;
-    plan.head.divergence = settings_.divergence == "forward_kl"   ? ops::Divergence::forward_kl
-                           : settings_.divergence == "reverse_kl" ? ops::Divergence::reverse_kl
-                                                                  : ops::Divergence::jsd;
-    plan.head.jsd_beta = settings_.jsd_beta;
-    plan.head.mse_centered = settings_.mse_centered;
-    return plan;
-  }
-
-  const MethodRow& row_;
-  config::DistillSettings settings_;
-  Schedule alpha_, temperature_, beta_;
-};
-
-// [P 36, 38]: (1 - alpha - beta) CE + alpha KD + beta L_F, or (1 - alpha) CE + alpha KD + beta L_F when "additive".
-class CombinedMethod : public ScheduledMethod {
- public:
-  using ScheduledMethod::ScheduledMethod;
-
-  [[nodiscard]] StepPlan plan(const StepContext& context) const override {
-    StepPlan plan = measured(temperature_.value(context.step));
-    plan.alpha = alpha_.value(context.step);
-    plan.beta = beta_.value(context.step);
-    const double alignment_share = settings_.combine == "convex" ? plan.beta : 0.0;
-    plan.head.ce_weight = std::max(1.0 - plan.alpha - alignment_share, 0.0);  // the sum 1 may be missed by a rounding
-    plan.head.kd_weight = plan.alpha;
-    plan.alignment_weight = plan.beta;
-    return plan;
-  }
-};
-
-// BAM [Clark 2019]: cross-entropy against lambda onehot(y) + (1 - lambda) p_T, lambda from 0 to 1; alpha is logged as 1 - lambda.
-class TeacherAnnealing : public ScheduledMethod {
- public:
-  TeacherAnnealing(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps)
-      : ScheduledMethod(row, settings, total_steps),
-        label_mix_({.schedule = "linear", .start = 0.0, .final = 1.0}, total_steps, "distill.teacher-annealing") {}
-
-  [[nodiscard]] StepPlan plan(const StepContext& context) const override {
-    StepPlan plan = measured(temperature_.value(context.step));
-    plan.head.label_weight = 1.0;
-    plan.head.label_mix = label_mix_.value(context.step);
-    plan.alpha = 1.0 - plan.head.label_mix;
-    return plan;
-  }
-
- private:
-  Schedule label_mix_;
-};
-
-// [Jafari 2021]: stage I regresses on phi(T) z_T with T from temperature_max to 1, one value an epoch or an equal slice of the stage;
-// stage II is cross-entropy alone. phi(T) = 1 - (T - 1) / temperature_max.
-class AnnealingKd : public ScheduledMethod {
- public:
-  AnnealingKd(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs)
-      : ScheduledMethod(row, settings, total_steps) {
-    by_epoch_ = settings.boundary == "epoch";
-    const int64_t length = by_epoch_ ? num_epochs : total_steps;
-    if (length < 2) {
-      throw ConfigError(
-          "distill.method = \"annealing-kd\" with boundary = \"{}\" needs at least 2 {}, one for each stage, and the run has {}: {}",
-          settings.boundary, by_epoch_ ? "epochs" : "optimizer steps", length,
-          by_epoch_ ? "raise train.num_epochs or set distill.boundary = \"slice\"" : "train for longer");
-    }
-    stage1_length_ = std::clamp<int64_t>(std::llround(settings.stage1_fraction * static_cast<double>(length)), 1, length - 1);
-    num_temperatures_ = by_epoch_ ? stage1_length_ : std::min<int64_t>(std::llround(settings.temperature_max), stage1_length_);
-  }
-
-  [[nodiscard]] StepPlan plan(const StepContext& context) const override {
-    const int64_t place = by_epoch_ ? context.epoch : context.step;
-    if (place >= stage1_length_) {
-      StepPlan plan = measured(1.0);
-      plan.stage = 2;
-      plan.head.ce_weight = 1.0;
-      return plan;
-    }
-    const double max = settings_.temperature_max;
-    const int64_t index = place * num_temperatures_ / stage1_length_;
-    // The last value is always 1; a single value is therefore 1.
-    const int64_t left = num_temperatures_ - 1 - index;
-    const double temperature = left == 0 ? 1.0 : 1.0 + (max - 1.0) * static_cast<double>(left) / static_cast<double>(num_temperatures_ - 1);
-    StepPlan plan = measured(temperature);
-    plan.alpha = 1.0;
-    plan.head.mse_weight = 1.0;
-    plan.head.mse_scale = 1.0 - (temperature - 1.0) / max;
-    return plan;
-  }
-
- private:
-  bool by_epoch_ = true;
-  int64_t stage1_length_ = 1;  // epochs or optimizer steps
-  int64_t num_temperatures_ = 1;
-};
-
-// alpha + beta over the run: both move monotonically inside an epoch, but their sum need not, so the steps themselves are looked at.
-void check_convex(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t steps_per_epoch) {
-  if (settings.combine != "convex" || row.beta == Use::none) return;
-  Schedule alpha(used(settings.alpha, row.alpha, 0.0), total_steps, "distill.alpha");
-  Schedule beta(used(settings.beta, row.beta, 0.0), total_steps, "distill.beta");
-  const int64_t stride = std::max<int64_t>(total_steps / 1'000'000, 1);
-  for (int64_t begin = 0; begin < std::max<int64_t>(total_steps, 1); begin += steps_per_epoch) {
-    for (int64_t step = begin; step < std::min(begin + steps_per_epoch, std::max<int64_t>(total_steps, 1)); step += stride) {
-      const double a = alpha.value(step), b = beta.value(step);
-      if (a + b <= 1.0 + 1e-12) continue;
-      throw ConfigError(
-          "distill.combine = \"convex\" weighs the cross-entropy by 1 - alpha - beta, but alpha = {:.4g} and beta = {:.4g} at step {} add "
-          "up to "
-          "{:.4g}: lower distill.alpha or distill.beta, or set combine = \"additive\"",
-          a, b, step, a + b);
-    }
-    alpha.end_epoch(begin + steps_per_epoch);
-    beta.end_epoch(begin + steps_per_epoch);
-  }
+  return std::ranges::find(kinds(), name, &std::pair<std::string, MethodKind>::first)->second;
 }
 
 }  // namespace
 
-const std::vector<std::string>& method_names() {
-  static const std::vector<std::string> names = [] {
-    std::vector<std::string> all;
-    for (const MethodRow& row : kMethods) all.emplace_back(row.name);
-    return all;
-  }();
+void Method::restore(const json& state) {
+  const auto method = require<std::string>(state, "method", "distill state");
+  if (method == name_) return;
+  throw DataError("distill state: the checkpoint was trained with method \"{}\", the settings say \"{}\": resume with the same settings",
+                  method, name_);
+}
+
+StepContext in_its_stage(const Method& method, StepContext context) {
+  context.stage = stage_at(method.stages(), context);
+  return context;
+}
+
+void add_method(const std::string& name, MethodKind kind) {
+  const auto names = method_names();
+  if (std::ranges::find(names, name) != names.end()) throw ValueError("method '{}': there is one of this name", name);
+  kinds().emplace_back(name, std::move(kind));
+}
+
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, kind] : kinds()) names.push_back(name);
   return names;
 }
 
+MethodTerms method_terms(const std::string& method) {
+  return find(method).terms;
+}
+
 std::vector<std::string> ignored_keys(const std::string& method) {
-  const MethodRow& row = find_method(method);
-  std::vector<std::string> keys;
-  const auto add = [&](Use use, const std::string& key) {
-    if (use == Use::none) keys.push_back(key);
-    if (use == Use::constant) {
-      for (const char* part : {".schedule", ".final", ".decay", ".decay_mode"}) keys.push_back(key + part);
-    }
-  };
-  add(row.alpha, "alpha");
-  add(row.temperature, "temperature");
-  add(row.beta, "beta");
-  if (row.beta == Use::none) keys.emplace_back("combine");
-  if (row.family != Family::annealing_kd) {
-    for (const char* key : {"temperature_max", "boundary", "stage1_fraction"}) keys.emplace_back(key);
-  }
-  return keys;
+  return find(method).ignored_keys;
 }
 
 void check_before_length(const config::DistillSettings& settings, int64_t max_steps) {
-  const MethodRow& row = find_method(settings.method);
+  const MethodKind& kind = find(settings.method);
   check_settings(settings);
-  const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) {
-    return use == Use::scheduled && s.schedule.starts_with("delta") && (s.decay > 0.0 || s.schedule == "delta-code");
-  };
-  const bool needs_epochs = moves_with_epochs(settings.alpha, row.alpha) || moves_with_epochs(settings.beta, row.beta);
-  const int64_t known_steps = max_steps > 0 && !needs_epochs ? max_steps : 1;
-  check_convex(row, settings, known_steps, known_steps);
+  if (kind.check) kind.check(settings, max_steps);
 }
 
 std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs,
                                     int64_t steps_per_epoch) {
-  const MethodRow& row = find_method(settings.method);
+  const MethodKind& kind = find(settings.method);
   check_settings(settings);
   if (steps_per_epoch < 1) steps_per_epoch = (total_steps + num_epochs - 1) / std::max<int64_t>(num_epochs, 1);
-  check_convex(row, settings, total_steps, std::max<int64_t>(steps_per_epoch, 1));
-  switch (row.family) {
-    case Family::teacher_annealing:
-      return std::make_unique<TeacherAnnealing>(row, settings, total_steps);
-    case Family::annealing_kd:
-      return std::make_unique<AnnealingKd>(row, settings, total_steps, num_epochs);
-    default:
-      return std::make_unique<CombinedMethod>(row, settings, total_steps);
-  }
+  return kind.make({settings, total_steps, num_epochs, std::max<int64_t>(steps_per_epoch, 1)});
 }
 
 }  // namespace distil_xlstm::distill

@@ -37,7 +37,8 @@ std::vector<ScheduleRow> schedule_table(const config::DistillSettings& settings,
   int64_t epoch = 0;
   for (const auto& [step, note] : chosen_steps(total_steps, steps_per_epoch, num_epochs)) {
     for (; epoch < step / steps_per_epoch; ++epoch) method->end_epoch((epoch + 1) * steps_per_epoch);
-    rows.push_back({step, epoch, method->plan({.step = step, .total_steps = total_steps, .epoch = epoch, .num_epochs = num_epochs}), note});
+    const StepContext context{.step = step, .total_steps = total_steps, .epoch = epoch, .num_epochs = num_epochs};
+    rows.push_back({step, epoch, method->plan(in_its_stage(*method, context)), note});
   }
   return rows;
 }

@@ -147,9 +147,8 @@ void PerplexityScorer::score() {
     hidden = model_.forward_hidden(batch.tokens_BS);
     if (teacher_ != nullptr) teacher_hidden = teacher_->forward_hidden(batch.tokens_BS);
   }
-  const ops::HeadLossOptions loss_options{.with_gradient = false};
   const auto losses = ops::head_losses(hidden, head_VD_, teacher_hidden, teacher_head_VD_, head_rows_.of_ids(batch.targets_BS),
-                                       batch.mask_BS, loss_options, 1.0);
+                                       batch.mask_BS, {}, 1.0, {.with_gradient = false});
   add_sums(result_, losses.sums, teacher_ != nullptr);
   check_finite(result_, options_, model_, teacher_, batch);
   for (const auto& window : waiting_) num_scored_ += static_cast<int64_t>(window.tokens.size() - window.first_scored);

@@ -5,6 +5,7 @@
 #include "data/loader.h"
 #include "nn/language_model.h"
 #include "ops/head_rows.h"
+#include "teacher/source.h"
 
 namespace distil_xlstm::eval {
 
@@ -31,14 +32,7 @@ struct ValidationOptions {
 
 // Reads `loader` from the start of its epoch 0 in its order. Throws DataError when it has no targets, Interrupted after a signal that a
 // SignalGuard caught.
-ValidationResult validate(nn::LanguageModel& student, nn::LanguageModel& teacher, data::Loader& loader,
+ValidationResult validate(nn::LanguageModel& student, teacher::TeacherSource& teacher, data::Loader& loader,
                           const ValidationOptions& options = {});
-
-// A micro-batch on the model's device.
-struct DeviceBatch {
-  Tensor tokens_BS, targets_BS;  // int64
-  Tensor mask_BS, is_start_BS;   // uint8; is_start_BS undefined where documents begin at rows' starts only
-};
-DeviceBatch to_device(const data::Batch& batch, at::Device device);
 
 }  // namespace distil_xlstm::eval

@@ -49,15 +49,20 @@ void check_shapes(const Tensor& student_BSD, const Tensor& student_head_VD, cons
   }
 }
 
-void check_options(const HeadLossOptions& options, bool has_teacher) {
-  if (!(options.temperature > 0.0)) throw ValueError("head_losses: temperature = {}: it must be above 0", options.temperature);
-  if (options.divergence == Divergence::jsd && !(options.jsd_beta > 0.0 && options.jsd_beta < 1.0)) {
-    throw ValueError("head_losses: jsd_beta = {}: it must lie between 0 and 1, both excluded", options.jsd_beta);
+void check_objective(const HeadObjective& objective, const HeadLossOptions& options, bool has_teacher) {
+  if (!(objective.temperature > 0.0)) throw ValueError("head_losses: temperature = {}: it must be above 0", objective.temperature);
+  if (objective.divergence == Divergence::jsd && !(objective.jsd_beta > 0.0 && objective.jsd_beta < 1.0)) {
+    throw ValueError("head_losses: jsd_beta = {}: it must lie between 0 and 1, both excluded", objective.jsd_beta);
   }
-  if (!has_teacher && (options.kd_weight != 0.0 || options.mse_weight != 0.0 || options.label_weight != 0.0)) {
+  if (has_teacher) return;
+  if (objective.kd_weight != 0.0 || objective.mse_weight != 0.0 || objective.label_weight != 0.0) {
     throw ValueError(
         "head_losses: kd_weight = {}, mse_weight = {}, label_weight = {} without a teacher: only ce_weight may be set, or give a teacher",
-        options.kd_weight, options.mse_weight, options.label_weight);
+        objective.kd_weight, objective.mse_weight, objective.label_weight);
+  }
+  for (const auto& [term, weight] : options.added) {
+    if (term->needs_teacher && weight != 0.0)
+      throw ValueError("head_losses: {} has the weight {} without a teacher: give a teacher", term->name, weight);
   }
 }
 
@@ -87,10 +92,12 @@ at::ScalarType kernel_logits_type(const HeadLossOptions& options, const Tensor& 
 // What the logits' gradient is multiplied by before its product with the head; the rest of gradient_scale follows in float32. In half
 // precision its entries, at most about the sum of the weights, then lie below 2^10, with room for float16's small ones: probabilities down
 // to 1e-10 count.
-double logits_gradient_scale(const HeadLossOptions& options, at::ScalarType head_type, double gradient_scale) {
+double logits_gradient_scale(const HeadObjective& objective, const HeadLossOptions& options, at::ScalarType head_type,
+                             double gradient_scale) {
   if (!is_half_precision(head_type)) return gradient_scale;
-  const double weights = std::abs(options.ce_weight) + std::abs(options.kd_weight) * options.temperature + std::abs(options.mse_weight) +
-                         std::abs(options.label_weight);
+  double weights = std::abs(objective.ce_weight) + std::abs(objective.kd_weight) * objective.temperature + std::abs(objective.mse_weight) +
+                   std::abs(objective.label_weight);
+  for (const auto& added : options.added) weights += std::abs(added.weight);
   return weights > 0.0 ? std::exp2(std::floor(std::log2(1024.0 / weights))) : 1.0;
 }
 
@@ -244,13 +251,13 @@ Head Head::packed(const Tensor& weight_VD, bool with_gradient) {
 }
 
 HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_head, const Tensor& teacher_hidden_BSD,
-                       const Head& teacher_head, const Tensor& targets_BS, const Tensor& mask_BS, const HeadLossOptions& options,
-                       double gradient_scale) {
+                       const Head& teacher_head, const Tensor& targets_BS, const Tensor& mask_BS, const HeadObjective& objective,
+                       double gradient_scale, const HeadLossOptions& options) {
   const at::NoGradGuard no_grad;
   const Tensor &student_head_VD = student_head.weight(), &teacher_head_VD = teacher_head.weight();
   const bool has_teacher = teacher_hidden_BSD.defined();
   check_shapes(student_hidden_BSD, student_head_VD, teacher_hidden_BSD, teacher_head_VD, targets_BS, mask_BS);
-  check_options(options, has_teacher);
+  check_objective(objective, options, has_teacher);
   const bool is_cpu = student_hidden_BSD.device().is_cpu();
 
   // On a CPU masked positions are left out; on other devices their number is unknown without waiting, so they are computed and then
@@ -266,19 +273,21 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_hea
   const bool has_double =
       student_hidden_BSD.scalar_type() == at::kDouble || student_head_VD.scalar_type() == at::kDouble ||
       (has_teacher && (teacher_hidden_BSD.scalar_type() == at::kDouble || teacher_head_VD.scalar_type() == at::kDouble));
-  const bool has_kernel = has_cuda_kernels(student_hidden_BSD) && !has_double;
+  const bool has_kernel = has_cuda_kernels(student_hidden_BSD) && !has_double && options.added.empty();
   std::optional<at::ScalarType> logits_type;
   if (has_kernel) logits_type = kernel_logits_type(options, student_head_VD, teacher_head_VD);
-  // Beside float64 both are tiles of whole rows: packed columns are float32.
-  const auto head_of = [&](const Head& head) { return has_double ? Head(head.weight()) : head; };
+  // Beside float64, and for plain forms, both are tiles of whole rows: packed columns are float32.
+  const auto head_of = [&](const Head& head) { return has_double || !options.added.empty() ? Head(head.weight()) : head; };
   Logits student(student_hidden_BSD, head_of(student_head), kept, logits_type), teacher;
   if (has_teacher) teacher = Logits(teacher_hidden_BSD, head_of(teacher_head), kept, logits_type);
-  const auto run_tile = is_cpu ? head_loss_tile_cpu : has_kernel ? cuda_backend().head_loss_tile : head_loss_tile_aten;
-  const double tile_scale = logits_gradient_scale(options, is_cpu ? at::kFloat : student_head_VD.scalar_type(), gradient_scale);
+  const bool has_cpu_form = is_cpu && options.added.empty();
+  const auto run_tile = has_cpu_form ? head_loss_tile_cpu : has_kernel ? cuda_backend().head_loss_tile : head_loss_tile_aten;
+  const double tile_scale = logits_gradient_scale(objective, options, is_cpu ? at::kFloat : student_head_VD.scalar_type(), gradient_scale);
 
   HeadLosses losses;
-  losses.sums = at::zeros({kNumHeadLosses}, student_hidden_BSD.options().dtype(at::kDouble));
-  if (!has_teacher) losses.sums.narrow(0, 1, kNumHeadLosses - 1).fill_(std::numeric_limits<double>::quiet_NaN());
+  const auto num_added = static_cast<int64_t>(options.added.size());
+  losses.sums = at::zeros({kNumHeadSums + num_added}, student_hidden_BSD.options().dtype(at::kDouble));
+  if (!has_teacher) losses.sums.narrow(0, 1, kNumHeadSums - 1).fill_(std::numeric_limits<double>::quiet_NaN());
   Tensor gradient_PD;
   if (options.with_gradient) {
     losses.grad_student_hidden_BSD = at::zeros(student_hidden_BSD.sizes(), student_hidden_BSD.options());
@@ -286,7 +295,7 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_hea
   }
   const int64_t positions = student.positions();
   const auto element_size = static_cast<int64_t>(at::elementSize(student.dtype()));
-  const auto backend = is_cpu ? HeadBackend::cpu : has_kernel ? HeadBackend::cuda_kernel : HeadBackend::aten;
+  const auto backend = has_cpu_form ? HeadBackend::cpu : has_kernel ? HeadBackend::cuda_kernel : HeadBackend::aten;
   const int64_t chosen = options.tile_positions > 0
                              ? options.tile_positions
                              : head_tile(backend, student_head_VD.size(0), element_size, options.num_callers).positions;
@@ -294,13 +303,14 @@ HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_hea
   for (int64_t begin = 0; begin < positions; begin += step) {
     const int64_t size = std::min(step, positions - begin);
     // Float32 logits become float64 ones beside a student in float64, tile by tile.
-    const bool in_columns = is_cpu && (!has_teacher || teacher.dtype() == student.dtype());
+    const bool in_columns = has_cpu_form && (!has_teacher || teacher.dtype() == student.dtype());
     Tensor teacher_PV;
     if (has_teacher) teacher_PV = in_columns ? teacher.room(size) : teacher.tile(begin, size).to(student.dtype());
     const HeadLossTile tile{.student_PV = in_columns ? student.room(size) : student.tile(begin, size),
                             .teacher_PV = teacher_PV,
                             .targets_P = targets_P.narrow(0, begin, size).contiguous(),
                             .valid_P = valid_P.defined() ? valid_P.narrow(0, begin, size) : Tensor(),
+                            .objective = objective,
                             .options = options,
                             .gradient_scale = tile_scale,
                             .sums = losses.sums};

@@ -2,43 +2,35 @@
 #pragma once
 
 #include <memory>
-#include <string_view>
 #include <vector>
 
+#include "ops/head_terms.h"
 #include "ops/packed_matrix.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::ops {
 
-enum class Divergence { forward_kl, reverse_kl, jsd };
-
-struct HeadLossOptions {
-  double ce_weight = 0.0;     // weight of the cross-entropy in the gradient
-  double kd_weight = 0.0;     // weight of kd_loss (T^2 included)
-  double mse_weight = 0.0;    // weight of mean over the vocabulary of (z_S - mse_scale * z_T)^2 (annealing-kd stage I)
-  double label_weight = 0.0;  // teacher-annealing: weight of the mixed-target cross-entropy, target =
-                              // label_mix*onehot + (1-label_mix)*softmax(z_T), at T = 1
-  double label_mix = 0.0;
-  double temperature = 1.0;
-  Divergence divergence = Divergence::forward_kl;
-  double jsd_beta = 0.5;
-  double mse_scale = 1.0;
-  bool mse_centered = false;   // subtract row means of both logits first
-  int64_t tile_positions = 0;  // 0: chosen by size (head_tile)
-  int64_t num_callers = 1;     // threads that are in head_losses at once and share its memory
-  bool with_gradient = true;
+// An added term and its weight in the gradient.
+struct WeightedHeadTerm {
+  const HeadTerm* term = nullptr;
+  double weight = 0.0;
 };
 
-// Sums over unmasked positions (divide by num_targets for means); float64 scalars on the host after .item(), kept as one device
-// tensor so that a training step need not wait: [ce, kd, kl_at_1, teacher_nll, agreement, mse, mixed_ce].
-// kd is T^2 * divergence at `temperature`; kl_at_1 is forward KL at T = 1; all in nats, measured whatever the weights.
+// How the losses are computed; what they are is HeadObjective.
+struct HeadLossOptions {
+  bool with_gradient = true;
+  int64_t tile_positions = 0;           // 0: chosen by size (head_tile)
+  int64_t num_callers = 1;              // threads that are in head_losses at once and share its memory
+  std::vector<WeightedHeadTerm> added;  // terms beyond the kernels'; with any, all are computed in plain operations
+};
+
+// Sums over unmasked positions (divide by num_targets for means), as one device tensor so that a training step need not wait: those of
+// kernels::HeadSum in their order, then one for each added term; measured whatever the weights.
 struct HeadLosses {
-  Tensor sums;                     // float64 [7]
+  Tensor sums;                     // float64 [kNumHeadSums + added terms]
   Tensor grad_student_hidden_BSD;  // d(weighted sum over positions)/d hidden * gradient_scale; dtype of the hidden states; undefined
                                    // without gradient
 };
-
-enum HeadLossIndex : int { kCe = 0, kKd, kKlAt1, kTeacherNll, kAgreement, kMse, kMixedCe, kNumHeadLosses };
 
 // How the losses cut their positions: a tile's two logits together take positions * position_bytes.
 struct HeadTile {
@@ -89,7 +81,7 @@ Tensor product_head(const Tensor& head_VD);
 // Throws ShapeError where sizes do not fit (the vocabularies must be equal), ValueError for a setting outside its range, for weights that
 // need a teacher, and, on a CPU, for a counted target outside the vocabulary. Nothing waits for a GPU.
 HeadLosses head_losses(const Tensor& student_hidden_BSD, const Head& student_head_VD, const Tensor& teacher_hidden_BSD,
-                       const Head& teacher_head_VD, const Tensor& targets_BS, const Tensor& mask_BS, const HeadLossOptions& options,
-                       double gradient_scale);
+                       const Head& teacher_head_VD, const Tensor& targets_BS, const Tensor& mask_BS, const HeadObjective& objective,
+                       double gradient_scale = 1.0, const HeadLossOptions& options = {});
 
 }  // namespace distil_xlstm::ops

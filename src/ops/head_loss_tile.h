@@ -10,9 +10,10 @@ struct HeadLossTile {
   Tensor teacher_PV;  // the same, or undefined
   Tensor targets_P;   // int64; anything where valid_P is false
   Tensor valid_P;     // bool, or undefined: all count
+  const HeadObjective& objective;
   const HeadLossOptions& options;
   double gradient_scale;
-  Tensor sums;  // float64 [kNumHeadLosses] on the tile's device: added to
+  Tensor sums;  // float64 [kNumHeadSums, and one for each of options.added] on the tile's device: added to
 };
 
 // Vectorised kernel over threads; valid_P must be undefined (the caller leaves masked positions out).
@@ -38,7 +39,8 @@ class HeadLossColumns {
   const HeadLossTile& tile_;
 };
 
-// ATen operations only: any device, nothing waits for the device. The plain form that the others are compared with.
+// The plain forms of all terms (ops/head_terms.h): any device, nothing waits for the device. What the others are compared with, and the
+// only form that knows added terms.
 void head_loss_tile_aten(const HeadLossTile& tile);
 
 }  // namespace distil_xlstm::ops

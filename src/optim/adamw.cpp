@@ -25,24 +25,32 @@ std::vector<Tensor> gradients(const NamedTensors& parameters) {
 
 }  // namespace
 
-AdamW::AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::vector<bool>& decays)
-    : groups_(2), settings_(settings) {
-  if (decays.size() != parameters.size())
-    throw ValueError("optimizer: {} parameters, {} say whether they decay", parameters.size(), decays.size());
-  groups_[0].weight_decay = settings.weight_decay;
+AdamW::AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::vector<ParameterRule>& rules) : settings_(settings) {
+  if (rules.size() != parameters.size()) throw ValueError("optimizer: {} parameters, {} rules for them", parameters.size(), rules.size());
   for (size_t i = 0; i < parameters.size(); ++i) {
     const auto& [name, parameter] = parameters[i];
     if (!parameter.is_leaf() || parameter.scalar_type() != at::kFloat) {
       throw ValueError("optimizer: parameter {} is {}{}: it must be a float32 leaf", name, at::toString(parameter.scalar_type()),
                        parameter.is_leaf() ? "" : ", not a leaf");
     }
-    Group& group = groups_[decays[i] ? 0 : 1];
+    Group& group = group_of(rules[i]);
     group.parameters.push_back(parameter);
     group.exp_avg.push_back(at::zeros_like(parameter.detach()));
     group.exp_avg_sq.push_back(at::zeros_like(parameter.detach()));
     state_.emplace_back("exp_avg." + name, group.exp_avg.back());
     state_.emplace_back("exp_avg_sq." + name, group.exp_avg_sq.back());
   }
+}
+
+AdamW::Group& AdamW::group_of(const ParameterRule& rule) {
+  const double weight_decay = rule.decays ? settings_.weight_decay : 0.0;
+  for (Group& group : groups_) {
+    if (group.weight_decay == weight_decay && group.rate == rule.rate) return group;
+  }
+  Group& group = groups_.emplace_back();
+  group.weight_decay = weight_decay;
+  group.rate = rule.rate;
+  return group;
 }
 
 void AdamW::step(double learning_rate, double divisor) {
@@ -63,7 +71,7 @@ void AdamW::step(double learning_rate, double divisor) {
     const auto scalar = [&](double value) { return at::full({}, value, parameters[0].options().requires_grad(false)); };
     const std::vector<Tensor> steps(parameters.size(), scalar(static_cast<double>(steps_)));
     const auto grad_scale = divisor == 1.0 ? std::nullopt : std::optional<Tensor>(scalar(divisor));
-    at::_fused_adamw_(parameters, grads, exp_avg, exp_avg_sq, {}, steps, learning_rate, settings_.beta1, settings_.beta2,
+    at::_fused_adamw_(parameters, grads, exp_avg, exp_avg_sq, {}, steps, group.rate * learning_rate, settings_.beta1, settings_.beta2,
                       group.weight_decay, settings_.eps, /*amsgrad=*/false, /*maximize=*/false, grad_scale);
     // The fused operation leaves version counters alone, and the student's converted weights go by them.
     for (const Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();

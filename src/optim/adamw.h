@@ -15,10 +15,16 @@ struct AdamWSettings {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
 };
 
+// Of one parameter.
+struct ParameterRule {
+  bool decays = false;  // whether weight decay applies
+  double rate = 1.0;    // factor of the learning rate
+};
+
 class AdamW {
  public:
-  // decays[i]: whether weight decay applies to parameters[i]. Parameters must be float32 leaves.
-  AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::vector<bool>& decays);
+  // rules[i] is that of parameters[i]. Parameters must be float32 leaves.
+  AdamW(const NamedTensors& parameters, const AdamWSettings& settings, const std::vector<ParameterRule>& rules);
   // Divides each .grad by `divisor` in the same pass (it is written back unless that is 1); parameters without one are left alone.
   void step(double learning_rate, double divisor = 1.0);
   void zero_grad();
@@ -29,9 +35,11 @@ class AdamW {
  private:
   struct Group {
     std::vector<Tensor> parameters, exp_avg, exp_avg_sq;
-    double weight_decay = 0.0;
+    double weight_decay = 0.0, rate = 1.0;
   };
-  std::vector<Group> groups_;
+  Group& group_of(const ParameterRule& rule);
+
+  std::vector<Group> groups_;  // of equal rules: each is updated in one pass
   NamedTensors state_;
   AdamWSettings settings_;
   int64_t steps_ = 0;

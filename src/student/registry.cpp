@@ -48,10 +48,4 @@ std::unique_ptr<Student> load_student(const io::ModelFiles& files, const Student
   return kind_of(files.config, files.path.string() + " (configuration)").load(files, place);
 }
 
-std::vector<bool> decays_of(const Student& student) {
-  std::vector<bool> decays;
-  for (const ParameterTraits& traits : student.parameter_traits()) decays.push_back(traits.decays);
-  return decays;
-}
-
 }  // namespace distil_xlstm::student

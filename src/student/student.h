@@ -17,6 +17,8 @@ struct StudentForwardOptions {
   bool collect_layers = false;                // keep every layer's output
   bool activation_checkpointing = false;      // recompute each layer in backward
   ops::MlstmForm mlstm_form = ops::MlstmForm::chunkwise;
+  // Not null: layer k > 0 gets (*layer_inputs_BSD)[k - 1] in place of what layer k - 1 has made, one a layer but the first.
+  const std::vector<Tensor>* layer_inputs_BSD = nullptr;
 };
 
 struct StudentOutput {
@@ -50,8 +52,5 @@ class Student : public nn::LanguageModel {
   // The stored form in one of the kind's layouts (StudentShape::to_json); with_frozen adds embedding and head.
   [[nodiscard]] virtual NamedTensors stored_tensors(std::string_view layout, bool with_frozen) const = 0;
 };
-
-// ParameterTraits::decays of each parameter.
-std::vector<bool> decays_of(const Student& student);
 
 }  // namespace distil_xlstm::student

@@ -19,7 +19,9 @@ struct TeacherForwardOptions {
   bool post_norm_last = false;       // alignment.state = "post_norm": the last layer's state is taken after the final norm
   bool collect_mean = false;         // running mean over all layers
   std::vector<int64_t> group_sizes;  // running means of consecutive groups of layers ("ratio", "block_wise")
-  bool collect_all = false;          // every layer's state (tests, tools)
+  bool collect_all = false;          // every layer's state
+
+  bool operator==(const TeacherForwardOptions&) const = default;
 };
 
 struct TeacherOutput {

@@ -9,7 +9,6 @@
 #include "base/output_lock.h"
 #include "base/signals.h"
 #include "base/text.h"
-#include "distill/alignment.h"
 #include "ops/device.h"
 #include "ops/fp8.h"
 #include "student/registry.h"
@@ -20,8 +19,8 @@
 #include "train/origin.h"
 #include "train/run_data.h"
 #include "train/run_directory.h"
-#include "train/run_length.h"
-#include "train/shared_files.h"
+#include "train/run_plan.h"
+#include "train/run_record.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -49,11 +48,12 @@ struct Session {
   at::ScalarType compute_dtype = at::kFloat;
   std::unique_ptr<student::StudentShape> wanted;
   RunData data;
+  std::optional<RunPlan> plan;
   std::unique_ptr<teacher::Teacher> teacher;
+  std::unique_ptr<teacher::TeacherSource> source;
   std::unique_ptr<student::Student> student;
   ops::HeadRows head_rows;  // that the losses run over
   json origin;              // train/origin.h
-  json description;         // run.json
   json generation_config;   // with the teacher's stop ids
 };
 
@@ -128,37 +128,11 @@ void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
   if (leaves_out) s.head_rows = ops::HeadRows(without_token, num_rows, s.device);
 }
 
-void check_length(const Session& s) {
-  const auto length = run_length(s.config.train, s.data.train->rows_per_epoch(), s.data.train->context_length());
-  distill::make_method(s.config.distill, length.total_steps, length.num_epochs, length.steps_per_epoch);
-}
-
 void make_student(Session& s, const std::optional<io::ModelFiles>& start) {
   const auto& embedding = s.teacher->embedding_weight();
   const auto& head = s.teacher->head_weight();
   const student::StudentPlace place = {.device = s.device, .embedding_VD = embedding, .head_VD = head};
   s.student = start ? student::load_student(*start, place) : s.wanted->fresh(place, s.config.seed);
-}
-
-// What every checkpoint of the run shares, written once. run.json comes first: it makes the directory a run.
-void write_run_files(Session& s, const Tokenizer& tokenizer) {
-  write_json(s.run / "run.json", s.description);
-  write_file_atomic(s.run / "settings.toml", config::to_toml(s.config));
-  s.description["files"] = write_shared_files(s.run, {*s.teacher, tokenizer, s.generation_config});
-}
-
-void restore_run_files(Session& s, const Tokenizer& tokenizer) {
-  const auto path = s.run / "run.json";
-  const json records = get_or<json>(read_json(path), "files", json::object(), path.string());
-  s.description["files"] = restore_shared_files(s.run, records, {*s.teacher, tokenizer, s.generation_config});
-}
-
-void write_status(Session& s, const std::string& status, const Trainer* trainer) {
-  if (!fs::exists(s.run / "run.json"))  // writing it would make the directory of a run that is no more
-    throw IoError("{}: the run's directory was removed or renamed while it was trained", s.run.string());
-  s.description["status"] = status;
-  if (trainer != nullptr) s.description["progress"] = trainer->summary();
-  write_json(s.run / "run.json", s.description);
 }
 
 json describe_session(const Session& s, const teacher::TeacherShape& shape) {
@@ -174,9 +148,10 @@ json describe_session(const Session& s, const teacher::TeacherShape& shape) {
           {"settings", config::to_json(s.config)}};
 }
 
-TrainStatus train_session(Session& s, const DistillRequest& request, const fs::path& checkpoint) {
+TrainStatus train_session(Session& s, RunRecord& record, const DistillRequest& request, const fs::path& checkpoint) {
   Trainer trainer({.config = s.config,
-                   .teacher = *s.teacher,
+                   .plan = *s.plan,
+                   .teacher = *s.source,
                    .student = *s.student,
                    .train = *s.data.train,
                    .validation = s.data.validation.get(),
@@ -186,28 +161,24 @@ TrainStatus train_session(Session& s, const DistillRequest& request, const fs::p
                    .head_rows = s.head_rows,
                    .resume_from = checkpoint.string(),
                    .stop_after_steps = request.stop_after_steps});
-  spdlog::info("{} steps of {} rows of {} tokens, {} epochs; from step {}", trainer.length().total_steps,
+  const int64_t total_steps = trainer.length().total_steps;
+  spdlog::info("{} steps of {} rows of {} tokens, {} epochs; from step {}", total_steps,
                s.config.train.micro_batch_size * s.config.train.gradient_accumulation_steps, s.config.data.context_length,
-               trainer.length().num_epochs, trainer.step());
-  // The trainer took the checkpoint with these settings: they are the run's from here on.
-  if (s.resumes) write_file_atomic(s.run / "settings.toml", config::to_toml(s.config));
-  write_status(s, "running", &trainer);
+               trainer.length().num_epochs, trainer.state().step);
+  if (s.resumes) record.write_settings(s.config);
+  record.write_status("running", trainer.summary());
   try {
     const auto status = trainer.run();
-    write_status(s, status == TrainStatus::finished ? "finished" : "stopped", &trainer);
+    record.write_status(status == TrainStatus::finished ? "finished" : "stopped", trainer.summary());
     if (status == TrainStatus::stopped && received_signal() != 0) {
       throw Interrupted(received_signal(), fmt::format("stopped at step {} of {}; go on with: distil-xlstm distill --resume --output {}",
-                                                       trainer.step(), trainer.length().total_steps, s.run.string()));
+                                                       trainer.state().step, total_steps, s.run.string()));
     }
     return status;
   } catch (const Interrupted&) {
     throw;
   } catch (const std::exception&) {  // LibTorch's too, such as memory that ran out
-    try {
-      if (fs::exists(s.run / "run.json")) write_status(s, "failed", &trainer);
-    } catch (const std::exception& error) {
-      spdlog::warn("{}", error.what());
-    }
+    record.write_failure(trainer.summary());
     throw;
   }
 }
@@ -227,7 +198,7 @@ void load_teacher(Session& s, const io::ModelFiles& files) {
   s.data.train->begin_epoch(0);
   s.data.train->next(batch);
   s.data.train->begin_epoch(0);
-  const auto on_device = eval::to_device(batch, s.device);
+  const auto on_device = nn::to_device(batch, s.device);
   const auto effect = teacher::use_fp8_products(*s.teacher, on_device.tokens_BS, on_device.is_start_BS, on_device.mask_BS);
   spdlog::info("teacher in fp8: {}", teacher::description(effect));
 }
@@ -266,7 +237,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   if (!files.tokenizer) throw ConfigError("teacher.model = \"{}\": has no tokenizer.json beside it", s.config.teacher.model);
   const auto shape = teacher::teacher_shape(files);
   s.wanted = student::derive_shape(s.config.student, shape, s.config.data.context_length);
-  const distill::Alignment fits(s.config.distill.alignment, shape.num_layers, s.wanted->num_layers());  // throws where depths do not
+  distill::Objective objective(s.config.distill, shape.num_layers, s.wanted->num_layers());
   if (shape.max_position_embeddings > 0 && s.config.data.context_length > shape.max_position_embeddings) {
     spdlog::warn("data.context_length = {} is longer than the {} positions the teacher was made for", s.config.data.context_length,
                  shape.max_position_embeddings);
@@ -283,23 +254,25 @@ TrainStatus run_distillation(const DistillRequest& request) {
   const Tokenizer tokenizer(*files.tokenizer);
   s.generation_config = generation_config(stop_ids(files, tokenizer), tokenizer);
   s.data = open_data({s.config, s.run, s.resumes, s.replaces}, tokenizer, shape.vocab_size);
-  check_length(s);
+  s.plan = plan_run(s.config, *s.data.train, std::move(objective));
   throw_if_interrupted();
   set_origin(s, files, tokenizer, checkpoint);
   load_teacher(s, files);
+  s.source = std::make_unique<teacher::LiveTeacher>(*s.teacher);
   choose_head_rows(s, tokenizer);
   make_student(s, start);
   start.reset();  // an old run's weights are mapped by it
   spdlog::info("student: {}", s.student->description());
-  s.description = describe_session(s, shape);
+  RunRecord record(s.run, describe_session(s, shape));
+  const SharedSources shared = {*s.teacher, tokenizer, s.generation_config};
   throw_if_interrupted();
   if (!s.resumes) {
     make_run_directory(s.run, s.data.prepared, s.replaces);
-    write_run_files(s, tokenizer);
+    record.begin(s.config, shared);
   } else {
-    restore_run_files(s, tokenizer);
+    record.resume(shared);
   }
-  return train_session(s, request, checkpoint);
+  return train_session(s, record, request, checkpoint);
 }
 
 config::LoadedConfig saved_settings(const fs::path& directory, const std::vector<config::Override>& overrides) {

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <utility>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "ops/device.h"
 
@@ -17,11 +18,6 @@ namespace distil_xlstm::train {
 namespace {
 
 constexpr double kLookSeconds = 30;  // between trials of fewer or more workers: one such micro-batch, as a rule
-
-eval::DeviceBatch rows_of(const eval::DeviceBatch& batch, int64_t begin, int64_t count) {
-  const auto narrowed = [&](const Tensor& x) { return x.defined() ? x.narrow(0, begin, count) : x; };
-  return {narrowed(batch.tokens_BS), narrowed(batch.targets_BS), narrowed(batch.mask_BS), narrowed(batch.is_start_BS)};
-}
 
 // Moves the replica's gradients to the student's.
 void take_gradients(student::Student& student, student::Student& replica) {
@@ -38,6 +34,14 @@ void take_gradients(student::Student& student, student::Student& replica) {
     }
     gradient = Tensor();
   }
+}
+
+// Trains what the student trains.
+std::unique_ptr<student::Student> replica_of(const student::Student& student) {
+  auto replica = student.replica();
+  for (size_t i = 0; i < student.parameters().size(); ++i)
+    Tensor(replica->parameters()[i].second).set_requires_grad(student.parameters()[i].second.requires_grad());
+  return replica;
 }
 
 // The parameters' gradients while several micro-batches run: set aside after each, and all added at once, in a few launches instead of one
@@ -78,9 +82,9 @@ bool holds_same(const data::Batch& a, const data::Batch& b) {
          a.mask == b.mask && a.is_start == b.is_start;
 }
 
-// Where both models are on one GPU.
-std::optional<c10::Stream> make_teacher_stream(at::Device teacher, at::Device student) {
-  if (!student.is_cuda() || teacher != student) return std::nullopt;
+// Where both work on one GPU.
+std::optional<c10::Stream> make_teacher_stream(const teacher::TeacherSource& teacher, at::Device student) {
+  if (!student.is_cuda() || teacher.device() != student || !teacher.works_on_stream()) return std::nullopt;
   return c10::impl::VirtualGuardImpl(student.type()).getStreamFromGlobalPool(student, /*isHighPriority=*/false);
 }
 
@@ -88,20 +92,23 @@ std::optional<c10::Stream> make_teacher_stream(at::Device teacher, at::Device st
 
 void LossSums::add(const LossSums& other) {
   head = head.defined() ? head + other.head : other.head;
-  if (other.alignment.defined()) alignment = alignment.defined() ? alignment + other.alignment : other.alignment;
+  hidden.resize(std::max(hidden.size(), other.hidden.size()));
+  for (size_t i = 0; i < other.hidden.size(); ++i) {
+    if (other.hidden[i].defined()) hidden[i] = hidden[i].defined() ? hidden[i] + other.hidden[i] : other.hidden[i];
+  }
 }
 
-MicroBatches::MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment,
+MicroBatches::MicroBatches(teacher::TeacherSource& teacher, student::Student& student, const distill::Objective& objective,
                            const ops::HeadRows& head_rows)
     : teacher_(teacher),
       student_(student),
-      alignment_(alignment),
+      objective_(objective),
       head_rows_(head_rows),
-      teacher_stream_(make_teacher_stream(teacher.device(), student.device())),
+      teacher_stream_(make_teacher_stream(teacher, student.device())),
       student_head_(ops::Head::packed(head_rows.of_head(student.head_weight()), /*with_gradient=*/true)),
-      teacher_head_(teacher.head_weight().is_alias_of(student.head_weight())
+      teacher_head_(teacher.head().is_alias_of(student.head_weight())
                         ? student_head_
-                        : ops::Head::packed(head_rows.of_head(teacher.head_weight()), /*with_gradient=*/false)) {}
+                        : ops::Head::packed(head_rows.of_head(teacher.head()), /*with_gradient=*/false)) {}
 
 MicroBatches::~MicroBatches() {
   try {
@@ -113,7 +120,7 @@ MicroBatches::~MicroBatches() {
 
 int64_t MicroBatches::num_shares(int64_t rows, const GradientSettings& settings) const {
   const int64_t threads = at::get_num_threads();
-  const bool may_split = !settings.measures_alignment || alignment_.is_sum_over_rows();
+  const bool may_split = objective_.is_sum_over_rows(settings.measured);
   return student_.device().is_cpu() && teacher_.device().is_cpu() && may_split && rows >= threads ? threads : 1;
 }
 
@@ -146,34 +153,36 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
     event.record(stream);
     return event;
   };
-  const auto start_teacher = [&](const eval::DeviceBatch& batch, bool measures_alignment, const c10::Event& after) {
+  const auto start_teacher = [&](const nn::DeviceBatch& batch, const teacher::TeacherForwardOptions& options, const c10::Event& after) {
     after.block(ahead);
     const c10::StreamGuard guard(ahead);
-    auto output = run_teacher(batch, measures_alignment);
-    return Ahead{.host = {}, .measures_alignment = measures_alignment, .batch = batch, .output = std::move(output), .done = mark(ahead)};
+    auto output = teacher_.signals(batch, options);
+    return Ahead{.host = {}, .wanted = options, .batch = batch, .output = std::move(output), .done = mark(ahead)};
   };
-  const bool is_first_started =
-      ahead_ && ahead_->measures_alignment == settings.measures_alignment && holds_same(ahead_->host, batches.front());
+  const auto options = wanted(settings.measured, settings.takes_teacher_inputs);
+  const bool is_first_started = ahead_ && ahead_->wanted == options && holds_same(ahead_->host, batches.front());
   if (!is_first_started) drop_ahead();
   // All of them first: what is marked on the current stream after that waits for these copies.
-  std::vector<eval::DeviceBatch> on_device;
+  std::vector<nn::DeviceBatch> on_device;
   for (const auto& batch : batches) {
     const bool is_there = is_first_started && on_device.empty();
-    on_device.push_back(is_there ? ahead_->batch : eval::to_device(batch, device));
+    on_device.push_back(is_there ? ahead_->batch : nn::to_device(batch, device));
   }
-  if (next != nullptr) on_device.push_back(eval::to_device(*next->batch, device));
+  if (next != nullptr) on_device.push_back(nn::to_device(*next->batch, device));
   try {
     LossSums sums;
     GradientSums gradients(student_.parameters());
     std::optional<Ahead> teacher = std::exchange(ahead_, std::nullopt);
-    if (!teacher) teacher = start_teacher(on_device.front(), settings.measures_alignment, mark(current));
+    if (!teacher) teacher = start_teacher(on_device.front(), options, mark(current));
     for (size_t i = 0; i < batches.size(); ++i) {
       const c10::Event losses_before = mark(current);
-      const auto output = student_.forward(on_device[i].tokens_BS, on_device[i].is_start_BS, settings.student);
+      if (settings.takes_teacher_inputs) teacher->done.block(current);
+      const auto output = run_student(student_, on_device[i], &teacher->output, settings);
       std::optional<Ahead> following;
       if (i + 1 < on_device.size()) {
         const bool is_next_step = i + 1 == batches.size();
-        following = start_teacher(on_device[i + 1], is_next_step ? next->measures_alignment : settings.measures_alignment, losses_before);
+        following =
+            start_teacher(on_device[i + 1], is_next_step ? wanted(next->measured, settings.takes_teacher_inputs) : options, losses_before);
       }
       teacher->done.block(current);
       sums.add(run_losses(output, teacher->output, on_device[i], settings, 1));
@@ -191,20 +200,21 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
 }
 
 LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSettings& settings) {
-  const auto on_device = eval::to_device(batch, student_.device());
+  const auto on_device = nn::to_device(batch, student_.device());
   const int64_t rows = on_device.tokens_BS.size(0), shares = num_shares(rows, settings);
-  const auto run_rows = [&](student::Student& student, const eval::DeviceBatch& part) {
-    const auto teacher = run_teacher(part, settings.measures_alignment);
-    return run_losses(student.forward(part.tokens_BS, part.is_start_BS, settings.student), teacher, part, settings, shares);
+  const auto options = wanted(settings.measured, settings.takes_teacher_inputs);
+  const auto run_rows = [&](student::Student& student, const nn::DeviceBatch& part) {
+    const auto teacher = teacher_.signals(part, options);
+    return run_losses(run_student(student, part, &teacher, settings), teacher, part, settings, shares);
   };
   if (shares == 1) return run_rows(student_, on_device);
 
-  while (static_cast<int64_t>(replicas_.size()) < shares - 1) replicas_.push_back(student_.replica());
+  while (static_cast<int64_t>(replicas_.size()) < shares - 1) replicas_.push_back(replica_of(student_));
   std::vector<LossSums> sums(static_cast<size_t>(shares));
   const auto run_share = [&](int64_t share) {
     const int64_t first = rows * share / shares, last = rows * (share + 1) / shares;
     student::Student& student = share == 0 ? student_ : *replicas_[static_cast<size_t>(share - 1)];
-    sums[static_cast<size_t>(share)] = run_rows(student, rows_of(on_device, first, last - first));
+    sums[static_cast<size_t>(share)] = run_rows(student, on_device.rows(first, last - first));
   };
   if (!workers_ || workers_->max_threads() != shares) workers_.emplace(static_cast<int>(shares), static_cast<int>(shares), kLookSeconds);
   const int64_t workers = workers_->threads();
@@ -224,30 +234,44 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
   return total;
 }
 
-teacher::TeacherOutput MicroBatches::run_teacher(const eval::DeviceBatch& batch, bool measures_alignment) const {
-  const auto options = measures_alignment ? alignment_.teacher_options() : teacher::TeacherForwardOptions{};
-  return teacher_.forward(batch.tokens_BS, batch.is_start_BS, options);
+teacher::TeacherForwardOptions MicroBatches::wanted(const distill::Measured& measured, bool takes_teacher_inputs) const {
+  auto options = objective_.teacher_options(measured);
+  if (takes_teacher_inputs && options.target != teacher::HiddenTarget::block_output)
+    throw ConfigError(
+        "a stage that gives the student's layers the teacher's states needs terms on block outputs, not on attention outputs");
+  options.collect_all = options.collect_all || takes_teacher_inputs;
+  return options;
 }
 
-LossSums MicroBatches::run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher,
-                                  const eval::DeviceBatch& batch, const GradientSettings& settings, int64_t num_shares) const {
-  auto head = settings.plan.head;
-  head.num_callers = num_shares;
+student::StudentOutput MicroBatches::run_student(student::Student& student, const nn::DeviceBatch& batch,
+                                                 const teacher::TeacherOutput* teacher, const GradientSettings& settings) const {
+  auto options = settings.student;
+  if (settings.takes_teacher_inputs) options.layer_inputs_BSD = &teacher->hidden_BSD;
+  return student.forward(batch.tokens_BS, batch.is_start_BS, options);
+}
+
+LossSums MicroBatches::run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
+                                  const GradientSettings& settings, int64_t num_shares) const {
   const auto losses = ops::head_losses(output.last_hidden_BSD.detach(), student_head_, teacher.last_hidden_BSD, teacher_head_,
-                                       head_rows_.of_ids(batch.targets_BS), batch.mask_BS, head, settings.target_scale);
-  LossSums sums{losses.sums, {}};
-  std::vector<Tensor> roots = {output.last_hidden_BSD}, root_gradients = {losses.grad_student_hidden_BSD};
-  if (settings.measures_alignment) {
-    const bool aligns = settings.plan.alignment_weight != 0.0;
-    const at::AutoGradMode grad_mode(aligns);
-    const auto loss_sum = alignment_.loss_sum(output, teacher, batch.mask_BS);
-    sums.alignment = loss_sum.detach();
-    if (aligns) {
-      roots.push_back(loss_sum);
-      root_gradients.push_back(at::full({}, settings.row_scale, loss_sum.options().requires_grad(false)));
-    }
+                                       head_rows_.of_ids(batch.targets_BS), batch.mask_BS, settings.head, settings.target_scale,
+                                       {.num_callers = num_shares, .added = settings.added_head_terms});
+  LossSums sums{losses.sums, std::vector<Tensor>(settings.measured.size())};
+  std::vector<Tensor> roots, root_gradients;
+  const auto add_root = [&](const Tensor& root, const Tensor& gradient) {
+    if (!root.requires_grad()) return;  // nothing that this stage trains leads there
+    roots.push_back(root);
+    root_gradients.push_back(gradient);
+  };
+  add_root(output.last_hidden_BSD, losses.grad_student_hidden_BSD);
+  for (size_t i = 0; i < settings.measured.size(); ++i) {
+    if (!settings.measured[i]) continue;
+    const double scale = settings.hidden_scales.at(i);
+    const at::AutoGradMode grad_mode(scale != 0.0);
+    const auto loss_sum = objective_.hidden()[i]->loss_sum(output, teacher, batch.mask_BS);
+    sums.hidden[i] = loss_sum.detach();
+    if (scale != 0.0) add_root(loss_sum, at::full({}, scale, loss_sum.options().requires_grad(false)));
   }
-  torch::autograd::backward(roots, root_gradients);
+  if (!roots.empty()) torch::autograd::backward(roots, root_gradients);
   return sums;
 }
 

@@ -10,27 +10,28 @@
 
 #include "base/thread_chooser.h"
 #include "data/loader.h"
-#include "distill/alignment.h"
-#include "distill/method.h"
-#include "eval/validation.h"
+#include "distill/objective.h"
+#include "ops/head_rows.h"
 #include "student/student.h"
-#include "teacher/teacher.h"
+#include "teacher/source.h"
 
 namespace distil_xlstm::train {
 
 // What all micro-batches of an optimizer step share.
 struct GradientSettings {
-  distill::StepPlan plan;
-  double target_scale = 1.0;  // of the head losses' sum in the gradient: loss scale / targets of the step
-  double row_scale = 0.0;     // of the alignment's sum in the gradient: loss scale * weight / rows of the step
-  bool measures_alignment = false;
+  ops::HeadObjective head;
+  std::vector<ops::WeightedHeadTerm> added_head_terms;
+  double target_scale = 1.0;          // of the head losses' sum in the gradient: loss scale / targets of the step
+  distill::Measured measured;         // of the objective's hidden terms; empty: none
+  std::vector<double> hidden_scales;  // of each one's sum in the gradient: loss scale * weight / rows of the step; 0: measured only
+  bool takes_teacher_inputs = false;  // distill::Stage
   student::StudentForwardOptions student;
 };
 
 // Sums over what was run so far.
 struct LossSums {
-  Tensor head;       // float64 [kNumHeadLosses] on the student's device
-  Tensor alignment;  // scalar, undefined where it is not measured
+  Tensor head;                 // ops::HeadLosses::sums, on the student's device
+  std::vector<Tensor> hidden;  // scalars, one a hidden term, undefined where it is not measured
 
   void add(const LossSums& other);
 };
@@ -38,7 +39,7 @@ struct LossSums {
 // The first micro-batch of the step that comes after this one.
 struct NextBatch {
   const data::Batch* batch = nullptr;
-  bool measures_alignment = false;
+  distill::Measured measured;
 };
 
 // On a GPU a micro-batch is one graph, and the teacher runs ahead by one micro-batch, beside the student (run_ahead). On a CPU each thread
@@ -48,7 +49,7 @@ struct NextBatch {
 class MicroBatches {
  public:
   // All references must outlive this object.
-  MicroBatches(teacher::Teacher& teacher, student::Student& student, const distill::Alignment& alignment,
+  MicroBatches(teacher::TeacherSource& teacher, student::Student& student, const distill::Objective& objective,
                const ops::HeadRows& head_rows = {});
   ~MicroBatches();
   MicroBatches(const MicroBatches&) = delete;
@@ -60,12 +61,15 @@ class MicroBatches {
   // begins with something else that was in vain; the results are the same in any case.
   LossSums run(const std::vector<data::Batch>& batches, const GradientSettings& settings, const NextBatch* next = nullptr);
 
+  // To be called when other parameters of the student are trained than before.
+  void forget_replicas() { replicas_.clear(); }
+
  private:
   // A micro-batch whose teacher was started, and may be under way.
   struct Ahead {
     data::Batch host;  // of the next step
-    bool measures_alignment = false;
-    eval::DeviceBatch batch;
+    teacher::TeacherForwardOptions wanted;
+    nn::DeviceBatch batch;
     teacher::TeacherOutput output;
     c10::Event done;
   };
@@ -76,13 +80,15 @@ class MicroBatches {
   LossSums run_ahead(const std::vector<data::Batch>& batches, const GradientSettings& settings, const NextBatch* next);
   void drop_ahead();
   [[nodiscard]] c10::Stream current_stream() const;
-  [[nodiscard]] teacher::TeacherOutput run_teacher(const eval::DeviceBatch& batch, bool measures_alignment) const;
-  LossSums run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const eval::DeviceBatch& batch,
+  [[nodiscard]] teacher::TeacherForwardOptions wanted(const distill::Measured& measured, bool takes_teacher_inputs) const;
+  [[nodiscard]] student::StudentOutput run_student(student::Student& student, const nn::DeviceBatch& batch,
+                                                   const teacher::TeacherOutput* teacher, const GradientSettings& settings) const;
+  LossSums run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
                       const GradientSettings& settings, int64_t num_shares) const;
 
-  teacher::Teacher& teacher_;
+  teacher::TeacherSource& teacher_;
   student::Student& student_;
-  const distill::Alignment& alignment_;
+  const distill::Objective& objective_;
   ops::HeadRows head_rows_;                                  // that the losses run over
   std::optional<c10::Stream> teacher_stream_;                // where teacher and student run side by side
   std::optional<Ahead> ahead_;                               // of the next step

@@ -22,7 +22,7 @@
 
 namespace cpu = distil_xlstm::kernels;
 namespace gpu = distil_xlstm::kernels::cuda;
-using gpu::Buffer, gpu::fill_normal, gpu::Type;
+using cpu::Divergence, gpu::Buffer, gpu::fill_normal, gpu::Type;
 
 #define CHECK_BLAS(call)                                                       \
   do {                                                                         \
@@ -67,13 +67,7 @@ cpu::HeadLossRows<double> reference_rows(const gpu::HeadLoss& x) {
   r.vocab_size = x.V;
   r.with_gradient = true;
   r.gradient_scale = x.gradient_scale;
-  r.ce_weight = x.ce_weight, r.kd_weight = x.kd_weight, r.mse_weight = x.mse_weight, r.label_weight = x.label_weight;
-  r.label_mix = x.label_mix;
-  r.temperature = x.temperature;
-  r.divergence = cpu::HeadDivergence(int(x.divergence));
-  r.jsd_beta = x.jsd_beta;
-  r.mse_scale = x.mse_scale;
-  r.mse_centered = x.mse_centered;
+  r.objective = x.objective;
   return r;
 }
 
@@ -124,11 +118,12 @@ void run_case(const Case& c, std::mt19937_64& random, std::vector<double>& worst
   x.gradient_PV = c.in_place ? student.data : separate.data;
   x.targets_P = static_cast<int64_t*>(targets_device.data), x.valid_P = c.masked ? static_cast<uint8_t*>(valid_device.data) : nullptr;
   x.gradient_scale = c.gradient == Type::float16 ? 256.0 : 0.37;
-  x.ce_weight = 0.4, x.temperature = c.T, x.divergence = gpu::HeadDivergence(std::max(0, c.mode - 1)), x.jsd_beta = 0.3, x.mse_scale = 0.9;
-  x.mse_centered = c.centered;
+  x.objective = {
+      .ce_weight = 0.4, .temperature = c.T, .divergence = Divergence(std::max(0, c.mode - 1)), .jsd_beta = 0.3, .mse_scale = 0.9};
+  x.objective.mse_centered = c.centered;
   if (c.mode > 0) {
-    x.kd_weight = 0.6;
-    if (c.V % 2) x.mse_weight = 0.3, x.label_weight = 0.25, x.label_mix = 0.7;
+    x.objective.kd_weight = 0.6;
+    if (c.V % 2) x.objective.mse_weight = 0.3, x.objective.label_weight = 0.25, x.objective.label_mix = 0.7;
   }
   x.values_P7 = static_cast<double*>(values.data), x.sums_7 = static_cast<double*>(sums.data);
 
@@ -315,7 +310,7 @@ struct Step {
     x.P = P, x.V = V, x.stride = stride, x.gradient_stride = logits == Type::float32 ? 2 * stride : stride;
     x.student_PV = student, x.teacher_PV = teacher, x.gradient_PV = student;
     x.targets_P = static_cast<int64_t*>(targets.data) + begin;
-    x.gradient_scale = 1.0, x.ce_weight = 0.35, x.kd_weight = 0.65, x.temperature = T, x.jsd_beta = 0.5, x.mse_scale = 1.0;
+    x.gradient_scale = 1.0, x.objective = {.ce_weight = 0.35, .kd_weight = 0.65, .temperature = T};
     x.values_P7 = static_cast<double*>(values.data) + begin * 7, x.sums_7 = static_cast<double*>(sums.data);
     return x;
   }
@@ -372,7 +367,7 @@ void time_kernel(int64_t P, int64_t V, Type type) {
   for (const int mode : {0, 1, 2, 3, 4}) {
     gpu::HeadLoss x = step.tile(type, nullptr, nullptr, V, 0, P, mode == 1 ? 1.0 : 1.4);
     x.gradient_stride = V;
-    x.divergence = mode == 3 ? gpu::HeadDivergence::reverse_kl : mode == 4 ? gpu::HeadDivergence::jsd : gpu::HeadDivergence::forward_kl;
+    x.objective.divergence = mode == 3 ? Divergence::reverse_kl : mode == 4 ? Divergence::jsd : Divergence::forward_kl;
     const double ms = median_ms(9, [&](int i) {
       x.student_PV = i % 2 ? student_b.data : student_a.data;
       x.teacher_PV = mode == 0 ? nullptr : i % 2 ? teacher_b.data : teacher_a.data;

@@ -13,9 +13,9 @@
 namespace distil_xlstm::kernels {
 namespace {
 
-typedef float Float16 __attribute__((vector_size(64)));
-typedef int32_t Int16 __attribute__((vector_size(64)));
-typedef double Double16 __attribute__((vector_size(128)));
+typedef float Floats __attribute__((vector_size(64)));  // 16 of them
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(128)));
 
 constexpr int64_t kBlock = 1024;
 
@@ -26,12 +26,12 @@ struct WideLane {
 };
 template <>
 struct WideLane<float> {
-  using type = Float16;
+  using type = Floats;
 };
 template <typename Lane>
 constexpr int64_t kWidth = 1;
 template <>
-constexpr int64_t kWidth<Float16> = 16;
+constexpr int64_t kWidth<Floats> = 16;
 
 template <typename Lane, typename Real>
 DX_INLINE Lane load(const Real* from) {
@@ -52,25 +52,25 @@ DX_INLINE float exponential(float x) {
 }
 
 // exp for x <= 0 (and a little above): 2^n * exp(r) with |r| <= ln(2) / 2; below -87 the result is 0. Within 2 ulp; NaN stays NaN.
-DX_INLINE Float16 exponential(const Float16& x) {
-  const Float16 clamped = x < -87.0F ? Float16{} - 87.0F : x;
-  const Float16 shifted = clamped * 1.44269504F + 12582912.0F;  // adding 1.5 * 2^23 leaves the rounded integer in the low bits
-  const Float16 n = shifted - 12582912.0F;
-  Float16 r = clamped - n * 0.693359375F;
+DX_INLINE Floats exponential(const Floats& x) {
+  const Floats clamped = x < -87.0F ? Floats{} - 87.0F : x;
+  const Floats shifted = clamped * 1.44269504F + 12582912.0F;  // adding 1.5 * 2^23 leaves the rounded integer in the low bits
+  const Floats n = shifted - 12582912.0F;
+  Floats r = clamped - n * 0.693359375F;
   r = r + n * 2.12194440e-4F;
-  Float16 p = r * 1.9875691500e-4F + 1.3981999507e-3F;
+  Floats p = r * 1.9875691500e-4F + 1.3981999507e-3F;
   p = p * r + 8.3334519073e-3F;
   p = p * r + 4.1665795894e-2F;
   p = p * r + 1.6666665459e-1F;
   p = p * r + 5.0000001201e-1F;
   p = p * (r * r) + r + 1.0F;
-  Int16 bits;
+  Ints bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits << 23) + 0x3f800000;
-  Float16 power;
+  Floats power;
   std::memcpy(&power, &bits, sizeof power);
-  const Float16 result = p * power;
-  return x < -87.0F ? Float16{} : result;
+  const Floats result = p * power;
+  return x < -87.0F ? Floats{} : result;
 }
 
 DX_INLINE double exponential_minus_1(double x) {
@@ -79,14 +79,14 @@ DX_INLINE double exponential_minus_1(double x) {
 DX_INLINE float exponential_minus_1(float x) {
   return std::expm1(x);
 }
-DX_INLINE Float16 exponential_minus_1(const Float16& x) {
-  Float16 p = x * 1.9875691500e-4F + 1.3981999507e-3F;  // the series of exp without its 1, which would cancel near 0
+DX_INLINE Floats exponential_minus_1(const Floats& x) {
+  Floats p = x * 1.9875691500e-4F + 1.3981999507e-3F;  // the series of exp without its 1, which would cancel near 0
   p = p * x + 8.3334519073e-3F;
   p = p * x + 4.1665795894e-2F;
   p = p * x + 1.6666665459e-1F;
   p = p * x + 5.0000001201e-1F;
   p = p * (x * x) + x;
-  const Float16 far = exponential(x) - 1.0F;
+  const Floats far = exponential(x) - 1.0F;
   return ((x > -0.34F) & (x < 0.34F)) ? p : far;
 }
 
@@ -97,16 +97,16 @@ DX_INLINE float log_1_plus(float x) {
   return std::log1p(x);
 }
 // log(1 + x) for normal 1 + x: 2^n m with m in [sqrt(1/2), sqrt(2)), a polynomial in m - 1, and what the sum 1 + x rounded away.
-DX_INLINE Float16 log_1_plus(const Float16& x) {
-  const Float16 w = x + 1.0F;
-  Int16 bits;
+DX_INLINE Floats log_1_plus(const Floats& x) {
+  const Floats w = x + 1.0F;
+  Ints bits;
   std::memcpy(&bits, &w, sizeof bits);
-  const Int16 exponent = (bits - 0x3f3504f3) >> 23;
-  const Int16 mantissa_bits = bits - (exponent << 23);
-  Float16 m;
+  const Ints exponent = (bits - 0x3f3504f3) >> 23;
+  const Ints mantissa_bits = bits - (exponent << 23);
+  Floats m;
   std::memcpy(&m, &mantissa_bits, sizeof m);
-  const Float16 f = m - 1.0F, n = __builtin_convertvector(exponent, Float16), f2 = f * f;
-  Float16 p = f * 7.0376836292e-2F - 1.1514610310e-1F;
+  const Floats f = m - 1.0F, n = __builtin_convertvector(exponent, Floats), f2 = f * f;
+  Floats p = f * 7.0376836292e-2F - 1.1514610310e-1F;
   p = p * f + 1.1676998740e-1F;
   p = p * f - 1.2420140846e-1F;
   p = p * f + 1.4249322787e-1F;
@@ -114,7 +114,7 @@ DX_INLINE Float16 log_1_plus(const Float16& x) {
   p = p * f + 2.0000714765e-1F;
   p = p * f - 2.4999993993e-1F;
   p = p * f + 3.3333331174e-1F;
-  const Float16 rounded_away = (x - (w - 1.0F)) / w;
+  const Floats rounded_away = (x - (w - 1.0F)) / w;
   return (p * f * f2 - f2 * 0.5F + (n * -2.12194440e-4F + rounded_away)) + f + n * 0.693359375F;
 }
 
@@ -124,8 +124,8 @@ DX_INLINE double total(double lane) {
 DX_INLINE double total(float lane) {
   return lane;
 }
-DX_INLINE double total(const Float16& lane) {
-  const Double16 wide = __builtin_convertvector(lane, Double16);
+DX_INLINE double total(const Floats& lane) {
+  const Doubles wide = __builtin_convertvector(lane, Doubles);
   double sums[4] = {};  // four chains, so that the additions need not wait for each other
   for (int i = 0; i < 16; i += 4) {
     for (int j = 0; j < 4; ++j) sums[j] += wide[i + j];
@@ -135,7 +135,7 @@ DX_INLINE double total(const Float16& lane) {
 DX_INLINE double highest(double lane) {
   return lane;
 }
-DX_INLINE float highest(const Float16& lane) {
+DX_INLINE float highest(const Floats& lane) {
   float max = lane[0];
   for (int i = 1; i < 16; ++i) max = lane[i] > max ? lane[i] : max;
   return max;
@@ -204,10 +204,10 @@ DX_INLINE Row<Real> make_row(const HeadLossRows<Real>& rows, const HeadLossState
                 .student = rows.student_PV + p * rows.vocab_size,
                 .max_s = static_cast<Real>(state.max_s),
                 .max_t = static_cast<Real>(state.max_t),
-                .inv_temperature = static_cast<Real>(1.0 / rows.temperature),
-                .mse_scale = static_cast<Real>(rows.mse_scale),
+                .inv_temperature = static_cast<Real>(1.0 / rows.objective.temperature),
+                .mse_scale = static_cast<Real>(rows.objective.mse_scale),
                 .r_offset = 0};
-  if (kTeacher) row.r_offset = static_cast<Real>(state.max_s - rows.mse_scale * state.max_t - state.r_reference);
+  if (kTeacher) row.r_offset = static_cast<Real>(state.max_s - rows.objective.mse_scale * state.max_t - state.r_reference);
   return row;
 }
 
@@ -250,9 +250,9 @@ DX_INLINE void accumulate_row(const HeadLossRows<Real>& rows, HeadLossState& sta
     bool rose = raise_maximum(student, begin, end, state.has_begun, state.max_s, state.index_s);
     if constexpr (kTeacher) rose |= raise_maximum(teacher, begin, end, state.has_begun, state.max_t, state.index_t);
     if (!state.has_begun) {
-      if (kTeacher && rows.mse_centered) state.r_reference = state.max_s - rows.mse_scale * state.max_t;
+      if (kTeacher && rows.objective.mse_centered) state.r_reference = state.max_s - rows.objective.mse_scale * state.max_t;
     } else if (rose) {
-      shift(state, state.max_s - old_s, state.max_t - old_t, 1.0 / rows.temperature);
+      shift(state, state.max_s - old_s, state.max_t - old_t, 1.0 / rows.objective.temperature);
     }
     state.has_begun = true;
     const Row<Real> row = make_row<Real, kTeacher>(rows, state, p);
@@ -280,7 +280,7 @@ DX_INLINE JsdElement<Lane> jsd_element(const Row<Real>& row, const Lane& xs, con
   const Lane limit = Lane{} + Real(80);
   u = u > limit ? limit : u;
   u = u < -limit ? -limit : u;
-  return {exponential(lp), exponential(lq), u, log_1_plus(exponential_minus_1(u) * static_cast<Real>(row.rows.jsd_beta))};
+  return {exponential(lp), exponential(lq), u, log_1_plus(exponential_minus_1(u) * static_cast<Real>(row.rows.objective.jsd_beta))};
 }
 
 // Adds to the sums p (u - l), that is KL(p || m), and -q l, that is KL(q || m).
@@ -355,24 +355,24 @@ template <typename Real, bool kTeacher, bool kUnitT>
 DX_INLINE void finish_row(const HeadLossRows<Real>& rows, HeadLossState& state, int64_t p) {
   using Lane = typename WideLane<Real>::type;
   const int64_t size = rows.vocab_size, target = rows.targets_P[p];
-  const double T = rows.temperature, V = static_cast<double>(size);
+  const double T = rows.objective.temperature, V = static_cast<double>(size);
   const Row<Real> row = make_row<Real, kTeacher>(rows, state, p);
   const double log_zs1 = std::log(state.es1);
 
   double* out = rows.sums_P7 + p * kNumHeadSums;
   std::fill_n(out, kNumHeadSums, std::numeric_limits<double>::quiet_NaN());
-  out[0] = log_zs1 - (static_cast<double>(row.student[target]) - state.max_s);
+  out[kCe] = log_zs1 - (static_cast<double>(row.student[target]) - state.max_s);
   HeadLossCoefficients& c = state.gradient;
   const double scale = rows.gradient_scale;
-  c.q1 = scale * (rows.ce_weight + rows.label_weight) / state.es1;
-  c.target = scale * (rows.ce_weight + rows.label_weight * (kTeacher ? rows.label_mix : 1.0));
+  c.q1 = scale * (rows.objective.ce_weight + rows.objective.label_weight) / state.es1;
+  c.target = scale * (rows.objective.ce_weight + rows.objective.label_weight * (kTeacher ? rows.objective.label_mix : 1.0));
   if constexpr (kTeacher) {
     const double log_zt1 = std::log(state.et1);
     const double log_zsT = std::log(state.esT), log_ztT = std::log(state.etT);
     double divergence = 0.0;
-    if (rows.divergence == HeadDivergence::forward_kl) {
+    if (rows.objective.divergence == Divergence::forward_kl) {
       divergence = state.etT_d / state.etT / T - log_ztT + log_zsT;
-    } else if (rows.divergence == HeadDivergence::reverse_kl) {
+    } else if (rows.objective.divergence == Divergence::reverse_kl) {
       divergence = -state.esT_d / state.esT / T - log_zsT + log_ztT;
     } else {
       double kl_p = 0.0, kl_q = 0.0;
@@ -382,27 +382,27 @@ DX_INLINE void finish_row(const HeadLossRows<Real>& rows, HeadLossState& state, 
         const int64_t rest = accumulate_jsd<Lane>(row, log_zs, log_zt, begin, end, kl_p, kl_q);
         accumulate_jsd<Real>(row, log_zs, log_zt, rest, end, kl_p, kl_q);
       }
-      divergence = rows.jsd_beta * kl_p + (1.0 - rows.jsd_beta) * kl_q;
-      c.jsd = scale * rows.kd_weight * T * (1.0 - rows.jsd_beta);
+      divergence = rows.objective.jsd_beta * kl_p + (1.0 - rows.objective.jsd_beta) * kl_q;
+      c.jsd = scale * rows.objective.kd_weight * T * (1.0 - rows.objective.jsd_beta);
       c.jsd_log_zs = log_zsT;
       c.jsd_log_zt = log_ztT;
       c.jsd_kl_q = kl_q;
     }
-    const double r_mean = rows.mse_centered ? state.r / V : 0.0;
-    out[1] = T * T * divergence;
-    out[2] = state.et1_d / state.et1 - log_zt1 + log_zs1;
-    out[3] = log_zt1 - (static_cast<double>(row.teacher[target]) - state.max_t);
-    out[4] = state.index_s == state.index_t ? 1.0 : 0.0;
-    out[5] = state.r2 / V - r_mean * r_mean;
-    out[6] = rows.label_mix * out[0] + (1.0 - rows.label_mix) * (log_zs1 - state.et1_s / state.et1);
-    c.p1 = -scale * rows.label_weight * (1.0 - rows.label_mix) / state.et1;
-    c.mse = scale * rows.mse_weight * 2.0 / V;
+    const double r_mean = rows.objective.mse_centered ? state.r / V : 0.0;
+    out[kKd] = T * T * divergence;
+    out[kKlAt1] = state.et1_d / state.et1 - log_zt1 + log_zs1;
+    out[kTeacherNll] = log_zt1 - (static_cast<double>(row.teacher[target]) - state.max_t);
+    out[kAgreement] = state.index_s == state.index_t ? 1.0 : 0.0;
+    out[kMse] = state.r2 / V - r_mean * r_mean;
+    out[kMixedCe] = rows.objective.label_mix * out[kCe] + (1.0 - rows.objective.label_mix) * (log_zs1 - state.et1_s / state.et1);
+    c.p1 = -scale * rows.objective.label_weight * (1.0 - rows.objective.label_mix) / state.et1;
+    c.mse = scale * rows.objective.mse_weight * 2.0 / V;
     c.r_mean = r_mean;
-    if (rows.divergence == HeadDivergence::forward_kl) {
-      c.qT = scale * rows.kd_weight * T / state.esT;
-      c.pT = -scale * rows.kd_weight * T / state.etT;
-    } else if (rows.divergence == HeadDivergence::reverse_kl) {
-      c.reverse = scale * rows.kd_weight * T / state.esT;
+    if (rows.objective.divergence == Divergence::forward_kl) {
+      c.qT = scale * rows.objective.kd_weight * T / state.esT;
+      c.pT = -scale * rows.objective.kd_weight * T / state.etT;
+    } else if (rows.objective.divergence == Divergence::reverse_kl) {
+      c.reverse = scale * rows.objective.kd_weight * T / state.esT;
       c.reverse_shift = log_ztT - log_zsT - divergence;
     }
   }
@@ -448,7 +448,7 @@ template <Pass kPass, typename Real>
 DX_INLINE void any_rows(const PassArguments<Real>& x) {
   if (x.rows.teacher_PV == nullptr) {
     each_row<kPass, Real, false, true>(x);
-  } else if (x.rows.temperature == 1.0) {
+  } else if (x.rows.objective.temperature == 1.0) {
     each_row<kPass, Real, true, true>(x);
   } else {
     each_row<kPass, Real, true, false>(x);

@@ -212,43 +212,43 @@ __noinline__ __device__ void total_row(const float (*warp_sums)[kNumSums], bool 
   out->log_ztT = __shfl_sync(kAll, log_z, 3);
 }
 
-// Losses of the row into out[7], and the factors of its gradient; what the JSD needs of a walk of its own is left at 0.
+// Losses of the row into out[kNumHeadSums], and the factors of its gradient; what the JSD needs of a walk of its own is left at 0.
 __noinline__ __device__ void finish_row(const HeadLoss& x, const RowTotals& row, double target_s, double target_t, double r_shift,
                                         bool unit_T, double* out, Gradient* gradient) {
   constexpr double kLog2EDouble = 1.44269504088896340736;
-  const double T = x.temperature, V = double(x.V), scale = x.gradient_scale;
+  const double T = x.objective.temperature, V = double(x.V), scale = x.gradient_scale;
   const double lse_s1 = row.max_s + row.log_zs1, lse_t1 = row.max_t + row.log_zt1;
   const double lse_sT = row.max_s / T + row.log_zsT, lse_tT = row.max_t / T + row.log_ztT;
   for (int i = 1; i < kNumHeadSums; ++i) out[i] = NAN;
-  out[0] = lse_s1 - target_s;
+  out[kCe] = lse_s1 - target_s;
   Gradient g{};
-  double q1 = x.ce_weight + x.label_weight, p1 = 0.0, qT = 0.0, pT = 0.0;
-  double label = x.ce_weight + x.label_weight;
+  double q1 = x.objective.ce_weight + x.objective.label_weight, p1 = 0.0, qT = 0.0, pT = 0.0;
+  double label = x.objective.ce_weight + x.objective.label_weight;
   if (x.teacher_PV) {
     const double to_student = row.sums[kEtTD] / row.sums[kEtT] / T - row.log_ztT + row.log_zsT;
     const double to_teacher = -row.sums[kEsTD] / row.sums[kEsT] / T - row.log_zsT + row.log_ztT;
-    const double divergence = x.divergence == HeadDivergence::forward_kl   ? to_student
-                              : x.divergence == HeadDivergence::reverse_kl ? to_teacher
-                                                                           : 0.0;
-    const double r_mean = x.mse_centered ? row.sums[kR] / V : 0.0;
-    out[1] = T * T * divergence;
-    out[2] = row.sums[kEt1D] / row.sums[kEt1] - row.log_zt1 + row.log_zs1;
-    out[3] = lse_t1 - target_t;
-    out[4] = row.agrees ? 1.0 : 0.0;
-    out[5] = row.sums[kR2] / V - r_mean * r_mean;
-    out[6] = x.label_mix * out[0] + (1.0 - x.label_mix) * (row.log_zs1 - row.sums[kEt1S] / row.sums[kEt1]);
-    p1 = -x.label_weight * (1.0 - x.label_mix);
-    label = x.ce_weight + x.label_weight * x.label_mix;
-    g.mse = float(scale * x.mse_weight * 2.0 / V);
+    const double divergence = x.objective.divergence == Divergence::forward_kl   ? to_student
+                              : x.objective.divergence == Divergence::reverse_kl ? to_teacher
+                                                                                 : 0.0;
+    const double r_mean = x.objective.mse_centered ? row.sums[kR] / V : 0.0;
+    out[kKd] = T * T * divergence;
+    out[kKlAt1] = row.sums[kEt1D] / row.sums[kEt1] - row.log_zt1 + row.log_zs1;
+    out[kTeacherNll] = lse_t1 - target_t;
+    out[kAgreement] = row.agrees ? 1.0 : 0.0;
+    out[kMse] = row.sums[kR2] / V - r_mean * r_mean;
+    out[kMixedCe] = x.objective.label_mix * out[kCe] + (1.0 - x.objective.label_mix) * (row.log_zs1 - row.sums[kEt1S] / row.sums[kEt1]);
+    p1 = -x.objective.label_weight * (1.0 - x.objective.label_mix);
+    label = x.objective.ce_weight + x.objective.label_weight * x.objective.label_mix;
+    g.mse = float(scale * x.objective.mse_weight * 2.0 / V);
     g.r_mean = float(r_shift + r_mean);
-    if (x.divergence == HeadDivergence::forward_kl) {
-      (unit_T ? q1 : qT) += x.kd_weight * T;
-      (unit_T ? p1 : pT) -= x.kd_weight * T;
-    } else if (x.divergence == HeadDivergence::reverse_kl) {
-      g.reverse = float(scale * x.kd_weight * T);
+    if (x.objective.divergence == Divergence::forward_kl) {
+      (unit_T ? q1 : qT) += x.objective.kd_weight * T;
+      (unit_T ? p1 : pT) -= x.objective.kd_weight * T;
+    } else if (x.objective.divergence == Divergence::reverse_kl) {
+      g.reverse = float(scale * x.objective.kd_weight * T);
       g.reverse_shift = float(lse_tT - lse_sT - divergence);
     } else {
-      g.jsd = float(scale * x.kd_weight * T * (1.0 - x.jsd_beta));
+      g.jsd = float(scale * x.objective.kd_weight * T * (1.0 - x.objective.jsd_beta));
     }
   }
   g.q1 = float(scale * q1);
@@ -303,14 +303,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) tile_kerne
   const float target_s = has_target ? to_float(student[target]) : NAN;
   const float target_t = kTeacher && has_target ? to_float(teacher[target]) : NAN;
   RowConstants constants{};
-  constants.inverse_T = float(1.0 / x.temperature);
+  constants.inverse_T = float(1.0 / x.objective.temperature);
   constants.log2e_T = kLog2E * constants.inverse_T;
-  constants.mse_scale = float(x.mse_scale);
+  constants.mse_scale = float(x.objective.mse_scale);
   // Centred residuals are taken from near their mean, or a common offset of the logits would cancel.
-  if (kTeacher && x.mse_centered) constants.r_shift = fmaf(-constants.mse_scale, to_float(teacher[0]), to_float(student[0]));
+  if (kTeacher && x.objective.mse_centered) constants.r_shift = fmaf(-constants.mse_scale, to_float(teacher[0]), to_float(student[0]));
 
   // First walk. The references follow the maxima only where they fall behind by far: until then exponentials above 1 do no harm.
-  const float slack = 10.0f * fminf(1.0f, float(x.temperature));
+  const float slack = 10.0f * fminf(1.0f, float(x.objective.temperature));
   Maximum own_s, own_t;
   float reference_s = to_float(student[0]), reference_t = to_float(teacher[0]);
   float sums[kNumSums] = {};
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) tile_kerne
     if (lane == 0) finish_row(x, totals, target_s, target_t, constants.r_shift, kUnitT, values, &gradient);
   }
   if (kMode == Mode::jsd || out) __syncthreads();
-  const float b = float(x.jsd_beta);
+  const float b = float(x.objective.jsd_beta);
   if constexpr (kMode == Mode::jsd) {
     float kl_p = 0.0f, kl_q = 0.0f;
     const Gradient g = gradient;
@@ -419,7 +419,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) tile_kerne
         sum_p += warp_sums[i][0];
         sum_q += warp_sums[i][1];
       }
-      values[1] = x.temperature * x.temperature * (x.jsd_beta * sum_p + (1.0 - x.jsd_beta) * sum_q);
+      values[kKd] =
+          x.objective.temperature * x.objective.temperature * (x.objective.jsd_beta * sum_p + (1.0 - x.objective.jsd_beta) * sum_q);
       gradient.jsd_kl_q = float(sum_q);
     }
     __syncthreads();
@@ -483,8 +484,8 @@ cudaError_t launch(const HeadLoss& x, cudaStream_t stream) {
 template <typename T, typename G>
 cudaError_t launch_mode(const HeadLoss& x, cudaStream_t stream) {
   if (!x.teacher_PV) return launch<T, G, Mode::student_only>(x, stream);
-  if (x.divergence == HeadDivergence::jsd) return launch<T, G, Mode::jsd>(x, stream);
-  if (x.temperature == 1.0) return launch<T, G, Mode::unit_temperature>(x, stream);
+  if (x.objective.divergence == Divergence::jsd) return launch<T, G, Mode::jsd>(x, stream);
+  if (x.objective.temperature == 1.0) return launch<T, G, Mode::unit_temperature>(x, stream);
   return launch<T, G, Mode::any_temperature>(x, stream);
 }
 

@@ -6,13 +6,9 @@
 #pragma once
 
 #include "kernels/cuda/types.h"
+#include "kernels/head_objective.h"
 
 namespace distil_xlstm::kernels::cuda {
-
-enum class HeadDivergence { forward_kl, reverse_kl, jsd };
-
-// [ce, kd, kl_at_1, teacher_nll, agreement, mse, mixed_ce]: kd is T^2 * divergence at T, all in nats.
-inline constexpr int kNumHeadSums = 7;
 
 struct HeadLoss {
   Type logits_type;    // of student and teacher
@@ -25,15 +21,8 @@ struct HeadLoss {
   const int64_t* targets_P;         // outside [0, V): the row's losses are NaN and its gradient lacks the label's part
   const uint8_t* valid_P;           // null: all count. Rows with 0 add nothing and have a zero gradient, whatever their logits hold
 
-  // d/dlogits of ce_weight ce + kd_weight kd + mse_weight mse + label_weight mixed_ce, times gradient_scale.
-  double gradient_scale;
-  double ce_weight, kd_weight, mse_weight, label_weight;
-  double label_mix;  // share of the one-hot label in the mixed target; the rest is the teacher's softmax at T = 1
-  double temperature;
-  HeadDivergence divergence;
-  double jsd_beta;
-  double mse_scale;
-  bool mse_centered;
+  HeadObjective objective;
+  double gradient_scale;  // multiplies the gradient
 
   double* values_P7;  // every position's losses: workspace and output
   double* sums_7;     // added to, in an order that does not change; null: values_P7 alone

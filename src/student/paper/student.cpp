@@ -69,6 +69,7 @@ class XlstmStudent final : public PaperStudent {
     StudentOutput output;
     Tensor x_BSD = at::embedding(embedding_VD_, tokens_BS.to(device())).to(dtype_);
     for (size_t i = 0; i < blocks.size(); ++i) {
+      if (options.layer_inputs_BSD != nullptr && i > 0) x_BSD = options.layer_inputs_BSD->at(i - 1).to(dtype_);
       MixerState* block_state = state ? state->blocks()[i].get() : nullptr;
       if (records && &converted != &blocks_) call.products = &converted[i];
       x_BSD = recomputes ? forward_checkpointed(*mixers_[i], blocks[i], x_BSD, call, block_state)

@@ -69,8 +69,9 @@ void write_text(nn::LanguageModel& model) {
 }
 
 void train_on(teacher::Teacher& teacher, student::Student& student) {
-  const distill::Alignment alignment({}, teacher.num_layers(), student.shape().num_layers());
-  train::MicroBatches micro_batches(teacher, student, alignment);
+  teacher::LiveTeacher source(teacher);
+  const distill::Objective objective({}, teacher.num_layers(), student.shape().num_layers());
+  train::MicroBatches micro_batches(source, student, objective);
   for (const int64_t rows : {1, 4}) {
     data::Batch batch{.num_rows = rows, .context_length = 3, .num_targets = rows * 3};
     batch.tokens.assign(static_cast<size_t>(rows * 3), 7);
@@ -78,10 +79,9 @@ void train_on(teacher::Teacher& teacher, student::Student& student) {
     batch.mask.assign(static_cast<size_t>(rows * 3), 1);
     batch.is_start.assign(static_cast<size_t>(rows * 3), 0);
     train::GradientSettings settings;
-    settings.plan.head = {.ce_weight = 0.5, .kd_weight = 0.5};
-    settings.plan.alignment_weight = 0.1;
-    settings.measures_alignment = true;
-    settings.row_scale = 0.1;
+    settings.head = {.ce_weight = 0.5, .kd_weight = 0.5};
+    settings.measured = {true};
+    settings.hidden_scales = {0.1};
     (void)micro_batches.run({batch}, settings);
   }
 }

@@ -133,8 +133,8 @@ TEST(Loader, SharesRowsOverRanksWithoutSeeingATargetTwice) {
     int64_t tokens = 0;
     for (int rank = 0; rank < world_size; ++rank) {
       auto options = options_of(folder.path());
-      options.rank = rank;
-      options.world_size = world_size;
+      options.ranks.rank = rank;
+      options.ranks.world_size = world_size;
       options.micro_batch_size = 2;
       Loader loader(options);
       const auto rows = rows_of(loader);
@@ -150,6 +150,45 @@ TEST(Loader, SharesRowsOverRanksWithoutSeeingATargetTwice) {
     EXPECT_EQ(counts.size(), 1U) << "ranks must make the same number of micro-batches";
     EXPECT_EQ(tokens, 92);
   }
+}
+
+// A row keeps its identity in every order, on every rank and after a resume, and no two rows share one.
+TEST(Loader, RowsHaveIdentities) {
+  const Folder folder;
+  write_rows(folder / "a", 23);
+  write_rows(folder / "b", 9, {.first_id = 500});
+  std::map<std::pair<uint64_t, uint64_t>, std::vector<int32_t>> known;
+  const auto read = [&](Loader& loader) {
+    size_t rows = 0;
+    for (Batch batch; loader.next(batch);) {
+      ASSERT_EQ(batch.row_ids.size(), static_cast<size_t>(batch.num_rows));
+      for (int64_t row = 0; row < batch.num_rows; ++row, ++rows) {
+        const auto begin = batch.tokens.begin() + row * batch.context_length;
+        const std::vector<int32_t> tokens(begin, begin + batch.context_length);
+        const auto& id = batch.row_ids[static_cast<size_t>(row)];
+        EXPECT_EQ(known.try_emplace({id.shard, id.row}, tokens).first->second, tokens);
+      }
+    }
+    EXPECT_GT(rows, 0U);
+  };
+  for (const auto& [seed, micro_batch_size, world_size] : {std::tuple<uint64_t, int64_t, int>{1, 4, 1}, {2, 3, 2}, {3, 1, 5}}) {
+    for (int rank = 0; rank < world_size; ++rank) {
+      auto options = options_of(folder / "a");
+      options.sources.push_back({(folder / "b").string(), 3.0});
+      options.seed = seed;
+      options.micro_batch_size = micro_batch_size;
+      options.ranks = {rank, world_size};
+      Loader loader(options);
+      read(loader);
+      loader.begin_epoch(3);
+      Batch first;
+      loader.next(first);
+      Loader resumed(options);
+      resumed.restore(loader.state());
+      read(resumed);
+    }
+  }
+  EXPECT_EQ(known.size(), 32U);
 }
 
 TEST(Loader, WeightsAreSharesOfAnEpoch) {
@@ -184,8 +223,8 @@ TEST(Loader, GoesOnWhereTheStateSays) {
   write_rows(folder.path(), 17);
   auto options = options_of(folder.path());
   options.micro_batch_size = 3;
-  options.world_size = 2;
-  options.rank = 1;
+  options.ranks.world_size = 2;
+  options.ranks.rank = 1;
   for (int stop = 0; stop <= 3; ++stop) {
     Loader first(options);
     first.begin_epoch(4);
@@ -212,7 +251,7 @@ TEST(Loader, RefusesTheStateOfOtherData) {
   Loader seeded(options);
   expect_error<DataError>([&] { seeded.restore(a.state()); }, {"seed 0", "1"});
   options.seed = 0;
-  options.world_size = 2;
+  options.ranks.world_size = 2;
   Loader wide(options);
   expect_error<DataError>([&] { wide.restore(a.state()); }, {"rank 0 of 1", "rank 0 of 2"});
   json state = a.state();
@@ -271,7 +310,7 @@ TEST(Loader, RefusesMismatchesAndNamesBothSides) {
   wrong.micro_batch_size = 0;
   expect_error<ConfigError>([&] { Loader loader(wrong); }, {"micro_batch_size = 0"});
   wrong.micro_batch_size = 1;
-  wrong.rank = 1;
+  wrong.ranks.rank = 1;
   expect_error<ConfigError>([&] { Loader loader(wrong); }, {"rank 1 of 1"});
   expect_error<IoError>([&] { Loader loader(options_of(folder / "nowhere")); }, {"nowhere"});
   expect_error<ConfigError>([] { parse_document_isolation("ful"); }, {"\"ful\"", "did you mean"});

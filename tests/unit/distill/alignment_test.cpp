@@ -164,7 +164,7 @@ TEST(AlignmentFaults, AverageTakesAllLayers) {
   const auto options = Alignment({.kind = "average"}, kLayers, kBlocks).teacher_options();
   EXPECT_TRUE(options.collect_mean);
   EXPECT_TRUE(options.group_sizes.empty());
-  EXPECT_FALSE(Alignment({.kind = "average"}, kLayers, kBlocks).needs_blocks());
+  EXPECT_FALSE(Alignment({.kind = "average"}, kLayers, kBlocks).needs_layers());
 }
 
 // `ratio` there raises for its tensor ranks: it runs for every depth, and each layer belongs to exactly one group.

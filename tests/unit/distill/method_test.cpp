@@ -19,7 +19,8 @@ config::DistillSettings settings_of(const std::string& method) {
 
 StepPlan plan_at(const config::DistillSettings& settings, int64_t step, int64_t total_steps = 100, int64_t epoch = 0,
                  int64_t num_epochs = 1) {
-  return make_method(settings, total_steps, num_epochs)->plan({step, total_steps, epoch, num_epochs});
+  const auto method = make_method(settings, total_steps, num_epochs);
+  return method->plan(in_its_stage(*method, {step, total_steps, epoch, num_epochs}));
 }
 
 std::string message_of(const config::DistillSettings& settings, int64_t total_steps = 100, int64_t num_epochs = 4) {
@@ -48,7 +49,7 @@ void expect_weights(const StepPlan& plan, double ce, double kd, double mse, doub
   EXPECT_NEAR(plan.head.kd_weight, kd, 1e-12);
   EXPECT_NEAR(plan.head.mse_weight, mse, 1e-12);
   EXPECT_NEAR(plan.head.label_weight, label, 1e-12);
-  EXPECT_NEAR(plan.alignment_weight, alignment, 1e-12);
+  EXPECT_NEAR(plan.hidden_weights.at(0), alignment, 1e-12);
 }
 
 TEST(Method, WeightsAtStepTwo) {

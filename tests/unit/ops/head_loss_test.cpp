@@ -41,8 +41,8 @@ struct Inputs {
     mask_BS[0][0] = 1;
   }
 
-  [[nodiscard]] HeadLosses run(const HeadLossOptions& options, double gradient_scale = 1.0) const {
-    return head_losses(student_BSD, student_head, teacher_BSD, teacher_head, targets_BS, mask_BS, options, gradient_scale);
+  [[nodiscard]] HeadLosses run(const HeadObjective& objective, double gradient_scale = 1.0, const HeadLossOptions& options = {}) const {
+    return head_losses(student_BSD, student_head, teacher_BSD, teacher_head, targets_BS, mask_BS, objective, gradient_scale, options);
   }
 };
 
@@ -51,7 +51,7 @@ struct Reference {
 };
 
 // The definitions over full logits in float64, the gradient by autograd. JSD through log m itself.
-Reference reference(const Inputs& in, const HeadLossOptions& options, double gradient_scale = 1.0) {
+Reference reference(const Inputs& in, const HeadObjective& options, double gradient_scale = 1.0) {
   const auto on_host = [](const Tensor& x) { return x.detach().cpu().to(at::kDouble); };
   const Tensor hidden = on_host(in.student_BSD).flatten(0, 1).requires_grad_(true);
   const Tensor s = hidden.matmul(on_host(in.student_head).t()),
@@ -80,7 +80,7 @@ Reference reference(const Inputs& in, const HeadLossOptions& options, double gra
 
 // The gradient of the JSD of nearly disjoint distributions is far below the terms it consists of: rounding is measured against T (q - p)
 // there.
-double gradient_error(const HeadLosses& got, const Reference& wanted, const Inputs& in, HeadLossOptions options, double gradient_scale) {
+double gradient_error(const HeadLosses& got, const Reference& wanted, const Inputs& in, HeadObjective options, double gradient_scale) {
   double norm = wanted.gradient.norm().item<double>();
   if (options.divergence == Divergence::jsd) {
     options.divergence = Divergence::forward_kl;
@@ -89,8 +89,8 @@ double gradient_error(const HeadLosses& got, const Reference& wanted, const Inpu
   return (got.grad_student_hidden_BSD.cpu().to(at::kDouble) - wanted.gradient).norm().item<double>() / norm;
 }
 
-std::vector<HeadLossOptions> all_options() {
-  std::vector<HeadLossOptions> all;
+std::vector<HeadObjective> all_options() {
+  std::vector<HeadObjective> all;
   for (const auto divergence : {Divergence::forward_kl, Divergence::reverse_kl, Divergence::jsd}) {
     for (const double T : {0.1, 0.7, 1.0, 2.0, 10.0}) {
       all.push_back({.kd_weight = 1.0, .temperature = T, .divergence = divergence, .jsd_beta = 0.3});
@@ -117,10 +117,9 @@ TEST(HeadLoss, FullLogitsGiveTheSameInFloat64) {
   for (const at::Device device : devices()) {
     for (const auto& [B, S, V] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 7}, {1, 17, 11}, {2, 5, 513}}) {
       const Inputs in(B, S, V, device);
-      for (HeadLossOptions options : all_options()) {
-        options.tile_positions = 3;
+      for (const HeadObjective& options : all_options()) {
         const Reference wanted = reference(in, options, 0.125);
-        const HeadLosses got = in.run(options, 0.125);
+        const HeadLosses got = in.run(options, 0.125, {.tile_positions = 3});
         EXPECT_LT(relative_error(got.sums, wanted.sums), 1e-10) << "V " << V << " T " << options.temperature;
         EXPECT_LT(gradient_error(got, wanted, in, options, 0.125), 1e-10) << "V " << V << " T " << options.temperature;
       }
@@ -132,7 +131,7 @@ TEST(HeadLoss, FullLogitsGiveTheSameInFloat32) {
   for (const at::Device device : devices()) {
     for (const auto& [B, S, V] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 7}, {1, 17, 11}, {1, 19, 513}, {1, 3, 1031}}) {
       const Inputs in(B, S, V, device, at::kFloat);
-      for (const HeadLossOptions& options : all_options()) {
+      for (const HeadObjective& options : all_options()) {
         const Reference wanted = reference(in, options);
         const HeadLosses got = in.run(options);
         EXPECT_EQ(got.grad_student_hidden_BSD.scalar_type(), at::kFloat);
@@ -150,7 +149,7 @@ TEST(HeadLoss, HalfPrecisionHeads) {
   for (const at::Device device : devices()) {
     for (const auto dtype : {at::kBFloat16, at::kHalf}) {
       const Inputs in(2, 17, 513, device, dtype);
-      HeadLossOptions options{.ce_weight = 0.3, .kd_weight = 0.7, .temperature = 2.0};
+      const HeadObjective options{.ce_weight = 0.3, .kd_weight = 0.7, .temperature = 2.0};
       const Reference wanted = reference(in, options, 64.0);
       const HeadLosses got = in.run(options, 64.0);
       EXPECT_EQ(got.grad_student_hidden_BSD.scalar_type(), dtype);
@@ -158,8 +157,7 @@ TEST(HeadLoss, HalfPrecisionHeads) {
       const bool has_half_logits = device.is_cuda() && cuda_backend().head_loss_tile != nullptr;
       EXPECT_LT(relative_error(got.sums, wanted.sums), has_half_logits ? 1e-3 : 1e-5);
       EXPECT_LT(relative_error(got.grad_student_hidden_BSD, wanted.gradient), 1e-2);
-      options.with_gradient = false;
-      EXPECT_LT(relative_error(in.run(options, 64.0).sums, wanted.sums), 1e-5);
+      EXPECT_LT(relative_error(in.run(options, 64.0, {.with_gradient = false}).sums, wanted.sums), 1e-5);
     }
   }
 }
@@ -171,20 +169,20 @@ TEST(HeadLoss, AtenTileEqualsKernelTile) {
     const int64_t P = 19, V = 517;
     const Tensor student = (at::randn({P, V}, at::kDouble) * 4).to(dtype), teacher = (at::randn({P, V}, at::kDouble) * 4).to(dtype);
     const Tensor targets = at::randint(V, {P}, at::kLong);
-    for (const HeadLossOptions& options : all_options()) {
+    for (const HeadObjective& options : all_options()) {
       const Tensor a = student.clone(), b = student.clone();
-      const Tensor sums_a = at::zeros({kNumHeadLosses}, at::kDouble), sums_b = at::zeros({kNumHeadLosses}, at::kDouble);
-      head_loss_tile_cpu({a, teacher, targets, {}, options, 0.5, sums_a});
-      head_loss_tile_aten({b, teacher, targets, {}, options, 0.5, sums_b});
+      const Tensor sums_a = at::zeros({kNumHeadSums}, at::kDouble), sums_b = at::zeros({kNumHeadSums}, at::kDouble);
+      head_loss_tile_cpu({a, teacher, targets, {}, options, {}, 0.5, sums_a});
+      head_loss_tile_aten({b, teacher, targets, {}, options, {}, 0.5, sums_b});
       const double tolerance = dtype == at::kDouble ? 1e-10 : 1e-5;
       EXPECT_LT(relative_error(sums_a, sums_b), tolerance);
       // As in gradient_error.
       Tensor terms = b;
       if (options.divergence == Divergence::jsd) {
-        HeadLossOptions forward = options;
+        HeadObjective forward = options;
         forward.divergence = Divergence::forward_kl;
         terms = student.clone();
-        head_loss_tile_aten({terms, teacher, targets, {}, forward, 0.5, at::zeros({kNumHeadLosses}, at::kDouble)});
+        head_loss_tile_aten({terms, teacher, targets, {}, forward, {}, 0.5, at::zeros({kNumHeadSums}, at::kDouble)});
       }
       const double error = (a - b).norm().item<double>() / std::max(b.norm().item<double>(), terms.norm().item<double>());
       EXPECT_LT(error, tolerance) << "T " << options.temperature << " divergence " << static_cast<int>(options.divergence);
@@ -197,12 +195,12 @@ TEST(HeadLoss, AtenTileLeavesMaskedPositionsOut) {
   const Tensor student = at::randn({6, 11}), teacher = at::randn({6, 11});
   const Tensor targets = at::randint(11, {6}, at::kLong), valid = at::tensor({1, 0, 1, 1, 0, 1}).to(at::kBool);
   const Tensor kept = valid.nonzero().squeeze(1);
-  const HeadLossOptions options{.ce_weight = 0.5, .kd_weight = 0.5, .temperature = 2.0};
+  const HeadObjective options{.ce_weight = 0.5, .kd_weight = 0.5, .temperature = 2.0};
   const Tensor few = student.index_select(0, kept);
-  const Tensor sums_few = at::zeros({kNumHeadLosses}, at::kDouble), sums_all = at::zeros({kNumHeadLosses}, at::kDouble);
-  head_loss_tile_aten({few, teacher.index_select(0, kept), targets.index_select(0, kept), {}, options, 1.0, sums_few});
+  const Tensor sums_few = at::zeros({kNumHeadSums}, at::kDouble), sums_all = at::zeros({kNumHeadSums}, at::kDouble);
+  head_loss_tile_aten({few, teacher.index_select(0, kept), targets.index_select(0, kept), {}, options, {}, 1.0, sums_few});
   const Tensor all = student.masked_fill(valid.logical_not().unsqueeze(1), kNan);
-  head_loss_tile_aten({all, teacher, targets.masked_fill(valid.logical_not(), -100), valid, options, 1.0, sums_all});
+  head_loss_tile_aten({all, teacher, targets.masked_fill(valid.logical_not(), -100), valid, options, {}, 1.0, sums_all});
   EXPECT_LT(relative_error(sums_all, sums_few), 1e-7);
   EXPECT_TRUE(at::equal(all.index_select(0, kept), few));
   EXPECT_EQ(all.index_select(0, valid.logical_not().nonzero().squeeze(1)).abs().max().item<float>(), 0.0F);
@@ -225,7 +223,7 @@ TEST(HeadLoss, GoldenValuesOfPyTorch) {
     in.mask_BS = values(golden["mask"], {B, S}).to(at::kByte).to(device);
     for (const json& row : golden["cases"]) {
       const json& given = row["options"];
-      HeadLossOptions options;
+      HeadObjective options;
       options.ce_weight = get_or(given, "ce_weight", 0.0);
       options.kd_weight = get_or(given, "kd_weight", 0.0);
       options.mse_weight = get_or(given, "mse_weight", 0.0);
@@ -240,7 +238,7 @@ TEST(HeadLoss, GoldenValuesOfPyTorch) {
                            : divergence == "reverse_kl" ? Divergence::reverse_kl
                                                         : Divergence::forward_kl;
       const HeadLosses got = in.run(options);
-      EXPECT_LT(relative_error(got.sums, values(row["sums"], {kNumHeadLosses})), 1e-10) << given;
+      EXPECT_LT(relative_error(got.sums, values(row["sums"], {kNumHeadSums})), 1e-10) << given;
       EXPECT_LT(relative_error(got.grad_student_hidden_BSD, values(row["gradient"], in.student_BSD.sizes())), 1e-10) << given;
     }
   }
@@ -278,7 +276,7 @@ TEST(HeadLoss, AlphaZeroIsCrossEntropy) {
   const Tensor wanted = (nll * in.mask_BS.flatten()).sum();
   wanted.backward();
   for (const auto& options :
-       {HeadLossOptions{.ce_weight = 1.0}, {.ce_weight = 1.0, .temperature = 4.0}, {.label_weight = 1.0, .label_mix = 1.0}}) {
+       {HeadObjective{.ce_weight = 1.0}, {.ce_weight = 1.0, .temperature = 4.0}, {.label_weight = 1.0, .label_mix = 1.0}}) {
     const auto got = in.run(options);
     EXPECT_NEAR(got.sums[kCe].item<double>(), wanted.item<double>(), 1e-10);
     EXPECT_LT(relative_error(got.grad_student_hidden_BSD, hidden.grad()), 1e-12);
@@ -309,14 +307,14 @@ TEST(HeadLoss, ShiftsOfLogitsDoNotMatter) {
     const Tensor s = at::randn({1, 5, V}, options), t = at::randn({1, 5, V}, options), eye = at::eye(V, options);
     const Tensor targets = at::randint(V, {1, 5}, options.dtype(at::kLong)), mask = at::ones({1, 5}, options.dtype(at::kByte));
     for (const auto divergence : {Divergence::forward_kl, Divergence::reverse_kl, Divergence::jsd}) {
-      const HeadLossOptions loss{.ce_weight = 0.2,
-                                 .kd_weight = 0.8,
-                                 .mse_weight = 0.5,
-                                 .label_weight = 0.1,
-                                 .label_mix = 0.5,
-                                 .temperature = 2.0,
-                                 .divergence = divergence,
-                                 .mse_centered = true};
+      const HeadObjective loss{.ce_weight = 0.2,
+                               .kd_weight = 0.8,
+                               .mse_weight = 0.5,
+                               .label_weight = 0.1,
+                               .label_mix = 0.5,
+                               .temperature = 2.0,
+                               .divergence = divergence,
+                               .mse_centered = true};
       const auto before = head_losses(s, eye, t, eye, targets, mask, loss, 1.0);
       const auto after = head_losses(s + 50.0, eye, t - 31.0, eye, targets, mask, loss, 1.0);
       EXPECT_LT(relative_error(after.sums, before.sums), 1e-10);
@@ -332,10 +330,10 @@ TEST(HeadLoss, PackedHeadsGiveTheSame) {
     const Inputs in(2, 9, V, at::kCPU, at::kFloat);
     const Head student = Head::packed(in.student_head, true), teacher = Head::packed(in.teacher_head, false);
     ASSERT_NE(student.columns(), nullptr);
-    for (HeadLossOptions options : all_options()) {
-      options.tile_positions = 5;
+    for (const HeadObjective& options : all_options()) {
       const auto run = [&](const Head& student_head, const Head& teacher_head) {
-        return head_losses(in.student_BSD, student_head, in.teacher_BSD, teacher_head, in.targets_BS, in.mask_BS, options, 0.125);
+        return head_losses(in.student_BSD, student_head, in.teacher_BSD, teacher_head, in.targets_BS, in.mask_BS, options, 0.125,
+                           {.tile_positions = 5});
       };
       const Reference wanted = reference(in, options, 0.125);
       // The other way about the student's head has no layout for the gradient's product and takes the tensor.
@@ -355,7 +353,7 @@ TEST(HeadLoss, PackedHeadsOfOtherTypes) {
     *head = head->to(at::kBFloat16).to(at::kFloat);
     head->masked_fill_(head->abs() < 1e-3, 0.0);  // float16 holds the rest exactly too
   }
-  const HeadLossOptions options = all_options().front();
+  const HeadObjective options = all_options().front();
   const Reference wanted = reference(in, options, 0.125);
   for (const at::ScalarType type : {at::kBFloat16, at::kHalf, at::kFloat}) {
     const Tensor student_VD = in.student_head.to(type), teacher_VD = in.teacher_head.to(type);
@@ -388,7 +386,7 @@ TEST(HeadLoss, MaximaMayRiseAlongTheVocabulary) {
   in.teacher_head.narrow(1, 0, 1).copy_(rise_V1);
   // Sixteenths: the logits are exact in float32 whatever the order of their sums, whose rounding a small temperature would enlarge.
   for (const Tensor& x : {in.student_BSD, in.student_head, in.teacher_BSD, in.teacher_head}) x.copy_((x * 16).round() / 16);
-  for (const HeadLossOptions& options : all_options()) {
+  for (const HeadObjective& options : all_options()) {
     const Reference wanted = reference(in, options);
     const HeadLosses got = in.run(options);
     EXPECT_LT(relative_error(got.sums, wanted.sums), 1e-5) << "T " << options.temperature;
@@ -412,11 +410,10 @@ TEST(HeadLoss, CallersShareTheMemoryOfTheirTiles) {
 TEST(HeadLoss, TileSizeDoesNotMatter) {
   for (const at::Device device : devices()) {
     const Inputs in(3, 17, 67, device);
-    HeadLossOptions options{.ce_weight = 0.5, .kd_weight = 0.5, .temperature = 2.0};
+    const HeadObjective options{.ce_weight = 0.5, .kd_weight = 0.5, .temperature = 2.0};
     const auto whole = in.run(options);
     for (const int64_t tile : {1, 2, 7, 16, 50, 51, 1000}) {
-      options.tile_positions = tile;
-      const auto tiled = in.run(options);
+      const auto tiled = in.run(options, 1.0, {.tile_positions = tile});
       EXPECT_LT(relative_error(tiled.sums, whole.sums), 1e-13) << tile;
       EXPECT_LT(relative_error(tiled.grad_student_hidden_BSD, whole.grad_student_hidden_BSD), 1e-13) << tile;
     }
@@ -428,7 +425,7 @@ TEST(HeadLoss, MaskedPositionsNeverMatter) {
   for (const at::Device device : devices()) {
     for (const double bad : {kNan, std::numeric_limits<double>::infinity(), 1e30}) {
       Inputs in(3, 8, 29, device);
-      const HeadLossOptions options{
+      const HeadObjective options{
           .ce_weight = 0.2, .kd_weight = 0.3, .mse_weight = 0.2, .label_weight = 0.3, .label_mix = 0.5, .temperature = 2.0};
       const auto before = in.run(options);
       const Tensor is_masked = in.mask_BS == 0;
@@ -474,7 +471,7 @@ TEST(HeadLoss, WithoutTeacherOnlyCrossEntropyCounts) {
       const auto without = in.run({.ce_weight = 0.5});
       EXPECT_NEAR(without.sums[kCe].item<double>(), with.sums[kCe].item<double>(), 1e-9);
       EXPECT_LT(relative_error(without.grad_student_hidden_BSD, with.grad_student_hidden_BSD), dtype == at::kDouble ? 1e-13 : 1e-6);
-      for (int i = kKd; i < kNumHeadLosses; ++i) EXPECT_TRUE(std::isnan(without.sums[i].item<double>())) << i;
+      for (int i = kKd; i < kNumHeadSums; ++i) EXPECT_TRUE(std::isnan(without.sums[i].item<double>())) << i;
       EXPECT_THROW((void)in.run({.kd_weight = 0.5}), ValueError);
       EXPECT_THROW((void)in.run({.mse_weight = 0.5}), ValueError);
       EXPECT_THROW((void)in.run({.label_weight = 0.5}), ValueError);
@@ -484,9 +481,52 @@ TEST(HeadLoss, WithoutTeacherOnlyCrossEntropyCounts) {
   }
 }
 
+// A term from outside: the sum of the squares of the student's probabilities.
+const HeadTerm& added_term() {
+  static const HeadTerm& term = [&]() -> const HeadTerm& {
+    add_head_term({.name = "sum_of_squares", .needs_teacher = false, .weight = nullptr, .plain = [](const PlainHeadTile& tile, bool) {
+                     const Tensor& q_PV = tile.q1_PV();
+                     const Tensor value_P = q_PV.square().sum(1);
+                     return HeadTermValue{value_P, 2.0 * q_PV * (q_PV - value_P.unsqueeze(1))};
+                   }});
+    return find_head_term("sum_of_squares");
+  }();
+  return term;
+}
+
+TEST(HeadLoss, ATermFromOutsideCountsBesideTheKernels) {
+  const HeadTerm& term = added_term();
+  EXPECT_THROW(add_head_term({.name = "sum_of_squares"}), ValueError);
+  EXPECT_THROW(add_head_term({.name = "kd_loss"}), ValueError);
+  EXPECT_THROW((void)find_head_term("sum_of_cubes"), ConfigError);
+  for (const at::Device device : devices()) {
+    for (const auto dtype : {at::kDouble, at::kFloat}) {
+      const Inputs in(2, 9, 65, device, dtype);
+      const HeadObjective objective{.ce_weight = 0.3, .kd_weight = 0.5, .temperature = 2.0};
+      Reference wanted = reference(in, objective, 0.5);
+      const Tensor hidden = in.student_BSD.cpu().to(at::kDouble).flatten(0, 1).requires_grad_(true);
+      const Tensor value_P = hidden.matmul(in.student_head.cpu().to(at::kDouble).t()).softmax(1).square().sum(1);
+      const Tensor sum = (value_P * in.mask_BS.cpu().flatten()).sum();
+      (sum * 0.7).backward();
+      wanted.sums = at::cat({wanted.sums, sum.detach().view({1})});
+      wanted.gradient = wanted.gradient + 0.5 * hidden.grad().view(wanted.gradient.sizes());
+
+      const double tolerance = dtype == at::kDouble ? 1e-10 : 1e-5;
+      const HeadLossOptions options{.tile_positions = 4, .added = {{&term, 0.7}}};
+      const auto packed = head_losses(in.student_BSD, Head::packed(in.student_head, true), in.teacher_BSD,
+                                      Head::packed(in.teacher_head, false), in.targets_BS, in.mask_BS, objective, 0.5, options);
+      for (const HeadLosses& got : {in.run(objective, 0.5, options), packed}) {
+        ASSERT_EQ(got.sums.numel(), kNumHeadSums + 1);
+        EXPECT_LT(relative_error(got.sums, wanted.sums), tolerance);
+        EXPECT_LT(gradient_error(got, wanted, in, objective, 0.5), tolerance);
+      }
+    }
+  }
+}
+
 TEST(HeadLoss, WithoutGradientOnlyTheSums) {
   const Inputs in(2, 9, 33);
-  const auto got = in.run({.ce_weight = 0.5, .with_gradient = false});
+  const auto got = in.run({.ce_weight = 0.5}, 1.0, {.with_gradient = false});
   EXPECT_FALSE(got.grad_student_hidden_BSD.defined());
   EXPECT_TRUE(at::equal(got.sums, in.run({.ce_weight = 0.5}).sums));
 }
@@ -497,7 +537,7 @@ TEST(HeadLoss, LargeLogitsStayFinite) {
       const Inputs in(2, 9, 65, device, dtype, 3000.0);  // logits up to about 2e4
       for (const auto divergence : {Divergence::forward_kl, Divergence::reverse_kl, Divergence::jsd}) {
         for (const double T : {0.1, 1.0, 10.0}) {
-          const HeadLossOptions options{
+          const HeadObjective options{
               .ce_weight = 0.5, .kd_weight = 0.5, .label_weight = 0.1, .label_mix = 0.5, .temperature = T, .divergence = divergence};
           const auto got = in.run(options);
           EXPECT_TRUE(got.sums.isfinite().all().item<bool>());
@@ -534,7 +574,7 @@ TEST(HeadLoss, HeadsTakeNoGradientAndTheGraphIsLeftAlone) {
 }
 
 TEST(HeadLoss, RefusesWhatDoesNotFit) {
-  const auto message = [](const Inputs& in, const HeadLossOptions& options = {}) {
+  const auto message = [](const Inputs& in, const HeadObjective& options = {}) {
     try {
       (void)in.run(options);
     } catch (const Error& error) {

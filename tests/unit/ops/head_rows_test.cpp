@@ -46,7 +46,7 @@ TEST_F(HeadRowsTest, LossesAreThoseOfHeadsWithoutTheRows) {
       mask[0][0] = 1;
       const Tensor places = at::randint(static_cast<int64_t>(kept.size()), {B, S}, at::kLong);
       const Tensor ids = kept_rows.index_select(0, places.flatten()).view({B, S});
-      const HeadLossOptions options{
+      const HeadObjective options{
           .ce_weight = 0.3, .kd_weight = 0.5, .mse_weight = 0.1, .label_weight = 0.1, .label_mix = 0.4, .temperature = 1.5};
       const auto run = [&](const Tensor& a, const Tensor& b, const Tensor& targets) {
         return head_losses(student.to(device), a, teacher.to(device), b, targets, mask.to(device), options, 1.0);

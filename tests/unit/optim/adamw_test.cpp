@@ -28,11 +28,11 @@ Tensor leaf(const Tensor& values) {
 }
 
 // Weights decay, biases and norms do not.
-std::vector<bool> decays(const NamedTensors& parameters) {
-  std::vector<bool> flags;
+std::vector<ParameterRule> rules_of(const NamedTensors& parameters) {
+  std::vector<ParameterRule> rules;
   for (const auto& [name, parameter] : parameters)
-    flags.push_back(name.find("weight") != std::string::npos && name.find("norm") == std::string::npos);
-  return flags;
+    rules.push_back({.decays = name.find("weight") != std::string::npos && name.find("norm") == std::string::npos});
+  return rules;
 }
 
 TEST(AdamW, TenStepsAsPyTorch) {
@@ -42,7 +42,7 @@ TEST(AdamW, TenStepsAsPyTorch) {
     for (const auto& [name, shape] : golden["shapes"].items()) {
       parameters.emplace_back(name, leaf(tensor_of(golden["start"][name], shape.get<std::vector<int64_t>>(), device)));
     }
-    AdamW optimizer(parameters, {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1}, decays(parameters));
+    AdamW optimizer(parameters, {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1}, rules_of(parameters));
     int step = 0;
     for (const json& wanted : golden["steps"]) {
       for (auto& [name, parameter] : parameters) {
@@ -68,7 +68,7 @@ TEST(AdamW, TenStepsAsPyTorch) {
 TEST(AdamW, RestoreContinuesToTheBit) {
   at::manual_seed(3);
   const NamedTensors first = {{"a.weight", leaf(at::randn({4, 6}))}, {"a.bias", leaf(at::randn({5}))}};
-  AdamW original(first, {}, decays(first));
+  AdamW original(first, {}, rules_of(first));
   const auto run_step = [](const NamedTensors& parameters, AdamW& optimizer, int seed) {
     at::manual_seed(static_cast<uint64_t>(seed));
     for (const auto& [name, parameter] : parameters) parameter.mutable_grad() = at::randn(parameter.sizes());
@@ -78,7 +78,7 @@ TEST(AdamW, RestoreContinuesToTheBit) {
   NamedTensors second, saved;
   for (const auto& [name, parameter] : first) second.emplace_back(name, leaf(parameter.detach()));
   for (const auto& [name, state] : original.state_tensors()) saved.emplace_back(name, state.clone());
-  AdamW resumed(second, {}, decays(second));
+  AdamW resumed(second, {}, rules_of(second));
   const auto find = [&](const std::string& wanted) {
     for (const auto& [name, state] : saved) {
       if (name == wanted) return state;
@@ -95,7 +95,7 @@ TEST(AdamW, DividesGradients) {
     const Tensor start = at::randn({37}, device), gradient = at::randn({37}, device);
     const NamedTensors plain = {{"a.weight", leaf(start)}, {"a.bias", leaf(start)}},
                        scaled = {{"a.weight", leaf(start)}, {"a.bias", leaf(start)}};
-    AdamW first(plain, {}, decays(plain)), second(scaled, {}, decays(scaled));
+    AdamW first(plain, {}, rules_of(plain)), second(scaled, {}, rules_of(scaled));
     for (const double divisor : {64.0, 3.0, 1.0}) {
       for (const auto& [name, parameter] : plain) parameter.mutable_grad() = gradient.clone();
       for (const auto& [name, parameter] : scaled) parameter.mutable_grad() = gradient * divisor;
@@ -114,16 +114,39 @@ TEST(AdamW, DividesGradients) {
 // The student's converted weights go by the parameters' versions, which LibTorch's fused operation leaves alone.
 TEST(AdamW, AStepCountsAsAChange) {
   const Tensor parameter = at::ones({3}).requires_grad_();
-  AdamW optimizer({{"weight", parameter}}, {}, {true});
+  AdamW optimizer({{"weight", parameter}}, {}, {{.decays = true}});
   const int64_t before = parameter._version();
   parameter.mutable_grad() = at::ones({3});
   optimizer.step(0.1);
   EXPECT_GT(parameter._version(), before);
 }
 
+// Each parameter with a rate of its own moves as one of an optimizer with that learning rate does.
+TEST(AdamW, RatesAreFactorsOfTheLearningRate) {
+  for (const at::Device device : devices()) {
+    const Tensor start = at::randn({3, 5}, device), gradient = at::randn({3, 5}, device);
+    const std::vector<ParameterRule> rules = {{.decays = true}, {.decays = true, .rate = 0.25}, {.rate = 0.25}, {.rate = 4.0}};
+    NamedTensors together;
+    for (size_t i = 0; i < rules.size(); ++i) together.emplace_back(std::to_string(i), leaf(start));
+    AdamW all(together, {.weight_decay = 0.1}, rules);
+    for (size_t i = 0; i < rules.size(); ++i) {
+      const NamedTensors alone = {{"alone", leaf(start)}};
+      AdamW one(alone, {.weight_decay = 0.1}, {{.decays = rules[i].decays}});
+      for (int step = 0; step < 3; ++step) {
+        alone[0].second.mutable_grad() = gradient.clone();
+        one.step(rules[i].rate * 1e-2);
+        if (i > 0) continue;
+        for (const auto& [name, parameter] : together) parameter.mutable_grad() = gradient.clone();
+        all.step(1e-2);
+      }
+      EXPECT_TRUE(at::equal(together[i].second, alone[0].second)) << i;
+    }
+  }
+}
+
 TEST(AdamW, LeavesParametersWithoutGradientAlone) {
   const NamedTensors parameters = {{"a.weight", leaf(at::ones({3}))}, {"b.weight", leaf(at::ones({3}))}};
-  AdamW optimizer(parameters, {}, decays(parameters));
+  AdamW optimizer(parameters, {}, rules_of(parameters));
   parameters[0].second.mutable_grad() = at::ones({3});
   optimizer.step(0.1);
   EXPECT_FALSE(at::equal(parameters[0].second, at::ones({3})));
@@ -134,11 +157,11 @@ TEST(AdamW, LeavesParametersWithoutGradientAlone) {
 }
 
 TEST(AdamW, RefusesWrongParametersAndStates) {
-  EXPECT_THROW(AdamW({{"a", at::ones({2}, at::kDouble).requires_grad_(true)}}, {}, {false}), ValueError);
+  EXPECT_THROW(AdamW({{"a", at::ones({2}, at::kDouble).requires_grad_(true)}}, {}, {ParameterRule{}}), ValueError);
   const Tensor parameter = leaf(at::ones({2}));
-  EXPECT_THROW(AdamW({{"a", parameter * 2}}, {}, {false}), ValueError);
+  EXPECT_THROW(AdamW({{"a", parameter * 2}}, {}, {ParameterRule{}}), ValueError);
   EXPECT_THROW(AdamW({{"a", parameter}}, {}, {}), ValueError) << "nothing says whether it decays";
-  AdamW optimizer({{"a", parameter}}, {}, {false});
+  AdamW optimizer({{"a", parameter}}, {}, {ParameterRule{}});
   EXPECT_THROW(optimizer.restore([](const std::string&) { return Tensor(); }, 1), DataError);
   EXPECT_THROW(optimizer.restore([](const std::string&) { return at::ones({3}); }, 1), DataError);
 }

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <map>
+#include <optional>
 #include <random>
 
 #include "base/file.h"
@@ -77,7 +78,7 @@ inline config::RunConfig small_config() {
 // Everything a Trainer needs, over shards in `data`.
 struct SmallRun {
   SmallRun(const config::RunConfig& settings, const fs::path& data, const fs::path& run, const std::string& resume_from = "",
-           int64_t stop_after_steps = 0, const std::vector<std::string>& mixers = {})
+           int64_t stop_after_steps = 0, const std::vector<std::string>& mixers = {}, const std::string& teacher_source = "live")
       : config(settings) {
     fs::create_directories(run);
     auto& teacher = small_teacher();
@@ -100,8 +101,11 @@ struct SmallRun {
       student =
           student::PaperStudent::load(io::open_model(resume_from), at::kCPU, at::kFloat, teacher.embedding_weight(), teacher.head_weight());
     }
+    plan.emplace(plan_run(config, *train, distill::Objective(config.distill, teacher.num_layers(), student->shape().num_layers())));
+    source = teacher::make_teacher_source(teacher_source, teacher);
     trainer = std::make_unique<Trainer>(TrainerInputs{.config = config,
-                                                      .teacher = teacher,
+                                                      .plan = *plan,
+                                                      .teacher = *source,
                                                       .student = *student,
                                                       .train = *train,
                                                       .validation = config.eval.every_steps > 0 ? validation.get() : nullptr,
@@ -114,6 +118,8 @@ struct SmallRun {
   config::RunConfig config;
   std::unique_ptr<data::Loader> train, validation;
   std::unique_ptr<student::PaperStudent> student;
+  std::optional<RunPlan> plan;
+  std::unique_ptr<teacher::TeacherSource> source;
   std::unique_ptr<Trainer> trainer;
 };
 

@@ -45,14 +45,14 @@ class MicroBatchTest : public ::testing::Test {
     if (alignment == "block_wise") config.student.num_blocks = teacher_->num_layers();
     student_ = student::PaperStudent::create(student::derive_student(config.student, teacher::teacher_shape(files.config), kContext),
                                              teacher_->embedding_weight(), teacher_->head_weight(), config.seed, device);
-    alignment_.emplace(config.distill.alignment, teacher_->num_layers(), student_->config().num_blocks);
-    settings_.plan = distill::make_method(config.distill, 10, 1)->plan({.step = 0, .total_steps = 10, .epoch = 0, .num_epochs = 1});
-    settings_.measures_alignment = true;
-    settings_.plan.alignment_weight = 0.3;
+    source_ = std::make_unique<teacher::LiveTeacher>(*teacher_);
+    objective_.emplace(config.distill, teacher_->num_layers(), student_->config().num_blocks);
+    settings_.head = distill::make_method(config.distill, 10, 1)->plan({.step = 0, .total_steps = 10, .epoch = 0, .num_epochs = 1}).head;
+    settings_.measured = {true};
+    settings_.hidden_scales = {0.3 / 6};
     settings_.target_scale = 1.0 / 100;
-    settings_.row_scale = 0.3 / 6;
     settings_.student.compute_dtype = compute_dtype;
-    settings_.student.collect_layers = alignment_->needs_blocks();
+    settings_.student.collect_layers = objective_->needs_layers(settings_.measured);
     settings_.student.activation_checkpointing = checkpoints_blocks;
   }
 
@@ -61,10 +61,10 @@ class MicroBatchTest : public ::testing::Test {
   // Each of `steps` in its calls, with an optimizer step after it. What comes next is announced to each call, or something else is. Returns
   // the last gradients and the sums of all steps, on the CPU; the weights are then as they were.
   Result run(const std::vector<std::vector<std::vector<data::Batch>>>& steps, Announced announced = Announced::nothing) {
-    MicroBatches micro_batches(*teacher_, *student_, *alignment_);
+    MicroBatches micro_batches(*source_, *student_, *objective_);
     const auto& parameters = student_->parameters();
     const NamedTensors before = copies_of(parameters);
-    optim::AdamW optimizer(parameters, {}, student::decays_of(*student_));
+    optim::AdamW optimizer(parameters, {}, std::vector<optim::ParameterRule>(parameters.size()));
     std::vector<const data::Batch*> firsts;
     for (const auto& calls : steps) {
       for (const auto& batches : calls) firsts.push_back(&batches.front());
@@ -77,7 +77,7 @@ class MicroBatchTest : public ::testing::Test {
       for (const auto& batches : calls) {
         ++call;
         const data::Batch& following = announced == Announced::another ? d_ : *firsts[std::min(call, firsts.size() - 1)];
-        const NextBatch next{&following, settings_.measures_alignment != (announced == Announced::other_options)};
+        const NextBatch next{&following, {announced != Announced::other_options}};
         sums.add(micro_batches.run(batches, settings_, announced == Announced::nothing ? nullptr : &next));
       }
       result.sums.add(sums);
@@ -85,7 +85,7 @@ class MicroBatchTest : public ::testing::Test {
       optimizer.step(1e-3, 1.5);
     }
     result.sums.head = result.sums.head.to(at::kCPU);
-    result.sums.alignment = result.sums.alignment.to(at::kCPU);
+    result.sums.hidden.at(0) = result.sums.hidden.at(0).to(at::kCPU);
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < before.size(); ++i) Tensor(parameters[i].second).copy_(before[i].second);
     optimizer.zero_grad();
@@ -100,7 +100,8 @@ class MicroBatchTest : public ::testing::Test {
 
   std::unique_ptr<teacher::Teacher> teacher_;
   std::unique_ptr<student::PaperStudent> student_;
-  std::optional<distill::Alignment> alignment_;
+  std::unique_ptr<teacher::LiveTeacher> source_;
+  std::optional<distill::Objective> objective_;
   GradientSettings settings_;
   const data::Batch a_ = random_batch(2, 1, false), b_ = random_batch(3, 2, true), c_ = random_batch(1, 3, false),
                     d_ = random_batch(2, 4, false);
@@ -111,7 +112,7 @@ TEST_F(MicroBatchTest, WhoTakesTheSharesChangesNoBit) {
   const int threads = at::get_num_threads();
   at::set_num_threads(3);
   load(at::kCPU, at::kFloat, at::kFloat);
-  MicroBatches micro_batches(*teacher_, *student_, *alignment_);
+  MicroBatches micro_batches(*source_, *student_, *objective_);
   NamedTensors expected;
   const double begin = monotonic_seconds();
   for (int call = 0; call < 40 || monotonic_seconds() - begin < 0.5; ++call) {
@@ -140,7 +141,7 @@ TEST_F(MicroBatchTest, SeveralInOneCallAreThoseOneAfterTheOther) {
             const auto announced = static_cast<Announced>(repeat % 4);
             const Result got = run({{{a_, b_, c_}}, {{b_, c_, b_}}}, announced);
             EXPECT_TRUE(at::equal(got.sums.head, expected.sums.head));
-            EXPECT_TRUE(at::equal(got.sums.alignment, expected.sums.alignment));
+            EXPECT_TRUE(at::equal(got.sums.hidden.at(0), expected.sums.hidden.at(0)));
             EXPECT_EQ(max_difference(got.gradients, expected.gradients), 0.0);
           }
         }
@@ -159,7 +160,7 @@ TEST_F(MicroBatchTest, EveryDeviceGivesTheCpusGradients) {
       continue;
     }
     EXPECT_TRUE(at::allclose(got.sums.head, expected->sums.head, 1e-4, 1e-4));
-    EXPECT_TRUE(at::allclose(got.sums.alignment, expected->sums.alignment, 1e-4));
+    EXPECT_TRUE(at::allclose(got.sums.hidden.at(0), expected->sums.hidden.at(0), 1e-4));
     for (size_t i = 0; i < got.gradients.size(); ++i) {
       const auto& [name, wanted] = expected->gradients[i];
       const double distance = (got.gradients[i].second - wanted).norm().item<double>();

@@ -63,7 +63,8 @@ class ModelProblems : public RunTest {
 
   std::unique_ptr<Trainer> make_trainer(data::Loader* validation = nullptr) {
     return std::make_unique<Trainer>(TrainerInputs{.config = config_,
-                                                   .teacher = teacher_,
+                                                   .plan = *small_->plan,
+                                                   .teacher = source_,
                                                    .student = *small_->student,
                                                    .train = *small_->train,
                                                    .validation = validation,
@@ -89,6 +90,7 @@ class ModelProblems : public RunTest {
   config::RunConfig config_;
   std::unique_ptr<SmallRun> small_;
   FailingTeacher teacher_;
+  teacher::LiveTeacher source_{teacher_};
 };
 
 TEST_F(ModelProblems, ATeacherThatFailsFromTheStartEndsTheRunAtOnce) {
@@ -112,7 +114,7 @@ TEST_F(ModelProblems, ATeacherThatFailsOnceChangesNothingButTheStep) {
   const auto result = trainer->train_step(batches());
   EXPECT_FALSE(result.is_skipped);
   EXPECT_EQ(result.learning_rate_scale, 1.0) << "the student's learning rate was not at fault";
-  EXPECT_EQ(trainer->step(), 2);
+  EXPECT_EQ(trainer->state().step, 2);
 }
 
 TEST_F(ModelProblems, AStudentIsNamedByItsBlockAndWeight) {

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/signals.h"
+#include "distill/alignment.h"
 #include "small_run.h"
 #include "support/decay_mixer.h"
 
@@ -36,7 +37,7 @@ TEST_F(TrainerTest, TrainsAndLeavesEverythingThatARunHas) {
   SmallRun run(small_config(), data_, folder_ / "run");
   EXPECT_EQ(run.trainer->length().steps_per_epoch, 6);
   EXPECT_EQ(run.trainer->run(), TrainStatus::finished);
-  EXPECT_EQ(run.trainer->step(), 12);
+  EXPECT_EQ(run.trainer->state().step, 12);
   const auto steps = records_of(folder_ / "run", "train");
   ASSERT_EQ(steps.size(), 12u);
   EXPECT_EQ(steps.back()["tokens"], 2 * 21 * 12);
@@ -104,10 +105,10 @@ TEST_F(TrainerTest, AccumulationIsNormalisedByTheWholeStep) {
         first = result;
         continue;
       }
-      EXPECT_EQ(result.num_targets, first.num_targets);
+      EXPECT_EQ(result.counts.num_targets, first.counts.num_targets);
       EXPECT_NEAR(result.loss, first.loss, 1e-5 * std::abs(first.loss)) << method;
       EXPECT_NEAR(result.grad_norm, first.grad_norm, 1e-4 * first.grad_norm) << method << " micro-batches of " << micro;
-      EXPECT_NEAR(*result.alignment_loss, *first.alignment_loss, 1e-5 * *first.alignment_loss);
+      EXPECT_NEAR(result.mean("alignment_loss"), first.mean("alignment_loss"), 1e-5 * first.mean("alignment_loss"));
     }
   }
 }
@@ -131,8 +132,8 @@ TEST_F(TrainerTest, ThreadsShareRowsAndTheirGradientsAreOne) {
         if (step < 2) continue;
         if (!first) first = result;
         EXPECT_NEAR(result.loss, first->loss, 1e-5 * first->loss);
-        EXPECT_NEAR(result.kd_loss, first->kd_loss, 1e-5 * first->kd_loss);
-        EXPECT_NEAR(*result.alignment_loss, *first->alignment_loss, 1e-5 * *first->alignment_loss);
+        EXPECT_NEAR(result.mean("kd_loss"), first->mean("kd_loss"), 1e-5 * first->mean("kd_loss"));
+        EXPECT_NEAR(result.mean("alignment_loss"), first->mean("alignment_loss"), 1e-5 * first->mean("alignment_loss"));
         EXPECT_NEAR(result.grad_norm, first->grad_norm, 1e-4 * first->grad_norm);
       }
       const auto& parameters = run.student->parameters();
@@ -177,7 +178,7 @@ TEST_F(TrainerTest, TheLossIsTheWeightedSumOfItsParts) {
     SmallRun run(config, data_, folder_ / combine);
     const auto r = run.trainer->train_step(batches_of(*run.train, 2));
     const double ce_weight = combine == std::string("convex") ? 0.5 : 0.7;
-    EXPECT_NEAR(r.loss, ce_weight * r.ce_loss + 0.3 * r.kd_loss + 0.2 * *r.alignment_loss, 1e-9);
+    EXPECT_NEAR(r.loss, ce_weight * r.mean("ce_loss") + 0.3 * r.mean("kd_loss") + 0.2 * r.mean("alignment_loss"), 1e-9);
   }
 }
 
@@ -198,7 +199,7 @@ TEST_F(TrainerTest, TheGradientIsThatOfTheFormula) {
   for (const auto& batch : batches) targets += batch.num_targets, rows += batch.num_rows;
   const distill::Alignment alignment(config.distill.alignment, small_teacher().num_layers(), fresh->config().num_blocks);
   for (const auto& batch : batches) {
-    const auto b = eval::to_device(batch, at::kCPU);
+    const auto b = nn::to_device(batch, at::kCPU);
     const auto teacher = small_teacher().forward(b.tokens_BS, b.is_start_BS, alignment.teacher_options());
     const auto student = fresh->forward(b.tokens_BS, b.is_start_BS, {});
     const auto z = at::matmul(student.last_hidden_BSD, head_VD.t()), t = at::matmul(teacher.last_hidden_BSD, head_VD.t());
@@ -234,7 +235,7 @@ TEST_F(TrainerTest, ASkippedStepChangesNothing) {
   const auto others = copies_of(run.student->parameters());
   const auto result = run.trainer->train_step(batches);
   EXPECT_TRUE(result.is_skipped);
-  EXPECT_EQ(run.trainer->step(), 1) << "k does not advance";
+  EXPECT_EQ(run.trainer->state().step, 1) << "k does not advance";
   for (size_t i = 0; i < others.size(); ++i) {
     EXPECT_TRUE(i == 3 || at::equal(others[i].second, run.student->parameters()[i].second.detach())) << others[i].first;
   }
@@ -243,15 +244,16 @@ TEST_F(TrainerTest, ASkippedStepChangesNothing) {
     Tensor(weight).copy_(good);
   }
   EXPECT_FALSE(run.trainer->train_step(batches).is_skipped) << "training goes on once the cause is gone";
-  EXPECT_EQ(run.trainer->step(), 2);
+  EXPECT_EQ(run.trainer->state().step, 2);
 }
 
 // Whether the student of a checkpoint gives a finite loss.
 bool is_finite_checkpoint(const fs::path& checkpoint, data::Loader& validation) {
   auto& teacher = small_teacher();
+  teacher::LiveTeacher source(teacher);
   const auto student = student::PaperStudent::load(io::open_model(checkpoint.string()), at::kCPU, at::kFloat, teacher.embedding_weight(),
                                                    teacher.head_weight());
-  return std::isfinite(eval::validate(*student, teacher, validation).ce_loss);
+  return std::isfinite(eval::validate(*student, source, validation).ce_loss);
 }
 
 TEST_F(TrainerTest, StopsAfterTooManySkippedStepsWithTheCheckpointIntact) {
@@ -358,8 +360,8 @@ TEST_F(TrainerTest, Fp16BacksOffItsLossScaleAndNamesTheParameters) {
   const auto steps = records_of(folder_ / "run", "train");
   ASSERT_FALSE(steps.empty());
   EXPECT_LT(steps[0]["loss_scale"].get<double>(), 1e7);
-  EXPECT_LT(run.trainer->step(), run.trainer->length().total_steps) << "the data ends although steps were skipped";
-  EXPECT_EQ(follow_pointer(folder_ / "run", "last")->filename(), fmt::format("step-{:08}", run.trainer->step()));
+  EXPECT_LT(run.trainer->state().step, run.trainer->length().total_steps) << "the data ends although steps were skipped";
+  EXPECT_EQ(follow_pointer(folder_ / "run", "last")->filename(), fmt::format("step-{:08}", run.trainer->state().step));
 }
 
 // AdamW's steps hardly depend on the gradients' scale, its moments do.
@@ -396,9 +398,9 @@ TEST_F(TrainerTest, ValidationInHalfPrecisionUsesTheNewWeights) {
   config.optimizer.warmup_ratio = 0.0;
   config.optimizer.initial_loss_scale = 1.0;
   SmallRun run(config, data_, folder_ / "run");
-  const auto before = eval::validate(*run.student, small_teacher(), *run.validation);
+  const auto before = eval::validate(*run.student, *run.source, *run.validation);
   ASSERT_FALSE(run.trainer->train_step(batches_of(*run.train, 2)).is_skipped);
-  const auto after = eval::validate(*run.student, small_teacher(), *run.validation);
+  const auto after = eval::validate(*run.student, *run.source, *run.validation);
   EXPECT_NE(before.ce_loss, after.ce_loss);
   EXPECT_EQ(before.teacher_nll, after.teacher_nll);
 }
@@ -568,10 +570,10 @@ TEST_F(TrainerTest, TheValidationAtTheDatasEndIsSaved) {
   config.eval.every_steps = 1000;
   SmallRun run(config, data_, folder_ / "run");
   EXPECT_EQ(run.trainer->run(), TrainStatus::finished);
-  ASSERT_LT(run.trainer->step(), run.trainer->length().total_steps);
-  const auto name = fmt::format("step-{:08}", run.trainer->step());
+  ASSERT_LT(run.trainer->state().step, run.trainer->length().total_steps);
+  const auto name = fmt::format("step-{:08}", run.trainer->state().step);
   EXPECT_EQ(follow_pointer(folder_ / "run", "best")->filename(), name);
-  EXPECT_EQ(read_checkpoint(*follow_pointer(folder_ / "run", "last"))["validated_step"], run.trainer->step());
+  EXPECT_EQ(read_checkpoint(*follow_pointer(folder_ / "run", "last"))["validated_step"], run.trainer->state().step);
 }
 
 // A signal during a validation is not kept waiting; the resumed run makes up for it.

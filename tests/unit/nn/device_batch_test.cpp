@@ -1,10 +1,10 @@
-#include "eval/validation.h"
+#include "nn/device_batch.h"
 
 #include <gtest/gtest.h>
 
 #include "support/devices.h"
 
-namespace distil_xlstm::eval {
+namespace distil_xlstm::nn {
 namespace {
 
 using testing::devices;
@@ -28,4 +28,4 @@ TEST(ToDevice, KeepsDocumentsThatBeginInsideARow) {
 }
 
 }  // namespace
-}  // namespace distil_xlstm::eval
+}  // namespace distil_xlstm::nn
