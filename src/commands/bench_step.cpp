@@ -55,7 +55,7 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     settings.measures_alignment = settings.plan.alignment_weight != 0.0;
     settings.student.compute_dtype = subject.compute_dtype;
     settings.student.collect_layers = settings.measures_alignment && alignment.needs_blocks();
-    settings.student.activation_checkpointing = config.train.checkpointing == "blocks";
+    settings.student.activation_checkpointing = config.train.checkpointing == config::Checkpointing::blocks;
     const train::NextBatch next{&batch, settings.measures_alignment};
     const auto step = [&] {
       settings.target_scale = scaler.scale() / static_cast<double>(accumulation * batch.num_targets);

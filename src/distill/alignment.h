@@ -11,13 +11,13 @@ namespace distil_xlstm::distill {
 
 class Alignment {
  public:
-  // Throws ConfigError where kind does not fit the depths.
+  // Throws ConfigError where kind does not fit the depths, or state not the target.
   Alignment(const config::AlignmentSettings& settings, int64_t teacher_layers, int64_t student_blocks);
 
   [[nodiscard]] teacher::TeacherForwardOptions teacher_options() const;  // what the teacher must collect
   [[nodiscard]] bool needs_blocks() const;                               // whether every student block's output is needed
   // Whether loss_sum of a batch is the sum of those of its rows.
-  [[nodiscard]] bool is_sum_over_rows() const { return settings_.scope == "sequence"; }
+  [[nodiscard]] bool is_sum_over_rows() const { return settings_.scope == config::AlignmentScope::sequence; }
 
   // Sum over rows (scope "sequence") or one value times the rows (scope "batch"), un-weighted, differentiable in the student's states;
   // divide by the rows of the whole optimizer step. mask_BS (uint8): tokens that count; rows without any count as 0.

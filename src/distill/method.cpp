@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "distill/schedule.h"
-#include "distill/settings_check.h"
 
 namespace distil_xlstm::distill {
 namespace {
@@ -32,8 +32,9 @@ constexpr MethodRow kMethods[] = {
 };
 
 const MethodRow& find_method(const std::string& name) {
-  check_name(name, method_names(), "distill.method");
-  return *std::ranges::find_if(kMethods, [&](const MethodRow& row) { return row.name == name; });
+  const auto* row = std::ranges::find_if(kMethods, [&](const MethodRow& candidate) { return candidate.name == name; });
+  if (row == std::ranges::end(kMethods)) throw config::unknown_name(name, method_names(), "distill.method");
+  return *row;
 }
 
 config::ScheduleSettings used(const config::ScheduleSettings& settings, Use use, double unused_value) {
@@ -42,6 +43,12 @@ config::ScheduleSettings used(const config::ScheduleSettings& settings, Use use,
   constant.start = constant.final = use == Use::constant ? settings.start : unused_value;
   return constant;
 }
+
+template <config::Divergence ours, ops::Divergence theirs>
+constexpr bool kIsSame = static_cast<int>(ours) == static_cast<int>(theirs);
+static_assert(kIsSame<config::Divergence::forward_kl, ops::Divergence::forward_kl> &&
+              kIsSame<config::Divergence::reverse_kl, ops::Divergence::reverse_kl> &&
+              kIsSame<config::Divergence::jsd, ops::Divergence::jsd>);
 
 // alpha, T and beta with the settings that all methods share; `plan` is the method's formula.
 class ScheduledMethod : public Method {
@@ -79,9 +86,7 @@ class ScheduledMethod : public Method {
   [[nodiscard]] StepPlan measured(double temperature) const {
     StepPlan plan;
     plan.temperature = plan.head.temperature = temperature;
-    plan.head.divergence = settings_.divergence == "forward_kl"   ? ops::Divergence::forward_kl
-                           : settings_.divergence == "reverse_kl" ? ops::Divergence::reverse_kl
-                                                                  : ops::Divergence::jsd;
+    plan.head.divergence = static_cast<ops::Divergence>(settings_.divergence);
     plan.head.jsd_beta = settings_.jsd_beta;
     plan.head.mse_centered = settings_.mse_centered;
     return plan;
@@ -101,7 +106,7 @@ class CombinedMethod : public ScheduledMethod {
     StepPlan plan = measured(temperature_.value(context.step));
     plan.alpha = alpha_.value(context.step);
     plan.beta = beta_.value(context.step);
-    const double alignment_share = settings_.combine == "convex" ? plan.beta : 0.0;
+    const double alignment_share = settings_.combine == config::Combine::convex ? plan.beta : 0.0;
     plan.head.ce_weight = std::max(1.0 - plan.alpha - alignment_share, 0.0);  // the sum 1 may be missed by a rounding
     plan.head.kd_weight = plan.alpha;
     plan.alignment_weight = plan.beta;
@@ -134,12 +139,12 @@ class AnnealingKd : public ScheduledMethod {
  public:
   AnnealingKd(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs)
       : ScheduledMethod(row, settings, total_steps) {
-    by_epoch_ = settings.boundary == "epoch";
+    by_epoch_ = settings.boundary == config::Boundary::epoch;
     const int64_t length = by_epoch_ ? num_epochs : total_steps;
     if (length < 2) {
       throw ConfigError(
           "distill.method = \"annealing-kd\" with boundary = \"{}\" needs at least 2 {}, one for each stage, and the run has {}: {}",
-          settings.boundary, by_epoch_ ? "epochs" : "optimizer steps", length,
+          config::name_of(settings.boundary), by_epoch_ ? "epochs" : "optimizer steps", length,
           by_epoch_ ? "raise train.num_epochs or set distill.boundary = \"slice\"" : "train for longer");
     }
     stage1_length_ = std::clamp<int64_t>(std::llround(settings.stage1_fraction * static_cast<double>(length)), 1, length - 1);
@@ -174,7 +179,7 @@ class AnnealingKd : public ScheduledMethod {
 
 // alpha + beta over the run: both move monotonically inside an epoch, but their sum need not, so the steps themselves are looked at.
 void check_convex(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t steps_per_epoch) {
-  if (settings.combine != "convex" || row.beta == Use::none) return;
+  if (settings.combine != config::Combine::convex || row.beta == Use::none) return;
   Schedule alpha(used(settings.alpha, row.alpha, 0.0), total_steps, "distill.alpha");
   Schedule beta(used(settings.beta, row.beta, 0.0), total_steps, "distill.beta");
   const int64_t stride = std::max<int64_t>(total_steps / 1'000'000, 1);
@@ -225,10 +230,8 @@ std::vector<std::string> ignored_keys(const std::string& method) {
 
 void check_before_length(const config::DistillSettings& settings, int64_t max_steps) {
   const MethodRow& row = find_method(settings.method);
-  check_settings(settings);
-  const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) {
-    return use == Use::scheduled && s.schedule.starts_with("delta") && (s.decay > 0.0 || s.schedule == "delta-code");
-  };
+  check_schedules(settings);
+  const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) { return use == Use::scheduled && depends_on_epochs(s); };
   const bool needs_epochs = moves_with_epochs(settings.alpha, row.alpha) || moves_with_epochs(settings.beta, row.beta);
   const int64_t known_steps = max_steps > 0 && !needs_epochs ? max_steps : 1;
   check_convex(row, settings, known_steps, known_steps);
@@ -237,7 +240,7 @@ void check_before_length(const config::DistillSettings& settings, int64_t max_st
 std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs,
                                     int64_t steps_per_epoch) {
   const MethodRow& row = find_method(settings.method);
-  check_settings(settings);
+  check_schedules(settings);
   if (steps_per_epoch < 1) steps_per_epoch = (total_steps + num_epochs - 1) / std::max<int64_t>(num_epochs, 1);
   check_convex(row, settings, total_steps, std::max<int64_t>(steps_per_epoch, 1));
   switch (row.family) {

@@ -122,9 +122,9 @@ void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
   const int64_t num_rows = s.teacher->vocab_size();
   const auto without_token = rows_without_token(tokenizer, num_rows);
   if (without_token.empty()) return;
-  const bool leaves_out = s.config.distill.vocabulary == "tokenizer";
+  const bool leaves_out = s.config.distill.vocabulary == config::LossVocabulary::tokenizer;
   spdlog::info("rows of the heads without a token: {} of {}: the losses {} (distill.vocabulary = \"{}\")", without_token.size(), num_rows,
-               leaves_out ? "leave them out" : "run over them too", s.config.distill.vocabulary);
+               leaves_out ? "leave them out" : "run over them too", config::name_of(s.config.distill.vocabulary));
   if (leaves_out) s.head_rows = ops::HeadRows(without_token, num_rows, s.device);
 }
 

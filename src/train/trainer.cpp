@@ -236,7 +236,7 @@ StepResult Trainer::train_step(const std::vector<data::Batch>& batches) {
   settings.measures_alignment = measures_alignment(r.plan, step_);
   settings.student.compute_dtype = in_.compute_dtype;
   settings.student.collect_layers = settings.measures_alignment && alignment_.needs_blocks();
-  settings.student.activation_checkpointing = in_.config.train.checkpointing == "blocks";
+  settings.student.activation_checkpointing = in_.config.train.checkpointing == config::Checkpointing::blocks;
   std::optional<NextBatch> next;
   if (!next_batches_.empty()) {
     auto after = context();
@@ -468,7 +468,7 @@ void Trainer::save() {
     return;
   }
   metrics_->check_in_place();
-  const std::string& layout = in_.config.student.slstm_layout;
+  const auto layout = config::name_of(in_.config.student.slstm_layout);
   CheckpointContent content;
   content.student_config = in_.student.shape().to_json(layout);
   content.model = in_.student.stored_tensors(layout, /*with_frozen=*/false);
