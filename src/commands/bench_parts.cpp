@@ -23,7 +23,7 @@ constexpr int64_t kErrorTokens = 64;  // enough for every kernel's paths, and qu
 // I the mLSTM's inner width, P feed-forward width.
 struct Sizes {
   int64_t B, S, N, D, H, K, I, mlstm_H, P, block, num_taps, chunk_size;
-  std::string act;
+  config::Activation act;
 };
 
 Sizes sizes_of(const BenchSubject& subject, int64_t B, int64_t S) {
@@ -82,7 +82,8 @@ const std::vector<OperationPart>& operation_parts() {
        [](const Sizes& z) { return slstm_operation(z.B, z.S, z.H, z.K, Borders::none); },
        [](const Sizes& z) { return Work{product({8, z.N, z.D, z.K}), product({5, z.N, z.D})}; },
        [](const Sizes& z) { return Work{product({16, z.N, z.D, z.K}), product({10, z.N, z.D})}; }},
-      {"feed_forward", Owner::slstm, [](const Sizes& z) { return fmt::format("{} x {}, {} inside, {}", z.N, z.D, z.P, z.act); },
+      {"feed_forward", Owner::slstm,
+       [](const Sizes& z) { return fmt::format("{} x {}, {} inside, {}", z.N, z.D, z.P, config::name_of(z.act)); },
        [](const Sizes& z) { return feed_forward_operation(z.N, z.D, z.P, z.act); },
        [](const Sizes& z) { return Work{product({6, z.N, z.D, z.P}), product({2, z.N, z.D}) + product({3, z.D, z.P})}; },
        [](const Sizes& z) { return Work{product({12, z.N, z.D, z.P}), product({3, z.N, z.D}) + product({6, z.D, z.P})}; }},

@@ -15,6 +15,7 @@
 #include "commands/compute.h"
 #include "commands/json_output.h"
 #include "commands/loaded_model.h"
+#include "config/choices.h"
 #include "data/text_reader.h"
 #include "eval/perplexity.h"
 #include "eval/unigram.h"
@@ -171,7 +172,8 @@ std::vector<int32_t> choose_left_out_rows(const LoadedModel& model, const Option
   const int64_t num_rows = model.model->vocab_size();
   auto without_token = rows_without_token(model.require_tokenizer(), num_rows);
   if (without_token.empty()) return {};
-  const bool leaves_out = options.vocabulary == "tokenizer";
+  const bool leaves_out =
+      config::parse_name<config::LossVocabulary>(options.vocabulary, "--vocabulary") == config::LossVocabulary::tokenizer;
   spdlog::info("{}: rows without a token: {} of {}: the figures {} (--vocabulary {})", options.model, without_token.size(), num_rows,
                leaves_out ? "leave them out" : "run over them too", options.vocabulary);
   if (!leaves_out) without_token.clear();

@@ -123,7 +123,7 @@ Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F) {
           }};
 }
 
-Operation feed_forward_operation(int64_t N, int64_t D, int64_t P, const std::string& act) {
+Operation feed_forward_operation(int64_t N, int64_t D, int64_t P, config::Activation act) {
   return {{{draw({N, D})}, {draw({2 * P, D}, 0.1), true}, {draw({D, P}, 0.1), true}}, [act](const auto& x, at::ScalarType type) {
             const auto [gate, value] = ops::split_linear(x[0], x[1], {}, type);
             return std::vector{ops::residual_linear(x[0], ops::gated_activation(gate, value, act), x[2], {}, type)};

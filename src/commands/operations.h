@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "config/choices.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::commands {
@@ -30,7 +31,7 @@ Operation convolution_operation(int64_t B, int64_t S, int64_t F, int64_t num_tap
 Operation projection_operation(int64_t N, int64_t F, int64_t block);  // q, k, v of the mLSTM
 Operation gate_operation(int64_t N, int64_t H, int64_t K);            // the sLSTM's four gates
 Operation mlstm_gate_operation(int64_t N, int64_t H, int64_t F);      // the mLSTM's two gates
-Operation feed_forward_operation(int64_t N, int64_t D, int64_t P, const std::string& act);
+Operation feed_forward_operation(int64_t N, int64_t D, int64_t P, config::Activation act);
 Operation skip_operation(int64_t N, int64_t F);
 Operation mlstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, int64_t chunk_size, Borders borders);
 Operation slstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders borders);

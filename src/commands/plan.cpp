@@ -152,8 +152,9 @@ void print_schedule(const Plan& p, const train::RunLength& length) {
   }
   const auto warmup = static_cast<int64_t>(std::ceil(optimizer.warmup_ratio * static_cast<double>(length.total_steps)));
   fmt::print("  learning rate {} after {} of warm-up, then {} to {}\n\n", optimizer.learning_rate, cli::counted(warmup, "step"),
-             optimizer.schedule,
-             optimizer.schedule == "constant" ? optimizer.learning_rate : optimizer.learning_rate * optimizer.min_learning_rate_ratio);
+             config::name_of(optimizer.schedule),
+             optimizer.schedule == config::LearningRateSchedule::constant ? optimizer.learning_rate
+                                                                          : optimizer.learning_rate * optimizer.min_learning_rate_ratio);
 }
 
 void print_time(const Plan& p, const Options& options, const std::vector<std::pair<std::string, train::RunLength>>& lengths) {
@@ -175,7 +176,7 @@ data::Batch first_rows(const config::RunConfig& config) {
   data::LoaderOptions options{.split = "train", .context_length = config.data.context_length, .shuffle = false, .verify_checksums = false};
   for (const auto& source : config.data.sources) options.sources.push_back({source.path, source.weight});
   if (options.sources.empty()) options.sources.push_back({config.data.train, 1.0});
-  options.document_isolation = data::parse_document_isolation(config.data.document_isolation);
+  options.document_isolation = config.data.document_isolation;
   data::Loader loader(options);
   data::Batch batch;
   loader.begin_epoch(0);

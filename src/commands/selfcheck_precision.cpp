@@ -73,7 +73,7 @@ std::vector<Check> precision_checks(at::Device device) {
       {"q, k, v projections", [] { return projection_operation(70, 96, 4); }},
       {"sLSTM gates", [] { return gate_operation(70, 3, 32); }},
       {"mLSTM gates", [] { return mlstm_gate_operation(70, 3, 96); }},
-      {"feed-forward", [] { return feed_forward_operation(70, 96, 128, "gelu"); }},
+      {"feed-forward", [] { return feed_forward_operation(70, 96, 128, config::Activation::gelu); }},
       {"skip gate", [] { return skip_operation(70, 96); }},
       {"mLSTM", [] { return mlstm_operation(2, 150, 2, 64, 64, Borders::inside); }},
       {"sLSTM", [] { return slstm_operation(4, 40, 2, 32, Borders::inside); }}};

@@ -7,15 +7,17 @@
 #include <variant>
 #include <vector>
 
+#include "config/choices.h"
+
 namespace distil_xlstm::config {
 
 // [distill] alpha, temperature, beta: v(t) by name (docs/mathematics.md 7).
 struct ScheduleSettings {
-  std::string schedule = "constant";  // "delta-paper" | "delta-code" | "linear" | "cosine" | "constant"
+  std::string schedule = "constant";  // a name of distill/schedule.h
   double start = 0.0;
-  double final = 0.0;                   // ignored by "constant"
-  double decay = 0.05;                  // delta schedules: v_0 moves towards final at an epoch's end
-  std::string decay_mode = "multiply";  // "multiply" | "subtract"
+  double final = 0.0;   // ignored by "constant"
+  double decay = 0.05;  // delta schedules: v_0 moves towards final at an epoch's end
+  DecayMode decay_mode = DecayMode::multiply;
 };
 
 struct TeacherSettings {
@@ -24,20 +26,20 @@ struct TeacherSettings {
 };
 
 struct StudentSettings {
-  std::string kind = "paper";
-  std::variant<std::string, int64_t> num_blocks = std::string("half");                  // "half" | "same" | N
-  std::variant<std::string, int64_t> num_heads = std::string("ceil4");                  // "ceil4" | "ceil4_div4" | N
-  std::variant<std::string, std::vector<int64_t>> slstm_at = std::string("alternate");  // "alternate" | "all" | "none" | [indices]
+  std::string kind = "paper";  // a name of student/registry.h
+  std::variant<BlocksRule, int64_t> num_blocks = BlocksRule::half;
+  std::variant<HeadsRule, int64_t> num_heads = HeadsRule::ceil4;
+  std::variant<SlstmRule, std::vector<int64_t>> slstm_at = SlstmRule::alternate;  // or blocks' indices
   int64_t conv1d_kernel_size = 4;
   int64_t qkv_proj_blocksize = 4;
   double mlstm_proj_factor = 2.0;
   double ffn_proj_factor = 1.7;
-  std::string ffn_act_fn = "gelu";
-  std::string bias_init = "powerlaw_blockdependent";  // | "small_init" | "zeros" | "standard"
-  std::string recurrent_weight_init = "zeros";        // | "standard"
+  Activation ffn_act_fn = Activation::gelu;
+  BiasInit bias_init = BiasInit::powerlaw_blockdependent;
+  RecurrentWeightInit recurrent_weight_init = RecurrentWeightInit::zeros;
   int64_t chunk_size = 64;
-  std::string slstm_layout = "cuda";  // how checkpoints store R and b: "cuda" | "vanilla"
-  std::string init_from;              // a student checkpoint to start from, "" = fresh
+  SlstmLayout slstm_layout = SlstmLayout::cuda;  // how checkpoints store R and b
+  std::string init_from;                         // a student checkpoint to start from, "" = fresh
 };
 
 struct DataSource {
@@ -50,34 +52,34 @@ struct DataSettings {
   std::vector<DataSource> sources;  // instead of train, a mixture
   std::string validation;           // shards or text; "" = the validation split of train's shards
   int64_t context_length = 512;
-  std::string document_end = "none";        // "none" | "eos" | TOKEN: used when text is prepared
-  std::string document_isolation = "full";  // "full" | "loss" | "none"
-  double validation_fraction = 0.01;        // used when text is prepared
+  std::string document_end = "none";  // "none" | "eos" | TOKEN: used when text is prepared
+  DocumentIsolation document_isolation = DocumentIsolation::full;
+  double validation_fraction = 0.01;  // used when text is prepared
 };
 
 struct AlignmentSettings {
-  std::string kind = "average";         // "average" | "ratio" | "block_wise"
-  std::string distance = "frobenius";   // "frobenius" | "cosine"
-  std::string target = "block_output";  // "block_output" | "attention_output"
-  std::string state = "pre_norm";       // "pre_norm" | "post_norm"
-  std::string scope = "sequence";       // "sequence" | "batch"
-  int64_t every_steps = 50;             // how often L_F is measured when its weight is 0
+  AlignmentKind kind = AlignmentKind::average;
+  AlignmentDistance distance = AlignmentDistance::frobenius;
+  AlignmentTarget target = AlignmentTarget::block_output;
+  AlignmentState state = AlignmentState::pre_norm;
+  AlignmentScope scope = AlignmentScope::sequence;
+  int64_t every_steps = 50;  // how often L_F is measured when its weight is 0
 };
 
 struct DistillSettings {
-  std::string method = "delta-frobenius";  // ce hinton teacher-annealing annealing-kd delta delta-frobenius hinton-frobenius ce-frobenius
+  std::string method = "delta-frobenius";  // a name of distill/method.h
   ScheduleSettings alpha{.schedule = "delta-paper", .start = 0.8, .final = 0.5};
   ScheduleSettings temperature{.schedule = "delta-paper", .start = 2.0, .final = 1.0};
   ScheduleSettings beta{.schedule = "constant", .start = 0.1, .final = 0.1};
-  std::string vocabulary = "model";       // "model" | "tokenizer"
-  std::string combine = "convex";         // "convex" | "additive"
-  std::string divergence = "forward_kl";  // "forward_kl" | "reverse_kl" | "jsd"
+  LossVocabulary vocabulary = LossVocabulary::model;
+  Combine combine = Combine::convex;
+  Divergence divergence = Divergence::forward_kl;
   double jsd_beta = 0.5;
   AlignmentSettings alignment;
   // annealing-kd
   double temperature_max = 10.0;
-  std::string boundary = "epoch";  // "epoch" | "slice"
-  double stage1_fraction = 0.7;    // share of the run that stage I takes
+  Boundary boundary = Boundary::epoch;
+  double stage1_fraction = 0.7;  // share of the run that stage I takes
   bool mse_centered = false;
 };
 
@@ -87,9 +89,9 @@ struct TrainSettings {
   int64_t max_steps = 0;
   int64_t micro_batch_size = 8;
   int64_t gradient_accumulation_steps = 1;
-  std::string precision = "auto";      // "auto" | "fp32" | "bf16" | "fp16"
-  std::string checkpointing = "none";  // activation checkpointing: "none" | "blocks"
-  std::string device = "auto";         // "auto" | "cpu" | "cuda" | "cuda:N"
+  std::string precision = "auto";                     // "auto" | "fp32" | "bf16" | "fp16"
+  Checkpointing checkpointing = Checkpointing::none;  // of activations
+  std::string device = "auto";                        // "auto" | "cpu" | "cuda" | "cuda:N"
   int64_t log_every_steps = 1;
   int64_t save_every_steps = 500;
   int64_t keep_checkpoints = 3;
@@ -98,7 +100,7 @@ struct TrainSettings {
 
 struct OptimizerSettings {
   double learning_rate = 2e-4;
-  std::string schedule = "cosine";  // "cosine" | "linear" | "constant"
+  LearningRateSchedule schedule = LearningRateSchedule::cosine;
   double warmup_ratio = 0.1;
   double min_learning_rate_ratio = 0.0;
   double weight_decay = 0.01;

@@ -18,14 +18,6 @@ std::string_view split_name(Split split) {
   return split == Split::train ? "train" : "validation";
 }
 
-DocumentIsolation parse_document_isolation(std::string_view name) {
-  if (name == "full") return DocumentIsolation::full;
-  if (name == "loss") return DocumentIsolation::loss;
-  if (name == "none") return DocumentIsolation::none;
-  throw ConfigError("data.document_isolation = \"{}\": allowed are \"full\", \"loss\", \"none\"{}", name,
-                    did_you_mean(name, {"full", "loss", "none"}));
-}
-
 namespace {
 
 constexpr uint32_t kKnownFlags = ShardHeader::kSynthetic | ShardHeader::kHasLossMask | ShardHeader::kContinues;

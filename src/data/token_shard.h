@@ -35,6 +35,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "config/choices.h"
 
 namespace distil_xlstm::data {
 
@@ -43,9 +44,7 @@ inline constexpr std::string_view kShardExtension = ".dxts";
 enum class Split : uint32_t { train = 0, validation = 1 };
 std::string_view split_name(Split split);
 
-// What a document's border cuts: attention, recurrent state and loss; the loss alone; nothing.
-enum class DocumentIsolation { full, loss, none };
-DocumentIsolation parse_document_isolation(std::string_view name);  // throws ConfigError
+using config::DocumentIsolation;
 
 // The header as it lies in the file.
 struct ShardHeader {

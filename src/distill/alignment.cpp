@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
-#include "distill/settings_check.h"
 
 namespace distil_xlstm::distill {
 namespace {
@@ -53,8 +52,9 @@ Tensor pair_loss(const config::AlignmentSettings& settings, const Tensor& studen
     throw ShapeError("alignment: student states [{}], teacher states [{}], mask [{}]: they must be [B, S, D] twice and [B, S]",
                      fmt::join(student_BSD.sizes(), ", "), fmt::join(teacher_BSD.sizes(), ", "), fmt::join(is_masked_BS.sizes(), ", "));
   }
-  const bool by_row = settings.scope == "sequence";
-  if (settings.distance != "cosine") return FrobeniusFunction::apply(student_BSD, teacher_BSD.detach(), is_masked_BS, by_row);
+  const bool by_row = settings.scope == config::AlignmentScope::sequence;
+  if (settings.distance != config::AlignmentDistance::cosine)
+    return FrobeniusFunction::apply(student_BSD, teacher_BSD.detach(), is_masked_BS, by_row);
   const auto dtype = student_BSD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor student = student_BSD.to(dtype), teacher = teacher_BSD.detach().to(dtype), masked_BS1 = is_masked_BS.unsqueeze(2);
   const Tensor count_B = is_masked_BS.logical_not().sum(1).to(dtype);  // tokens that count
@@ -67,21 +67,25 @@ Tensor pair_loss(const config::AlignmentSettings& settings, const Tensor& studen
 }  // namespace
 
 Alignment::Alignment(const config::AlignmentSettings& settings, int64_t teacher_layers, int64_t student_blocks) : settings_(settings) {
-  check_alignment_settings(settings);
-  if (settings.kind == "block_wise" && teacher_layers != student_blocks) {
+  using config::AlignmentKind;
+  if (settings.target == config::AlignmentTarget::attention_output && settings.state == config::AlignmentState::post_norm) {
+    throw ConfigError(
+        "distill.alignment.state = \"post_norm\" goes with target = \"block_output\" only: attention outputs have no norm after them");
+  }
+  if (settings.kind == AlignmentKind::block_wise && teacher_layers != student_blocks) {
     throw ConfigError(
         "distill.alignment.kind = \"block_wise\" pairs layer with block, but the teacher has {} layers and the student {} blocks: set "
         "student.num_blocks = \"same\", or kind = \"ratio\" or \"average\"",
         teacher_layers, student_blocks);
   }
-  if (settings.kind == "ratio" && student_blocks > teacher_layers) {
+  if (settings.kind == AlignmentKind::ratio && student_blocks > teacher_layers) {
     throw ConfigError(
         "distill.alignment.kind = \"ratio\" gives each student block a group of teacher layers, but the student has {} blocks and the "
         "teacher "
         "{} layers: lower student.num_blocks, or set kind = \"average\"",
         student_blocks, teacher_layers);
   }
-  if (settings.kind != "average") {
+  if (settings.kind != AlignmentKind::average) {
     group_sizes_.assign(static_cast<size_t>(student_blocks), teacher_layers / student_blocks);
     group_sizes_.back() += teacher_layers % student_blocks;
   }
@@ -89,20 +93,21 @@ Alignment::Alignment(const config::AlignmentSettings& settings, int64_t teacher_
 
 teacher::TeacherForwardOptions Alignment::teacher_options() const {
   teacher::TeacherForwardOptions options;
-  options.target = settings_.target == "block_output" ? teacher::HiddenTarget::block_output : teacher::HiddenTarget::attention_output;
-  options.post_norm_last = settings_.state == "post_norm";
-  options.collect_mean = settings_.kind == "average";
+  options.target = settings_.target == config::AlignmentTarget::block_output ? teacher::HiddenTarget::block_output
+                                                                             : teacher::HiddenTarget::attention_output;
+  options.post_norm_last = settings_.state == config::AlignmentState::post_norm;
+  options.collect_mean = settings_.kind == config::AlignmentKind::average;
   options.group_sizes = group_sizes_;
   return options;
 }
 
 bool Alignment::needs_layers() const {
-  return settings_.kind != "average";
+  return settings_.kind != config::AlignmentKind::average;
 }
 
 Tensor Alignment::loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher, const Tensor& mask_BS) const {
   const Tensor is_masked_BS = mask_BS == 0;
-  const Tensor& last_BSD = settings_.state == "post_norm" ? student.last_hidden_BSD : student.final_hidden_BSD;
+  const Tensor& last_BSD = settings_.state == config::AlignmentState::post_norm ? student.last_hidden_BSD : student.final_hidden_BSD;
   if (!needs_layers()) return pair_loss(settings_, last_BSD, teacher.hidden_mean_BSD, is_masked_BS);
   const size_t blocks = group_sizes_.size();
   if (student.layer_outputs_BSD.size() != blocks || teacher.group_means_BSD.size() != blocks) {

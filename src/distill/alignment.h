@@ -9,13 +9,13 @@ namespace distil_xlstm::distill {
 
 class Alignment final : public HiddenTerm {
  public:
-  // Throws ConfigError where kind does not fit the depths.
+  // Throws ConfigError where kind does not fit the depths, or state not the target.
   Alignment(const config::AlignmentSettings& settings, int64_t teacher_layers, int64_t student_blocks);
 
   [[nodiscard]] std::string name() const override { return "alignment_loss"; }
   [[nodiscard]] teacher::TeacherForwardOptions teacher_options() const override;
   [[nodiscard]] bool needs_layers() const override;
-  [[nodiscard]] bool is_sum_over_rows() const override { return settings_.scope == "sequence"; }
+  [[nodiscard]] bool is_sum_over_rows() const override { return settings_.scope == config::AlignmentScope::sequence; }
   [[nodiscard]] int64_t measured_every() const override { return settings_.every_steps; }
   // With scope "batch" the value is that of the batch times its rows.
   [[nodiscard]] Tensor loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher,

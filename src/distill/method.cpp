@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "distill/methods.h"
-#include "distill/settings_check.h"
+#include "distill/schedule.h"
 
 namespace distil_xlstm::distill {
 namespace {
@@ -15,8 +15,9 @@ std::vector<std::pair<std::string, MethodKind>>& kinds() {
 }
 
 const MethodKind& find(const std::string& name) {
-  check_name(name, method_names(), "distill.method");
-  return std::ranges::find(kinds(), name, &std::pair<std::string, MethodKind>::first)->second;
+  const auto found = std::ranges::find(kinds(), name, &std::pair<std::string, MethodKind>::first);
+  if (found == kinds().end()) throw config::unknown_name(name, method_names(), "distill.method");
+  return found->second;
 }
 
 }  // namespace
@@ -55,14 +56,14 @@ std::vector<std::string> ignored_keys(const std::string& method) {
 
 void check_before_length(const config::DistillSettings& settings, int64_t max_steps) {
   const MethodKind& kind = find(settings.method);
-  check_settings(settings);
+  check_schedules(settings);
   if (kind.check) kind.check(settings, max_steps);
 }
 
 std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs,
                                     int64_t steps_per_epoch) {
   const MethodKind& kind = find(settings.method);
-  check_settings(settings);
+  check_schedules(settings);
   if (steps_per_epoch < 1) steps_per_epoch = (total_steps + num_epochs - 1) / std::max<int64_t>(num_epochs, 1);
   return kind.make({settings, total_steps, num_epochs, std::max<int64_t>(steps_per_epoch, 1)});
 }

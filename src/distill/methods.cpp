@@ -38,6 +38,12 @@ config::ScheduleSettings used(const config::ScheduleSettings& settings, Use use,
   return constant;
 }
 
+template <config::Divergence ours, ops::Divergence theirs>
+constexpr bool kIsSame = static_cast<int>(ours) == static_cast<int>(theirs);
+static_assert(kIsSame<config::Divergence::forward_kl, ops::Divergence::forward_kl> &&
+              kIsSame<config::Divergence::reverse_kl, ops::Divergence::reverse_kl> &&
+              kIsSame<config::Divergence::jsd, ops::Divergence::jsd>);
+
 // alpha, T and beta with the settings that all methods share; `plan` is the method's formula.
 class ScheduledMethod : public Method {
  public:
@@ -69,9 +75,7 @@ class ScheduledMethod : public Method {
     StepPlan plan;
     plan.hidden_weights = {0.0};
     plan.temperature = plan.head.temperature = temperature;
-    plan.head.divergence = settings_.divergence == "forward_kl"   ? ops::Divergence::forward_kl
-                           : settings_.divergence == "reverse_kl" ? ops::Divergence::reverse_kl
-                                                                  : ops::Divergence::jsd;
+    plan.head.divergence = static_cast<ops::Divergence>(settings_.divergence);
     plan.head.jsd_beta = settings_.jsd_beta;
     plan.head.mse_centered = settings_.mse_centered;
     return plan;
@@ -90,7 +94,7 @@ class CombinedMethod : public ScheduledMethod {
     StepPlan plan = measured(temperature_.value(context.step));
     plan.alpha = alpha_.value(context.step);
     plan.beta = beta_.value(context.step);
-    const double alignment_share = settings_.combine == "convex" ? plan.beta : 0.0;
+    const double alignment_share = settings_.combine == config::Combine::convex ? plan.beta : 0.0;
     plan.head.ce_weight = std::max(1.0 - plan.alpha - alignment_share, 0.0);  // the sum 1 may be missed by a rounding
     plan.head.kd_weight = plan.alpha;
     plan.hidden_weights = {plan.beta};
@@ -123,12 +127,12 @@ class AnnealingKd : public ScheduledMethod {
  public:
   AnnealingKd(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t num_epochs)
       : ScheduledMethod(row, settings, total_steps) {
-    by_epoch_ = settings.boundary == "epoch";
+    by_epoch_ = settings.boundary == config::Boundary::epoch;
     const int64_t length = by_epoch_ ? num_epochs : total_steps;
     if (length < 2) {
       throw ConfigError(
           "distill.method = \"annealing-kd\" with boundary = \"{}\" needs at least 2 {}, one for each stage, and the run has {}: {}",
-          settings.boundary, by_epoch_ ? "epochs" : "optimizer steps", length,
+          config::name_of(settings.boundary), by_epoch_ ? "epochs" : "optimizer steps", length,
           by_epoch_ ? "raise train.num_epochs or set distill.boundary = \"slice\"" : "train for longer");
     }
     stage1_length_ = std::clamp<int64_t>(std::llround(settings.stage1_fraction * static_cast<double>(length)), 1, length - 1);
@@ -170,7 +174,7 @@ class AnnealingKd : public ScheduledMethod {
 
 // alpha + beta over the run: both move monotonically inside an epoch, but their sum need not, so the steps themselves are looked at.
 void check_convex(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t steps_per_epoch) {
-  if (settings.combine != "convex" || row.beta == Use::none) return;
+  if (settings.combine != config::Combine::convex || row.beta == Use::none) return;
   Schedule alpha(used(settings.alpha, row.alpha, 0.0), total_steps, "distill.alpha");
   Schedule beta(used(settings.beta, row.beta, 0.0), total_steps, "distill.beta");
   const int64_t stride = std::max<int64_t>(total_steps / 1'000'000, 1);
@@ -208,9 +212,7 @@ std::vector<std::string> keys_ignored_by(const MethodRow& row) {
 }
 
 void check_without_length(const MethodRow& row, const config::DistillSettings& settings, int64_t max_steps) {
-  const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) {
-    return use == Use::scheduled && s.schedule.starts_with("delta") && (s.decay > 0.0 || s.schedule == "delta-code");
-  };
+  const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) { return use == Use::scheduled && depends_on_epochs(s); };
   const bool needs_epochs = moves_with_epochs(settings.alpha, row.alpha) || moves_with_epochs(settings.beta, row.beta);
   const int64_t known_steps = max_steps > 0 && !needs_epochs ? max_steps : 1;
   check_convex(row, settings, known_steps, known_steps);

@@ -45,9 +45,6 @@ std::vector<HubFile> select_files(const HubListing& listing, RepositoryKind kind
 // <cache>/models/... of fetched_model_directory, or the same below <cache>/datasets.
 fs::path repository_directory(RepositoryKind kind, const RepositoryName& repository);
 
-// Which of the files that fetch_repository left in a directory is missing or of another size now, or "".
-std::string fetched_fault(const fs::path& directory);
-
 struct FetchResult {
   fs::path directory;
   std::string commit;

@@ -4,8 +4,8 @@
 
 #include "base/text.h"
 #include "io/builtin.h"
+#include "io/fetched_directory.h"
 #include "io/gguf_model.h"
-#include "io/hub.h"
 #include "io/model_files_tokenizer.h"
 #include "io/run_files.h"
 #include "io/safetensors.h"

@@ -109,14 +109,6 @@ struct ResidualLinearFunction : torch::autograd::Function<ResidualLinearFunction
 constexpr double kSeluAlpha = 1.6732632423543772;
 constexpr double kSeluScale = 1.0507009873554805;
 
-Activation parse_activation(std::string_view name) {
-  constexpr std::array<std::string_view, 6> names{"gelu", "relu", "relu^2", "sigmoid", "swish", "selu"};
-  for (size_t i = 0; i < names.size(); ++i) {
-    if (names[i] == name) return static_cast<Activation>(i);
-  }
-  throw ValueError("gated_activation: act = \"{}\": must be one of {}", name, fmt::join(names, ", "));
-}
-
 Tensor activate(Activation act, const Tensor& x) {
   switch (act) {
     case Activation::gelu:
@@ -277,12 +269,11 @@ Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const Line
                                        static_cast<int64_t>(dtype));
 }
 
-Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act) {
-  const Activation activation = parse_activation(act);
+Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, Activation act) {
   if (gate_NP.sizes() != value_NP.sizes())
     throw ShapeError("gated_activation: gate {}, value {}: they must be equal", shape_text(gate_NP.sizes()), shape_text(value_NP.sizes()));
   check_device("gated_activation: gate", gate_NP, {value_NP});
-  return GatedActivationFunction::apply(gate_NP, value_NP, static_cast<int64_t>(activation));
+  return GatedActivationFunction::apply(gate_NP, value_NP, static_cast<int64_t>(act));
 }
 
 Tensor swiglu(const Tensor& gate_up) {

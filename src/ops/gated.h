@@ -2,8 +2,7 @@
 // widths.
 #pragma once
 
-#include <string_view>
-
+#include "config/choices.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::ops {
@@ -23,8 +22,10 @@ std::pair<Tensor, Tensor> split_linear(const Tensor& x_ND, const LinearWeight& w
 // residual + x W^T + b: x in `dtype` for the product, the sum in the residual's type. bias_D may be undefined. Throws ShapeError.
 Tensor residual_linear(const Tensor& residual_ND, const Tensor& x_NP, const LinearWeight& w_DP, const Tensor& bias_D, at::ScalarType dtype);
 
-// act(gate) * value; act is "gelu" (exact, erf), "relu", "relu^2", "sigmoid", "swish" or "selu". Throws ValueError for another.
-Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, std::string_view act);
+using config::Activation;  // gelu is the exact one, of erf
+
+// act(gate) * value.
+Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, Activation act);
 
 // SiLU(gate) * up of a joint product whose last dimension holds the gate's half, then the up half: [..., 2 I] -> [..., I]. For teachers;
 // plain operations where a gradient is recorded. Throws ShapeError.

@@ -3,12 +3,9 @@
 
 #include <utility>
 
-#include "ops/tensor.h"
+#include "ops/gated.h"
 
 namespace distil_xlstm::ops {
-
-// In the order of kernels/cuda/gated.h.
-enum class Activation : int { gelu, relu, relu_squared, sigmoid, swish, selu };
 
 // The kernels that cuda_backend() may hold take gate and value of one type, contiguous; gradients contiguous too.
 Tensor gated_activation_aten(const Tensor& gate_NP, const Tensor& value_NP, Activation act);

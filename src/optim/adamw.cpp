@@ -10,7 +10,6 @@
 #include <optional>
 
 #include "base/error.h"
-#include "base/text.h"
 
 namespace distil_xlstm::optim {
 namespace {
@@ -137,18 +136,15 @@ std::vector<std::string> non_finite_gradients(const NamedTensors& parameters) {
   return bad;
 }
 
-double learning_rate_factor(const std::string& schedule, int64_t step, int64_t total_steps, double warmup_ratio, double min_ratio) {
-  static const std::vector<std::string> allowed = {"cosine", "linear", "constant"};
-  if (std::ranges::find(allowed, schedule) == allowed.end()) {
-    throw ConfigError("optimizer.schedule = \"{}\": allowed are {}{}", schedule, join(allowed, ", "), did_you_mean(schedule, allowed));
-  }
+double learning_rate_factor(config::LearningRateSchedule schedule, int64_t step, int64_t total_steps, double warmup_ratio,
+                            double min_ratio) {
   const auto warmup = static_cast<int64_t>(std::ceil(warmup_ratio * static_cast<double>(total_steps)));
   if (step < warmup) return static_cast<double>(step) / static_cast<double>(std::max<int64_t>(warmup, 1));
   const double progress =
       std::min(static_cast<double>(step - warmup) / static_cast<double>(std::max<int64_t>(total_steps - warmup, 1)), 1.0);
-  const double factor = schedule == "constant" ? 1.0
-                        : schedule == "linear" ? 1.0 - progress
-                                               : 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+  const double factor = schedule == config::LearningRateSchedule::constant ? 1.0
+                        : schedule == config::LearningRateSchedule::linear ? 1.0 - progress
+                                                                           : 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
   return min_ratio + (1.0 - min_ratio) * std::max(factor, 0.0);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "config/choices.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::optim {
@@ -56,8 +57,9 @@ double grad_divisor(double norm, double loss_scale, double max_norm);
 std::vector<std::string> non_finite_gradients(const NamedTensors& parameters);
 
 // Factor of the base learning rate at 0-based step: linear warm-up from 0 over ceil(warmup_ratio * total_steps), then the schedule
-// ("cosine", "linear", "constant") to min_ratio at total_steps, as transformers has it. Throws ConfigError for another name.
-double learning_rate_factor(const std::string& schedule, int64_t step, int64_t total_steps, double warmup_ratio, double min_ratio);
+// to min_ratio at total_steps, as transformers has it.
+double learning_rate_factor(config::LearningRateSchedule schedule, int64_t step, int64_t total_steps, double warmup_ratio,
+                            double min_ratio);
 
 // Factor of the learning rate after skipped steps in float32 and bfloat16, which have no loss scale to lower: half for each skipped step,
 // back to 1 over kRecoverySteps good ones a halving.

@@ -1,7 +1,6 @@
 #include "train/distill_run.h"
 
 #include <algorithm>
-#include <array>
 #include <optional>
 
 #include "base/error.h"
@@ -24,20 +23,6 @@
 
 namespace distil_xlstm::train {
 namespace {
-
-// Settings that a resumed run may change: they do not touch what is computed.
-constexpr std::array kFreeSettings = {"output",
-                                      "train.device",
-                                      "train.checkpointing",
-                                      "train.log_every_steps",
-                                      "train.save_every_steps",
-                                      "train.keep_checkpoints",
-                                      "train.max_skipped_steps",
-                                      "eval.every_steps"};
-
-// And these too where the run ended with status "failed": they are what can make its steps finite.
-constexpr std::array kFreeAfterFailure = {"optimizer.learning_rate", "optimizer.initial_loss_scale", "train.precision",
-                                          "teacher.precision"};
 
 // Everything of a run in progress, in the order in which it is made.
 struct Session {
@@ -122,9 +107,9 @@ void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
   const int64_t num_rows = s.teacher->vocab_size();
   const auto without_token = rows_without_token(tokenizer, num_rows);
   if (without_token.empty()) return;
-  const bool leaves_out = s.config.distill.vocabulary == "tokenizer";
+  const bool leaves_out = s.config.distill.vocabulary == config::LossVocabulary::tokenizer;
   spdlog::info("rows of the heads without a token: {} of {}: the losses {} (distill.vocabulary = \"{}\")", without_token.size(), num_rows,
-               leaves_out ? "leave them out" : "run over them too", s.config.distill.vocabulary);
+               leaves_out ? "leave them out" : "run over them too", config::name_of(s.config.distill.vocabulary));
   if (leaves_out) s.head_rows = ops::HeadRows(without_token, num_rows, s.device);
 }
 
@@ -282,10 +267,9 @@ config::LoadedConfig saved_settings(const fs::path& directory, const std::vector
 }
 
 std::vector<std::string> changed_settings(const config::RunConfig& saved, const config::RunConfig& now, bool has_failed) {
-  const auto is_among = [](const auto& keys, const std::string& key) { return std::find(keys.begin(), keys.end(), key) != keys.end(); };
   std::vector<std::string> changes;
   for (const auto& setting : config::all_settings()) {
-    if (is_among(kFreeSettings, setting.key) || (has_failed && is_among(kFreeAfterFailure, setting.key))) continue;
+    if (setting.may_change(has_failed)) continue;
     const auto before = config::toml_value(setting.get(saved)), after = config::toml_value(setting.get(now));
     if (before != after) changes.push_back(fmt::format("  {}: was {}, is {}", setting.key, before, after));
   }

@@ -20,8 +20,8 @@ TrainStatus run_distillation(const DistillRequest& request);
 // Settings of the run in `directory`, with `overrides` on top. Throws DataError when there is no run.
 config::LoadedConfig saved_settings(const fs::path& directory, const std::vector<config::Override>& overrides);
 
-// The settings that must be as they were for a resumed run to be the same run: "key: was A, is B", one each. After a
-// failure the learning rate, the precision and the loss scale may be others.
+// The settings that must be as they were for a resumed run to be the same run: "key: was A, is B", one each. Which may
+// be others, and which only after a failure, says config/settings.h.
 std::vector<std::string> changed_settings(const config::RunConfig& saved, const config::RunConfig& now, bool has_failed = false);
 
 }  // namespace distil_xlstm::train

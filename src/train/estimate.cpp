@@ -22,7 +22,7 @@ int64_t activation_bytes(const config::RunConfig& config, const student::Student
     largest = std::max(largest, kept);
   }
   // With checkpointing only the blocks' inputs stay, and one block at a time is computed again.
-  const bool checkpoints = config.train.checkpointing == "blocks";
+  const bool checkpoints = config.train.checkpointing == config::Checkpointing::blocks;
   return tokens * (checkpoints ? largest + s.num_layers() * s.hidden_size() * compute_bytes : all);
 }
 
@@ -87,7 +87,7 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
                    "estimate, one layer at a time"});
   if (!is_cpu && config.train.gradient_accumulation_steps > 1)
     items.push_back({"gradients of a micro-batch", counts.trainable * 4, "float32, before they are added"});
-  const int64_t means = config.distill.alignment.kind == "average" ? 1 : student.num_layers();
+  const int64_t means = config.distill.alignment.kind == config::AlignmentKind::average ? 1 : student.num_layers();
   const int64_t sets = is_cpu ? 1 : 2;
   items.push_back({"teacher outputs", sets * tokens * teacher.hidden_size * (teacher_bytes + 4 * means),
                    sets > 1 ? "of this micro-batch and the next" : "of a micro-batch"});
@@ -126,7 +126,7 @@ MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::Teach
   if (need(config, teacher_bytes) <= limit_bytes) return {.fits = true, .changes = {}, .why_none = ""};
   const int64_t rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps;
   auto checkpointed = config;
-  checkpointed.train.checkpointing = "blocks";
+  checkpointed.train.checkpointing = config::Checkpointing::blocks;
   MemoryAdvice advice;
   const auto try_micro_batches = [&](const config::RunConfig& base, int64_t bytes_of_teacher, const std::string& also) {
     for (int64_t micro = base.train.micro_batch_size; micro >= 1; --micro) {
@@ -144,7 +144,8 @@ MemoryAdvice advise_memory(const config::RunConfig& config, const teacher::Teach
     }
   };
   try_micro_batches(config, teacher_bytes, "");
-  if (config.train.checkpointing == "none") try_micro_batches(checkpointed, teacher_bytes, "train.checkpointing = \"blocks\"");
+  if (config.train.checkpointing == config::Checkpointing::none)
+    try_micro_batches(checkpointed, teacher_bytes, "train.checkpointing = \"blocks\"");
   const bool has_smaller_teacher = teacher_bytes > 2 && !is_cpu;  // most CPUs emulate half precision, and its head is converted anyway
   if (has_smaller_teacher) try_micro_batches(config, 2, "teacher.precision = \"bf16\"");
   if (advice.changes.empty()) {

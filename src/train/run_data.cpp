@@ -121,7 +121,7 @@ RunData open_data(const RunPlace& s, const Tokenizer& tokenizer, int64_t vocab_s
   options.context_length = settings.context_length;
   options.micro_batch_size = s.config.train.micro_batch_size;
   options.seed = s.config.seed;
-  options.document_isolation = data::parse_document_isolation(settings.document_isolation);
+  options.document_isolation = settings.document_isolation;
   options.tokenizer_fingerprint = tokenizer.fingerprint();
   options.begin_id = tokenizer.prefix_ids().empty() ? -1 : tokenizer.prefix_ids().front();
   options.chat_template_fingerprint = chat_template_fingerprint(tokenizer.files());

@@ -120,7 +120,7 @@ GradientSettings TrainingStep::gradient_settings(const StepResult& r, const dist
   settings.takes_teacher_inputs = stage_.takes_teacher_inputs;
   settings.student.compute_dtype = in_.compute_dtype;
   settings.student.collect_layers = in_.objective.needs_layers(settings.measured);
-  settings.student.activation_checkpointing = in_.config.train.checkpointing == "blocks";
+  settings.student.activation_checkpointing = in_.config.train.checkpointing == config::Checkpointing::blocks;
   return settings;
 }
 

@@ -235,7 +235,7 @@ void Trainer::save() {
                  last ? "; the last checkpoint stays " + last->filename().string() : "");
     return;
   }
-  const std::string& layout = in_.config.student.slstm_layout;
+  const auto layout = config::name_of(in_.config.student.slstm_layout);
   CheckpointContent content{.student_config = in_.student.shape().to_json(layout),
                             .model = in_.student.stored_tensors(layout, /*with_frozen=*/false),
                             .optimizer = step_.optimizer().state_tensors(),

@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/compute_commands.h"
 #include "cli/option_checks.h"
+#include "config/choices.h"
 
 namespace distil_xlstm::cli {
 
@@ -27,7 +28,7 @@ void add_eval_command(CLI::App& app) {
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
   command
       ->add_option("--vocabulary", options->vocabulary, "Rows that the distributions run over: model = all, tokenizer = those with a token")
-      ->check(CLI::IsMember({"model", "tokenizer"}))
+      ->check(CLI::IsMember(config::names_of<config::LossVocabulary>()))
       ->capture_default_str();
   command->add_flag("--stream", options->stream, "Join the documents of a file, cut into whole windows, drop the remainder");
   command->add_option("--max-tokens", options->max_tokens, "With --stream: targets at most (32k, 1M); 0 = all")->capture_default_str();

@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/compute_commands.h"
+#include "config/choices.h"
 
 namespace distil_xlstm::cli {
 
@@ -14,7 +15,7 @@ void add_export_command(CLI::App& app) {
   command->add_option("--model,-m", options->model, "Run or checkpoint")->required();
   command->add_option("--output,-o", options->output, "Directory to make")->required();
   command->add_option("--layout", options->layout, "How sLSTM weights are stored: as the package's cuda or vanilla backend has them")
-      ->check(CLI::IsMember({"cuda", "vanilla"}))
+      ->check(CLI::IsMember(config::names_of<config::SlstmLayout>()))
       ->capture_default_str();
   command->add_option("--dtype", options->dtype, "fp32, bf16 or fp16")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))

@@ -26,7 +26,9 @@ struct StudentConfig {
   double mlstm_proj_factor = 2.0, ffn_proj_factor = 1.7;
   int64_t round_proj_up_to_multiple_of = 64;
   bool round_proj_up_dim_up = true;
-  std::string ffn_act_fn = "gelu", bias_init = "powerlaw_blockdependent", recurrent_weight_init = "zeros";
+  config::Activation ffn_act_fn = config::Activation::gelu;
+  config::BiasInit bias_init = config::BiasInit::powerlaw_blockdependent;
+  config::RecurrentWeightInit recurrent_weight_init = config::RecurrentWeightInit::zeros;
   bool has_ffn = true, bias = false, ffn_bias = false, add_post_blocks_norm = true, tie_weights = false, group_norm_weight = true;
   int64_t chunk_size = 64;
   std::vector<std::string> mixers;  // the kind of each block's mixer (student/mixer.h); empty: "slstm" at slstm_at, "mlstm" elsewhere

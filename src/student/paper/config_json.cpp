@@ -26,6 +26,12 @@ class Section {
     return get_or<T>(object_, key, std::move(fallback), where_);
   }
 
+  // One of the names of an enum; `setting` is its key in a run file.
+  template <config::Named E>
+  E take_name(const std::string& key, E fallback, const std::string& setting) {
+    return config::parse_name<E>(take<std::string>(key, std::string(config::name_of(fallback))), where_ + ": " + setting);
+  }
+
   // A key for which this program computes the same only with one value.
   template <typename T>
   void require_value(const std::string& key, const T& only) {
@@ -96,7 +102,7 @@ Rounding read_mlstm(const json& object, const std::string& where, StudentConfig&
 Rounding read_feedforward(const json& object, const std::string& where, StudentConfig& config) {
   Section ffn(object, where);
   config.ffn_proj_factor = ffn.take<double>("proj_factor", 1.3);
-  config.ffn_act_fn = ffn.take<std::string>("act_fn", "gelu");
+  config.ffn_act_fn = ffn.take_name("act_fn", config::Activation::gelu, "student.ffn_act_fn");
   config.ffn_bias = ffn.take<bool>("bias", false);
   ffn.require_value<std::string>("ff_type", "ffn_gated");
   ffn.take_dropout("dropout");
@@ -116,8 +122,9 @@ std::optional<Rounding> read_slstm(const json& object, const std::string& where,
   config.slstm_num_heads = slstm.take<int64_t>("num_heads", 4);
   config.slstm_conv1d_kernel_size = slstm.take<int64_t>("conv1d_kernel_size", 4);
   config.group_norm_weight = slstm.take<bool>("group_norm_weight", true);
-  config.bias_init = slstm.take<std::string>("bias_init", "powerlaw_blockdependent");
-  config.recurrent_weight_init = slstm.take<std::string>("recurrent_weight_init", "zeros");
+  config.bias_init = slstm.take_name("bias_init", config::BiasInit::powerlaw_blockdependent, "student.bias_init");
+  config.recurrent_weight_init =
+      slstm.take_name("recurrent_weight_init", config::RecurrentWeightInit::zeros, "student.recurrent_weight_init");
   slstm.require_value<std::string>("function", "slstm");
   slstm.require_value<int64_t>("num_states", 4);
   slstm.require_value<int64_t>("num_gates", 4);
@@ -126,7 +133,9 @@ std::optional<Rounding> read_slstm(const json& object, const std::string& where,
   slstm.require_null("forward_clipval");
   slstm.require_value<double>("initial_val", 0.0);
   const std::string backend = slstm.take<std::string>("backend", "cuda");
-  if (backend != "cuda" && backend != "vanilla") throw ConfigError("{}: backend = \"{}\": must be cuda or vanilla", slstm.where(), backend);
+  const auto backends = config::names_of<config::SlstmLayout>();
+  if (std::ranges::find(backends, backend) == backends.end())
+    throw ConfigError("{}: backend = \"{}\": must be {}", slstm.where(), backend, join(backends, " or "));
   // Set by the stack, or about number formats and kernels of the package only.
   slstm.ignore({"hidden_size", "embedding_dim", "dropout", "_block_idx", "_num_blocks", "batch_size", "input_shape", "internal_input_shape",
                 "output_shape", "constants", "dtype", "dtype_b", "dtype_r", "dtype_w", "dtype_g", "dtype_s", "dtype_a",
@@ -210,15 +219,15 @@ json StudentConfig::to_json(const std::string& slstm_backend) const {
 
   const json slstm = {{"num_heads", slstm_num_heads},
                       {"backend", slstm_backend},
-                      {"bias_init", bias_init},
-                      {"recurrent_weight_init", recurrent_weight_init},
+                      {"bias_init", config::name_of(bias_init)},
+                      {"recurrent_weight_init", config::name_of(recurrent_weight_init)},
                       {"conv1d_kernel_size", slstm_conv1d_kernel_size},
                       {"group_norm_weight", group_norm_weight}};
   json feedforward = nullptr;
   if (has_ffn) {
     feedforward = {{"proj_factor", ffn_proj_factor}};
     feedforward.update(rounding);
-    feedforward.update({{"act_fn", ffn_act_fn}, {"bias", ffn_bias}});
+    feedforward.update({{"act_fn", config::name_of(ffn_act_fn)}, {"bias", ffn_bias}});
   }
   json config = {{"mlstm_block", {{"mlstm", mlstm}}},
                  {"slstm_block", {{"slstm", slstm}, {"feedforward", feedforward}}},

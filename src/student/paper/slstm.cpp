@@ -40,11 +40,11 @@ struct Weights {
 
 // Bias of the cell, [H, 4, K]: only the forget gate's differs from zero, except in "standard".
 Initializer bias_of_cell(const StudentConfig& config, int64_t block) {
-  if (config.bias_init == "standard") return uniform(1.0 / std::sqrt(static_cast<double>(config.embedding_dim)));
-  if (config.bias_init == "zeros") return constant(0.0);
+  if (config.bias_init == config::BiasInit::standard) return uniform(1.0 / std::sqrt(static_cast<double>(config.embedding_dim)));
+  if (config.bias_init == config::BiasInit::zeros) return constant(0.0);
   const int64_t num_heads = config.slstm_num_heads;
   const int64_t head_dim = config.embedding_dim / num_heads;
-  const bool is_powerlaw = config.bias_init == "powerlaw_blockdependent";
+  const bool is_powerlaw = config.bias_init == config::BiasInit::powerlaw_blockdependent;
   const double depth = config.num_blocks > 1 ? static_cast<double>(block) / static_cast<double>(config.num_blocks - 1) : 0.0;
   return [=](Random&, std::span<double> out) {
     std::fill(out.begin(), out.end(), 0.0);
@@ -93,7 +93,7 @@ std::vector<ParameterSpec> parameters_of(const StudentConfig& config, int64_t bl
                      .decays = true,
                      .product_type = in_cell_type()});
   }
-  const bool is_uniform = config.recurrent_weight_init == "standard";
+  const bool is_uniform = config.recurrent_weight_init == config::RecurrentWeightInit::standard;
   specs.push_back({.name = "xlstm.slstm_cell._recurrent_kernel_",
                    .shape = {H, K, 4, K},
                    .initialize = is_uniform ? uniform(1.0 / std::sqrt(static_cast<double>(D))) : constant(0.0),
@@ -178,7 +178,7 @@ class SlstmMixer final : public Mixer {
   }
 
   int64_t D_, H_, taps_, P_;
-  std::string ffn_act_fn_;
+  config::Activation ffn_act_fn_;
   std::vector<ParameterSpec> parameters_;
   WeightBinder<Weights> bind_;
 };

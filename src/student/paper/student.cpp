@@ -285,9 +285,7 @@ std::unique_ptr<PaperStudent> PaperStudent::load(const io::ModelFiles& files, at
 }
 
 SlstmLayout parse_slstm_layout(std::string_view name) {
-  if (name.empty() || name == "cuda") return SlstmLayout::cuda;
-  if (name == "vanilla") return SlstmLayout::vanilla;
-  throw ConfigError("student.slstm_layout = \"{}\": must be one of cuda, vanilla", name);
+  return name.empty() ? SlstmLayout::cuda : config::parse_name<SlstmLayout>(name, "student.slstm_layout");
 }
 
 }  // namespace distil_xlstm::student

@@ -12,9 +12,9 @@
 namespace distil_xlstm::student {
 
 // How stored R and b are laid out (docs/mathematics.md 2): the package's backend that would have saved them.
-enum class SlstmLayout { cuda, vanilla };
+using config::SlstmLayout;
 
-// "cuda" (or "") and "vanilla". Throws ConfigError for another name.
+// "" is "cuda". Throws ConfigError for a name that there is not.
 SlstmLayout parse_slstm_layout(std::string_view name);
 
 class PaperStudent : public Student {

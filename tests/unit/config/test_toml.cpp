@@ -116,7 +116,7 @@ betas = [0.9, 0.95]
   EXPECT_EQ(run.seed, 7u);
   EXPECT_EQ(run.teacher.model, "stories260K");
   EXPECT_EQ(std::get<int64_t>(run.student.num_blocks), 5);
-  EXPECT_EQ(std::get<std::string>(run.student.num_heads), "ceil4_div4");
+  EXPECT_EQ(std::get<HeadsRule>(run.student.num_heads), HeadsRule::ceil4_div4);
   EXPECT_EQ(std::get<std::vector<int64_t>>(run.student.slstm_at), (std::vector<int64_t>{1, 3}));
   ASSERT_EQ(run.data.sources.size(), 3u);
   EXPECT_EQ(run.data.sources[0].weight, 2.0);
@@ -129,7 +129,7 @@ betas = [0.9, 0.95]
   EXPECT_EQ(run.distill.temperature.final, 1.5);
   EXPECT_EQ(run.distill.temperature.decay, 0.05);
   EXPECT_TRUE(run.distill.mse_centered);
-  EXPECT_EQ(run.distill.alignment.scope, "batch");
+  EXPECT_EQ(run.distill.alignment.scope, AlignmentScope::batch);
   EXPECT_EQ(run.train.max_tokens, 512'000'000);
   EXPECT_EQ(run.optimizer.betas, (std::vector<double>{0.9, 0.95}));
 }
@@ -289,7 +289,7 @@ TEST(Toml, SavingReadsBackToTheSame) {
 TEST(Presets, PaperIsThePapersExperiment) {
   const auto run = load_config({.file = std::nullopt, .preset = "paper", .overrides = {}}).run;
   EXPECT_EQ(std::get<int64_t>(run.student.num_blocks), 6);
-  EXPECT_EQ(std::get<std::string>(run.student.num_heads), "ceil4");
+  EXPECT_EQ(std::get<HeadsRule>(run.student.num_heads), HeadsRule::ceil4);
   EXPECT_EQ(run.data.context_length * run.train.micro_batch_size * run.train.gradient_accumulation_steps, 16384);
   EXPECT_EQ(run.train.num_epochs, 10);
   EXPECT_EQ(run.train.precision, "fp16");

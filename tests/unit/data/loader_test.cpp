@@ -313,7 +313,6 @@ TEST(Loader, RefusesMismatchesAndNamesBothSides) {
   wrong.ranks.rank = 1;
   expect_error<ConfigError>([&] { Loader loader(wrong); }, {"rank 1 of 1"});
   expect_error<IoError>([&] { Loader loader(options_of(folder / "nowhere")); }, {"nowhere"});
-  expect_error<ConfigError>([] { parse_document_isolation("ful"); }, {"\"ful\"", "did you mean"});
 }
 
 TEST(Loader, WarnsOnceOfDocumentsThatBeginOtherwise) {

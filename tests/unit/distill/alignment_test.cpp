@@ -10,7 +10,7 @@
 namespace distil_xlstm::distill {
 namespace {
 
-using config::AlignmentSettings;
+using namespace config;  // NOLINT(google-build-using-namespace): the enums of [distill.alignment]
 constexpr int64_t kB = 3, kS = 5, kD = 7, kLayers = 7, kBlocks = 3;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
@@ -57,26 +57,27 @@ double naive(const AlignmentSettings& settings, const Tensor& student_BSD, const
         dot += s[i][j][d] * t[i][j][d], ss += s[i][j][d] * s[i][j][d], tt += t[i][j][d] * t[i][j][d];
         square += (s[i][j][d] - t[i][j][d]) * (s[i][j][d] - t[i][j][d]);
       }
-      sum += settings.distance == "cosine" ? 1.0 - dot / std::sqrt(ss * tt) : square;
-      count += settings.distance == "cosine" ? 1.0 : static_cast<double>(s.size(2));
+      sum += settings.distance == AlignmentDistance::cosine ? 1.0 - dot / std::sqrt(ss * tt) : square;
+      count += settings.distance == AlignmentDistance::cosine ? 1.0 : static_cast<double>(s.size(2));
     }
     all += sum, all_count += count;
-    if (count > 0) by_row += settings.distance == "cosine" ? sum / count : std::sqrt(sum) / std::sqrt(count);
+    if (count > 0) by_row += settings.distance == AlignmentDistance::cosine ? sum / count : std::sqrt(sum) / std::sqrt(count);
   }
-  if (settings.scope == "sequence") return by_row;
-  return static_cast<double>(s.size(0)) * (settings.distance == "cosine" ? all / all_count : std::sqrt(all) / std::sqrt(all_count));
+  if (settings.scope == AlignmentScope::sequence) return by_row;
+  return static_cast<double>(s.size(0)) *
+         (settings.distance == AlignmentDistance::cosine ? all / all_count : std::sqrt(all) / std::sqrt(all_count));
 }
 
 TEST(Alignment, EveryKindIsItsDefinition) {
-  for (const char* distance : {"frobenius", "cosine"}) {
-    for (const char* scope : {"sequence", "batch"}) {
-      const AlignmentSettings average{.kind = "average", .distance = distance, .scope = scope};
+  for (const auto distance : {AlignmentDistance::frobenius, AlignmentDistance::cosine}) {
+    for (const auto scope : {AlignmentScope::sequence, AlignmentScope::batch}) {
+      const AlignmentSettings average{.kind = AlignmentKind::average, .distance = distance, .scope = scope};
       const Case a(average);
       EXPECT_NEAR(Alignment(average, kLayers, kBlocks).loss_sum(a.student, a.teacher, a.mask_BS).item<double>(),
                   naive(average, a.student.final_hidden_BSD, at::stack(a.teacher.hidden_BSD).mean(0), a.mask_BS), 1e-10);
 
       // Groups of floor(7 / 3) = 2 layers, the last takes the remainder.
-      const AlignmentSettings ratio{.kind = "ratio", .distance = distance, .scope = scope};
+      const AlignmentSettings ratio{.kind = AlignmentKind::ratio, .distance = distance, .scope = scope};
       const Case r(ratio);
       EXPECT_EQ(Alignment(ratio, kLayers, kBlocks).teacher_options().group_sizes, (std::vector<int64_t>{2, 2, 3}));
       double wanted = 0.0;
@@ -87,7 +88,7 @@ TEST(Alignment, EveryKindIsItsDefinition) {
       }
       EXPECT_NEAR(Alignment(ratio, kLayers, kBlocks).loss_sum(r.student, r.teacher, r.mask_BS).item<double>(), wanted, 1e-10);
 
-      const AlignmentSettings block_wise{.kind = "block_wise", .distance = distance, .scope = scope};
+      const AlignmentSettings block_wise{.kind = AlignmentKind::block_wise, .distance = distance, .scope = scope};
       const Case b(block_wise, kLayers);
       wanted = 0.0;
       for (size_t k = 0; k < kLayers; ++k) {
@@ -99,9 +100,9 @@ TEST(Alignment, EveryKindIsItsDefinition) {
 }
 
 TEST(Alignment, GradientsMatchDifferences) {
-  for (const char* distance : {"frobenius", "cosine"}) {
-    for (const char* scope : {"sequence", "batch"}) {
-      const AlignmentSettings settings{.kind = "average", .distance = distance, .scope = scope};
+  for (const auto distance : {AlignmentDistance::frobenius, AlignmentDistance::cosine}) {
+    for (const auto scope : {AlignmentScope::sequence, AlignmentScope::batch}) {
+      const AlignmentSettings settings{.kind = AlignmentKind::average, .distance = distance, .scope = scope};
       const Alignment alignment(settings, kLayers, kBlocks);
       const Case c(settings);
       alignment.loss_sum(c.student, c.teacher, c.mask_BS).backward();
@@ -113,14 +114,14 @@ TEST(Alignment, GradientsMatchDifferences) {
         return alignment.loss_sum(moved, c.teacher, c.mask_BS).item<double>();
       };
       const double difference = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
-      EXPECT_NEAR((gradient * direction).sum().item<double>(), difference, 1e-8) << distance << " " << scope;
+      EXPECT_NEAR((gradient * direction).sum().item<double>(), difference, 1e-8) << name_of(distance) << " " << name_of(scope);
     }
   }
 }
 
 // The two scopes differ in gradient: one norm a row against one norm for all.
 TEST(Alignment, ScopesHaveTheirOwnGradients) {
-  const AlignmentSettings by_row{.scope = "sequence"}, whole{.scope = "batch"};
+  const AlignmentSettings by_row{.scope = AlignmentScope::sequence}, whole{.scope = AlignmentScope::batch};
   const Case a(by_row), b(whole);
   Alignment(by_row, kLayers, kBlocks).loss_sum(a.student, a.teacher, a.mask_BS).backward();
   Alignment(whole, kLayers, kBlocks).loss_sum(b.student, b.teacher, b.mask_BS).backward();
@@ -148,7 +149,7 @@ TEST(AlignmentFaults, LossARowDoesNotChangeWithBatchSize) {
     by_row += alignment.loss_sum(student, teacher, c.mask_BS.narrow(0, i, 1)).item<double>();
   }
   EXPECT_NEAR(all, by_row, 1e-12);
-  for (const char* scope : {"sequence", "batch"}) {
+  for (const auto scope : {AlignmentScope::sequence, AlignmentScope::batch}) {
     const Alignment scoped({.scope = scope}, kLayers, kBlocks);
     student::StudentOutput twice;
     teacher::TeacherOutput teacher;
@@ -161,15 +162,15 @@ TEST(AlignmentFaults, LossARowDoesNotChangeWithBatchSize) {
 
 // `average` there averages over the wrong axis: all layers are asked for, and no others.
 TEST(AlignmentFaults, AverageTakesAllLayers) {
-  const auto options = Alignment({.kind = "average"}, kLayers, kBlocks).teacher_options();
+  const auto options = Alignment({.kind = AlignmentKind::average}, kLayers, kBlocks).teacher_options();
   EXPECT_TRUE(options.collect_mean);
   EXPECT_TRUE(options.group_sizes.empty());
-  EXPECT_FALSE(Alignment({.kind = "average"}, kLayers, kBlocks).needs_layers());
+  EXPECT_FALSE(Alignment({.kind = AlignmentKind::average}, kLayers, kBlocks).needs_layers());
 }
 
 // `ratio` there raises for its tensor ranks: it runs for every depth, and each layer belongs to exactly one group.
 TEST(AlignmentFaults, RatioRunsForAnyDepth) {
-  const AlignmentSettings settings{.kind = "ratio"};
+  const AlignmentSettings settings{.kind = AlignmentKind::ratio};
   for (int64_t layers = 1; layers <= 9; ++layers) {
     for (int64_t blocks = 1; blocks <= layers; ++blocks) {
       const Alignment alignment(settings, layers, blocks);
@@ -184,9 +185,9 @@ TEST(AlignmentFaults, RatioRunsForAnyDepth) {
 
 // There the teacher's last state is normed and the student's is not: both are before the norm, or both after it.
 TEST(AlignmentFaults, NormsMatchOnBothSides) {
-  for (const char* kind : {"average", "ratio", "block_wise"}) {
-    const AlignmentSettings before{.kind = kind}, after{.kind = kind, .state = "post_norm"};
-    const int64_t blocks = std::string(kind) == "block_wise" ? kLayers : kBlocks;
+  for (const auto kind : {AlignmentKind::average, AlignmentKind::ratio, AlignmentKind::block_wise}) {
+    const AlignmentSettings before{.kind = kind}, after{.kind = kind, .state = AlignmentState::post_norm};
+    const int64_t blocks = kind == AlignmentKind::block_wise ? kLayers : kBlocks;
     EXPECT_FALSE(Alignment(before, kLayers, blocks).teacher_options().post_norm_last);
     EXPECT_TRUE(Alignment(after, kLayers, blocks).teacher_options().post_norm_last);
     const Case c(before, blocks), d(after, blocks);
@@ -201,8 +202,8 @@ TEST(AlignmentFaults, NormsMatchOnBothSides) {
 
 // Padding counts there; here it changes nothing, not even when it is not finite.
 TEST(AlignmentFaults, PaddingNeverMatters) {
-  for (const char* distance : {"frobenius", "cosine"}) {
-    for (const char* scope : {"sequence", "batch"}) {
+  for (const auto distance : {AlignmentDistance::frobenius, AlignmentDistance::cosine}) {
+    for (const auto scope : {AlignmentScope::sequence, AlignmentScope::batch}) {
       const AlignmentSettings settings{.distance = distance, .scope = scope};
       const Alignment alignment(settings, kLayers, kBlocks);
       Case c(settings);
@@ -222,8 +223,8 @@ TEST(AlignmentFaults, PaddingNeverMatters) {
 }
 
 TEST(Alignment, EqualStatesGiveZeroWithoutNan) {
-  for (const char* distance : {"frobenius", "cosine"}) {
-    for (const char* scope : {"sequence", "batch"}) {
+  for (const auto distance : {AlignmentDistance::frobenius, AlignmentDistance::cosine}) {
+    for (const auto scope : {AlignmentScope::sequence, AlignmentScope::batch}) {
       const AlignmentSettings settings{.distance = distance, .scope = scope};
       Case c(settings);
       c.teacher.hidden_mean_BSD = c.student.final_hidden_BSD.detach().clone();
@@ -236,8 +237,8 @@ TEST(Alignment, EqualStatesGiveZeroWithoutNan) {
 }
 
 TEST(Alignment, RowsWithoutTokensCountAsZero) {
-  for (const char* distance : {"frobenius", "cosine"}) {
-    for (const char* scope : {"sequence", "batch"}) {
+  for (const auto distance : {AlignmentDistance::frobenius, AlignmentDistance::cosine}) {
+    for (const auto scope : {AlignmentScope::sequence, AlignmentScope::batch}) {
       const AlignmentSettings settings{.distance = distance, .scope = scope};
       const Case c(settings);
       const Tensor loss = Alignment(settings, kLayers, kBlocks).loss_sum(c.student, c.teacher, at::zeros({kB, kS}, at::kByte));
@@ -264,22 +265,22 @@ TEST(Alignment, HalfPrecisionStatesAreComparedInFloat) {
 }
 
 TEST(Alignment, TargetIsPassedOn) {
-  EXPECT_EQ(Alignment({.target = "attention_output"}, 4, 2).teacher_options().target, teacher::HiddenTarget::attention_output);
-  EXPECT_EQ(Alignment({.target = "block_output"}, 4, 2).teacher_options().target, teacher::HiddenTarget::block_output);
+  EXPECT_EQ(Alignment({.target = AlignmentTarget::attention_output}, 4, 2).teacher_options().target,
+            teacher::HiddenTarget::attention_output);
+  EXPECT_EQ(Alignment({.target = AlignmentTarget::block_output}, 4, 2).teacher_options().target, teacher::HiddenTarget::block_output);
 }
 
 TEST(Alignment, RefusesDepthsAndShapesThatDoNotFit) {
-  EXPECT_THROW(Alignment({.kind = "block_wise"}, 4, 2), ConfigError);
-  EXPECT_THROW(Alignment({.kind = "ratio"}, 2, 4), ConfigError);
-  EXPECT_THROW(Alignment({.kind = "averge"}, 4, 2), ConfigError);
-  EXPECT_THROW(Alignment({.target = "attention_output", .state = "post_norm"}, 4, 2), ConfigError);
+  EXPECT_THROW(Alignment({.kind = AlignmentKind::block_wise}, 4, 2), ConfigError);
+  EXPECT_THROW(Alignment({.kind = AlignmentKind::ratio}, 2, 4), ConfigError);
+  EXPECT_THROW(Alignment({.target = AlignmentTarget::attention_output, .state = AlignmentState::post_norm}, 4, 2), ConfigError);
   Case c{AlignmentSettings{}};
   const Alignment alignment({}, kLayers, kBlocks);
   EXPECT_THROW((void)alignment.loss_sum(c.student, c.teacher, at::ones({kB, kS + 1}, at::kByte)), ShapeError);
   c.teacher.hidden_mean_BSD = at::zeros({kB, kS, kD + 1}, at::kDouble);
   EXPECT_THROW((void)alignment.loss_sum(c.student, c.teacher, c.mask_BS), ShapeError);
-  const Case r({.kind = "ratio"});
-  EXPECT_THROW((void)Alignment({.kind = "ratio"}, kLayers, 2).loss_sum(r.student, r.teacher, r.mask_BS), ShapeError);
+  const Case r({.kind = AlignmentKind::ratio});
+  EXPECT_THROW((void)Alignment({.kind = AlignmentKind::ratio}, kLayers, 2).loss_sum(r.student, r.teacher, r.mask_BS), ShapeError);
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 #include "distill/schedule.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "base/error.h"
+#include "config/toml.h"
+#include "distill/method.h"
 
 namespace distil_xlstm::distill {
 namespace {
@@ -51,7 +54,7 @@ TEST(Schedule, PaperKeepsCountingStepsOverEpochs) {
 TEST(Schedule, SubtractTakesTheConstantItself) {
   auto settings = kAlpha;
   settings.schedule = "delta-code";
-  settings.decay_mode = "subtract";
+  settings.decay_mode = config::DecayMode::subtract;
   Schedule alpha(settings, 0, "distill.alpha");
   alpha.end_epoch(10);
   EXPECT_NEAR(alpha.value(10), 0.75, 1e-12);
@@ -144,11 +147,54 @@ TEST(Schedule, WrongSettingsNameTheKey) {
   EXPECT_EQ(message_of({.schedule = "delta-papr"}, 1),
             "distill.alpha.schedule = \"delta-papr\": allowed are delta-paper, delta-code, linear, cosine, constant (did you mean "
             "'delta-paper'?)");
-  EXPECT_NE(message_of({.decay_mode = "divide"}, 1).find("distill.alpha.decay_mode"), std::string::npos);
-  EXPECT_NE(message_of({.decay = 1.5}, 1).find("distill.alpha.decay = 1.5"), std::string::npos);
-  EXPECT_NE(message_of({.decay = -0.1, .decay_mode = "subtract"}, 1).find("distill.alpha.decay = -0.1"), std::string::npos);
-  EXPECT_NE(message_of({.start = NAN}, 1).find("distill.alpha.start"), std::string::npos);
   EXPECT_NE(message_of({.schedule = "linear"}, 0).find("optimizer steps"), std::string::npos);
+}
+
+const std::vector<std::string> kOfTheProgram = schedule_names();  // before tests add theirs
+
+TEST(ScheduleRegistry, HelpListsTheProgramsSchedules) {
+  for (const char* key : {"distill.alpha.schedule", "distill.temperature.schedule", "distill.beta.schedule"})
+    EXPECT_THAT(config::find_setting(key)->names, ::testing::UnorderedElementsAreArray(kOfTheProgram)) << key;
+}
+
+// A schedule is a name and a formula: nothing else knows it.
+TEST(ScheduleRegistry, AScheduleFromOutsideAnneals) {
+  add_schedule("halving",
+               {.value = [](const SchedulePoint& p) { return p.final + (p.start - p.final) * std::exp2(-static_cast<double>(p.step)); }});
+  EXPECT_THROW(add_schedule("halving", {}), ValueError);
+  EXPECT_EQ(schedule_names().back(), "halving");
+  Schedule alone({.schedule = "halving", .start = 0.9, .final = 0.1}, 4, "distill.alpha");
+  EXPECT_DOUBLE_EQ(alone.value(1), 0.5);
+  alone.end_epoch(2);
+  EXPECT_DOUBLE_EQ(alone.value(3), 0.2);
+
+  // Through a run file to what a step uses.
+  const auto run = config::load_config_text("[distill]\nalpha = { schedule = \"halving\", start = 0.8, final = 0.4 }\n", "run.toml").run;
+  check_before_length(run.distill, 8);
+  const auto method = make_method(run.distill, 8, 1);
+  EXPECT_DOUBLE_EQ(method->plan({.step = 2, .total_steps = 8, .epoch = 0, .num_epochs = 1}).alpha, 0.5);
+  const auto resumed = make_method(run.distill, 8, 1);
+  resumed->restore(json::parse(method->state().dump()));
+  EXPECT_DOUBLE_EQ(resumed->plan({.step = 1, .total_steps = 8, .epoch = 0, .num_epochs = 1}).alpha, 0.6);
+}
+
+// What a kind says of itself: whether it counts in the epoch, needs the run's length, lets start decay.
+TEST(ScheduleRegistry, KindsFromOutsideMayCountInEpochs) {
+  add_schedule("saw", {.value = [](const SchedulePoint& p) { return p.start / static_cast<double>(1 + p.step); },
+                       .counts_in_epoch = true,
+                       .start_decays = true});
+  add_schedule("square", {.value = [](const SchedulePoint& p) { return p.start * p.progress * p.progress; }, .needs_length = true});
+  Schedule saw({.schedule = "saw", .start = 0.8, .final = 0.0, .decay = 0.5}, 0, "distill.alpha");
+  EXPECT_EQ(saw.value(1), 0.4);
+  saw.end_epoch(2);
+  EXPECT_EQ(saw.value(2), 0.4);
+  EXPECT_EQ(saw.value(3), 0.2);
+  EXPECT_TRUE(depends_on_epochs({.schedule = "saw"}));
+  EXPECT_FALSE(depends_on_epochs({.schedule = "square"}));
+  EXPECT_TRUE(depends_on_epochs({.schedule = "delta-paper"}));
+  EXPECT_FALSE(depends_on_epochs({.schedule = "delta-paper", .decay = 0.0}));
+  EXPECT_EQ(Schedule({.schedule = "square", .start = 1.0}, 5, "distill.alpha").value(2), 0.25);
+  EXPECT_NE(message_of({.schedule = "square"}, 0).find("optimizer steps"), std::string::npos);
 }
 
 }  // namespace

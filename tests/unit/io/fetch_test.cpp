@@ -9,6 +9,7 @@
 #include "fetch_testing.h"
 #include "io/builtin.h"
 #include "io/fetch.h"
+#include "io/fetched_directory.h"
 #include "io/hub.h"
 #include "io/model_files.h"
 #include "support/source_directory.h"

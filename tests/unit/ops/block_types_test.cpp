@@ -88,9 +88,10 @@ TEST_F(BlockTypes, GatedActivation) {
     for (const at::ScalarType type : kTypes) {
       for (const int64_t N : {1, 3, 17, 70}) {
         for (const int64_t P : {4, 8, 61, 72}) {
-          for (const char* act : {"gelu", "relu", "relu^2", "sigmoid", "swish", "selu"}) {
+          for (const auto act : config::kNames<Activation>) {
+            const auto activation = config::parse_name<Activation>(act, "act");
             SCOPED_TRACE(fmt::format("{} {}", name(device, type, {N, P}), act));
-            expect_close([&](const std::vector<Tensor>& in) { return gated_activation(in[0], in[1], act); },
+            expect_close([&](const std::vector<Tensor>& in) { return gated_activation(in[0], in[1], activation); },
                          [&](const std::vector<Tensor>& in) { return plain_activation(in[0], act) * in[1]; },
                          {{randn({N, P}), type}, {randn({N, P}), type}}, device, type, type);
           }
@@ -105,15 +106,16 @@ TEST_F(BlockTypes, GatesOfViews) {
   for (const at::Device device : devices()) {
     for (const at::ScalarType type : kTypes) {
       SCOPED_TRACE(name(device, type, {17, 24}));
-      expect_close([](const std::vector<Tensor>& in) { return gated_activation(in[0].narrow(1, 0, 24), in[0].narrow(1, 24, 24), "gelu"); },
-                   [](const std::vector<Tensor>& in) { return plain_activation(in[0].narrow(1, 0, 24), "gelu") * in[0].narrow(1, 24, 24); },
-                   {{randn({17, 48}), type}}, device, type, type);
+      expect_close(
+          [](const std::vector<Tensor>& in) { return gated_activation(in[0].narrow(1, 0, 24), in[0].narrow(1, 24, 24), Activation::gelu); },
+          [](const std::vector<Tensor>& in) { return plain_activation(in[0].narrow(1, 0, 24), "gelu") * in[0].narrow(1, 24, 24); },
+          {{randn({17, 48}), type}}, device, type, type);
       expect_close(
           [](const std::vector<Tensor>& in) { return skip_gate(in[0].t(), in[1], in[2].narrow(1, 1, 24), in[3].narrow(1, 3, 24)); },
           [](const std::vector<Tensor>& in) { return (in[0].t() + in[1] * in[2].narrow(1, 1, 24)) * at::silu(in[3].narrow(1, 3, 24)); },
           {{randn({24, 17}), type}, {randn({24}), at::kFloat}, {randn({17, 27}), type}, {randn({17, 27}), type}}, device, type, type);
       const auto shifted = [](const Tensor& x) { return x.narrow(0, 1, 17 * 24).view({17, 24}); };
-      expect_close([&](const std::vector<Tensor>& in) { return gated_activation(shifted(in[0]), shifted(in[1]), "swish"); },
+      expect_close([&](const std::vector<Tensor>& in) { return gated_activation(shifted(in[0]), shifted(in[1]), Activation::swish); },
                    [&](const std::vector<Tensor>& in) { return at::silu(shifted(in[0])) * shifted(in[1]); },
                    {{randn({17 * 24 + 1}), type}, {randn({17 * 24 + 1}), type}}, device, type, type);
     }

@@ -178,7 +178,7 @@ TEST_F(StudentTest, CheckpointingStartsFromTheStateItWasGiven) {
 TEST_F(StudentTest, GradientsMatchDifferences) {
   StudentConfig config = small_config();
   config.bias = config.ffn_bias = true;
-  config.ffn_act_fn = "swish";
+  config.ffn_act_fn = config::Activation::swish;
   at::manual_seed(5);  // the normaliser's max has kinks, which differences must not step over
   const auto student = small_student(config, at::kCPU);
   const Tensor tokens = random_tokens(config, 2, 9);

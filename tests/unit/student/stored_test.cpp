@@ -232,15 +232,15 @@ TEST_F(StoredTest, SlstmBiasInitialisations) {
     EXPECT_TRUE(at::allclose(forget_row(bias_of(1), head), at::tensor({5.0, 2.9309, -1.2724, -7.0}, at::kDouble), 0, 5e-5));
   EXPECT_TRUE(at::allclose(forget_row(bias_of(0), 0), 5 - 12 * at::tensor({0.0, 1.0 / 3, 2.0 / 3, 1.0}, at::kDouble).pow(0.3)));
   for (const int64_t gate : {0, 2, 3}) EXPECT_EQ(bias_of(0).select(1, gate).abs().max().item<double>(), 0.0);
-  config.bias_init = "small_init";
+  config.bias_init = config::BiasInit::small_init;
   EXPECT_TRUE(at::allclose(forget_row(bias_of(0), 1), at::linspace(3, 6, 4, at::kDouble)));
   EXPECT_EQ(bias_of(0).select(1, 0).abs().max().item<double>(), 0.0);
-  config.bias_init = "zeros";
+  config.bias_init = config::BiasInit::zeros;
   EXPECT_EQ(bias_of(0).abs().max().item<double>(), 0.0);
-  config.bias_init = "standard";
+  config.bias_init = config::BiasInit::standard;
   EXPECT_GT(bias_of(0).select(1, 3).abs().min().item<double>(), 0.0);
   EXPECT_LE(bias_of(0).abs().max().item<double>(), 1.0 / std::sqrt(8.0));
-  config.recurrent_weight_init = "standard";
+  config.recurrent_weight_init = config::RecurrentWeightInit::standard;
   const Tensor frozen = at::zeros({2, 8});
   const auto student = PaperStudent::create(config, frozen, frozen, 5, at::kCPU);
   for (const auto& [name, tensor] : student->parameters()) {

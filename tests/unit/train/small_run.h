@@ -87,7 +87,7 @@ struct SmallRun {
     options.context_length = 12;
     options.micro_batch_size = config.train.micro_batch_size;
     options.seed = config.seed;
-    options.document_isolation = data::parse_document_isolation(config.data.document_isolation);
+    options.document_isolation = config.data.document_isolation;
     train = std::make_unique<data::Loader>(options);
     options.split = "validation";
     options.shuffle = false;

@@ -619,5 +619,26 @@ TEST_F(DistillRunTest, SettingsThatMayChangeOnResume) {
   EXPECT_TRUE(changed_settings(a, b, /*has_failed=*/true).empty());
 }
 
+// Another value of each setting: the table says which of them are reported.
+TEST_F(DistillRunTest, EverySettingThatMustStayIsReported) {
+  const std::vector<json> candidates = {3, 5, 0.25, true, "elsewhere", json::array({0.5, 0.75}), json::array({1}), json::array({"shards"})};
+  for (const auto& setting : config::all_settings()) {
+    const config::RunConfig saved;
+    config::RunConfig now;
+    for (const auto& name : setting.names) setting.set(now, name);  // the last is not the default of any
+    for (const auto& value : candidates) {
+      if (setting.get(now) == setting.get(saved)) setting.set(now, value);
+    }
+    ASSERT_NE(setting.get(now), setting.get(saved)) << setting.key;
+    for (const bool has_failed : {false, true}) {
+      const auto changes = changed_settings(saved, now, has_failed);
+      ASSERT_EQ(changes.size(), setting.may_change(has_failed) ? 0U : 1U) << setting.key;
+      if (!changes.empty()) {
+        EXPECT_THAT(changes[0], HasSubstr(setting.key + ": was "));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace distil_xlstm::train

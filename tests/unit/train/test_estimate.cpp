@@ -68,7 +68,7 @@ TEST(Estimate, MemoryGrowsWithTheMicroBatchAndShrinksWithCheckpointing) {
   paper.config.train.micro_batch_size = 16;
   const auto at_16 = bytes();
   EXPECT_GT(at_16, at_8);
-  paper.config.train.checkpointing = "blocks";
+  paper.config.train.checkpointing = config::Checkpointing::blocks;
   EXPECT_LT(bytes(), at_16);
   const auto items = estimate_memory(paper.config, paper.teacher, paper.student, 2, 2, false);
   EXPECT_EQ(items[0].size_bytes, int64_t{2} * 1'543'714'304);
@@ -103,7 +103,7 @@ TEST(Estimate, CountsTheTeachersOutputsOfTwoMicroBatchesOnAGpu) {
   const int64_t states = paper.config.train.micro_batch_size * paper.config.data.context_length * 1536;
   EXPECT_EQ(outputs(false), 2 * states * (2 + 4));
   EXPECT_EQ(outputs(true), states * (2 + 4));
-  paper.config.distill.alignment.kind = "ratio";
+  paper.config.distill.alignment.kind = config::AlignmentKind::ratio;
   EXPECT_EQ(outputs(false), 2 * states * (2 + 4 * 6)) << "a mean of layers for each block";
   paper.config.train.gradient_accumulation_steps = 1;
   EXPECT_EQ(outputs(false), 2 * states * (2 + 4 * 6)) << "the next step's first";

@@ -36,13 +36,13 @@ class MicroBatchTest : public ::testing::Test {
     NamedTensors gradients;
   };
 
-  void load(at::Device device, at::ScalarType teacher_dtype, at::ScalarType compute_dtype, const std::string& alignment = "average",
-            bool checkpoints_blocks = false) {
+  void load(at::Device device, at::ScalarType teacher_dtype, at::ScalarType compute_dtype,
+            config::AlignmentKind alignment = config::AlignmentKind::average, bool checkpoints_blocks = false) {
     const auto files = io::open_model("stories260K");
     teacher_ = teacher::load_teacher(files, device, teacher_dtype);
     auto config = small_config();
     config.distill.alignment.kind = alignment;
-    if (alignment == "block_wise") config.student.num_blocks = teacher_->num_layers();
+    if (alignment == config::AlignmentKind::block_wise) config.student.num_blocks = teacher_->num_layers();
     student_ = student::PaperStudent::create(student::derive_student(config.student, teacher::teacher_shape(files.config), kContext),
                                              teacher_->embedding_weight(), teacher_->head_weight(), config.seed, device);
     source_ = std::make_unique<teacher::LiveTeacher>(*teacher_);
@@ -131,9 +131,10 @@ TEST_F(MicroBatchTest, SeveralInOneCallAreThoseOneAfterTheOther) {
   for (const at::Device device : devices()) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       if (device.is_cpu() && dtype != at::kFloat) continue;
-      for (const char* alignment : {"average", "block_wise"}) {
+      for (const auto alignment : {config::AlignmentKind::average, config::AlignmentKind::block_wise}) {
         for (const bool checkpoints_blocks : {false, true}) {
-          SCOPED_TRACE(fmt::format("{} {} {}{}", device.str(), c10::toString(dtype), alignment, checkpoints_blocks ? " checkpoints" : ""));
+          SCOPED_TRACE(fmt::format("{} {} {}{}", device.str(), c10::toString(dtype), config::name_of(alignment),
+                                   checkpoints_blocks ? " checkpoints" : ""));
           load(device, dtype, dtype, alignment, checkpoints_blocks);
           const Result expected = run({{{a_}, {b_}, {c_}}, {{b_}, {c_}, {b_}}});
           for (int repeat = 0; repeat < (device.is_cpu() ? 1 : 12); ++repeat) {

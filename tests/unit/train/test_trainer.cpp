@@ -115,7 +115,8 @@ TEST_F(TrainerTest, AccumulationIsNormalisedByTheWholeStep) {
 
 // Neither does the number of threads, each of which takes a share of a micro-batch's rows.
 TEST_F(TrainerTest, ThreadsShareRowsAndTheirGradientsAreOne) {
-  for (const char* scope : {"sequence", "batch"}) {  // a norm over the whole batch cannot be shared out
+  for (const auto scope :
+       {config::AlignmentScope::sequence, config::AlignmentScope::batch}) {  // a norm over the whole batch cannot be shared out
     auto config = small_config();
     config.train.micro_batch_size = 5;
     config.distill.method = "delta-frobenius";
@@ -124,9 +125,9 @@ TEST_F(TrainerTest, ThreadsShareRowsAndTheirGradientsAreOne) {
     std::optional<StepResult> first;
     NamedTensors expected;
     for (const int threads : {1, 2, 3, 5, 8}) {
-      SCOPED_TRACE(fmt::format("{} {} threads", scope, threads));
+      SCOPED_TRACE(fmt::format("{} {} threads", config::name_of(scope), threads));
       at::set_num_threads(threads);
-      SmallRun run(config, data_, folder_ / fmt::format("{}-{}", scope, threads));
+      SmallRun run(config, data_, folder_ / fmt::format("{}-{}", config::name_of(scope), threads));
       for (int step = 0; step < 3; ++step) {  // also with weights that have changed
         const StepResult result = run.trainer->train_step(batches_of(*run.train, 2));
         if (step < 2) continue;
@@ -173,11 +174,11 @@ TEST_F(TrainerTest, TheLossIsTheWeightedSumOfItsParts) {
   config.distill.alpha = {.schedule = "constant", .start = 0.3};
   config.distill.temperature = {.schedule = "constant", .start = 2.0};
   config.distill.beta = {.schedule = "constant", .start = 0.2};
-  for (const char* combine : {"convex", "additive"}) {
+  for (const auto combine : {config::Combine::convex, config::Combine::additive}) {
     config.distill.combine = combine;
-    SmallRun run(config, data_, folder_ / combine);
+    SmallRun run(config, data_, folder_ / config::name_of(combine));
     const auto r = run.trainer->train_step(batches_of(*run.train, 2));
-    const double ce_weight = combine == std::string("convex") ? 0.5 : 0.7;
+    const double ce_weight = combine == config::Combine::convex ? 0.5 : 0.7;
     EXPECT_NEAR(r.loss, ce_weight * r.mean("ce_loss") + 0.3 * r.mean("kd_loss") + 0.2 * r.mean("alignment_loss"), 1e-9);
   }
 }
@@ -303,7 +304,7 @@ TEST_F(TrainerTest, ARunWhoseLastWeightsAreLostFailsWithTheOnesBefore) {
 TEST_F(TrainerTest, WithoutALossScaleTheLearningRateBacksOffAndRecovers) {
   auto config = small_config();
   config.optimizer.warmup_ratio = 0.0;
-  config.optimizer.schedule = "constant";
+  config.optimizer.schedule = config::LearningRateSchedule::constant;
   SmallRun run(config, data_, folder_ / "run");
   auto batches = batches_of(*run.train, 2);
   auto& weight = run.student->parameters()[3].second;
@@ -425,11 +426,11 @@ TEST_F(TrainerTest, StageTwoBeginsFromTheBestOfStageOne) {
     SCOPED_TRACE(learning_rate);
     auto config = small_config();
     config.distill.method = "annealing-kd";
-    config.distill.boundary = "slice";
+    config.distill.boundary = config::Boundary::slice;
     config.distill.stage1_fraction = 0.5;
     config.eval.every_steps = learning_rate > 0.1 ? 2 : 5;
     config.optimizer.learning_rate = learning_rate;
-    config.optimizer.schedule = "constant";
+    config.optimizer.schedule = config::LearningRateSchedule::constant;
     config.train.num_epochs = 2;
     config.train.keep_checkpoints = 20;
     config.train.save_every_steps = 1;
@@ -497,7 +498,10 @@ const std::vector<ResumeCase>& resume_cases() {
       {"teacher-annealing", [](auto& c) { c.distill.method = "teacher-annealing"; }},
       {"fp16", [](auto& c) { c.train.precision = "fp16", c.optimizer.initial_loss_scale = 3e5, c.train.max_skipped_steps = 50; }},
       {"ratio, checkpointing, vanilla layout",
-       [](auto& c) { c.distill.alignment.kind = "ratio", c.train.checkpointing = "blocks", c.student.slstm_layout = "vanilla"; }},
+       [](auto& c) {
+         c.distill.alignment.kind = config::AlignmentKind::ratio, c.train.checkpointing = config::Checkpointing::blocks,
+         c.student.slstm_layout = config::SlstmLayout::vanilla;
+       }},
   };
   return cases;
 }

@@ -1,0 +1,87 @@
+// Glue of the chunkwise mLSTM.
+#include "kernels/cuda/mlstm_chunkwise.h"
+
+#include "ops/cuda/glue.h"
+
+namespace distil_xlstm::ops {
+namespace {
+
+gpu::MlstmInputs mlstm_arguments(const MlstmInputs& in, const MlstmState& initial) {
+  const Tensor& q = in.q_BSHK;
+  return {type_of(q),
+          gpu::MlstmNormalizer::bounded,
+          int(q.size(0)),
+          int(q.size(1)),
+          int(q.size(2)),
+          int(q.size(3)),
+          int(in.v_BSHV.size(3)),
+          pointer(q),
+          pointer(in.k_BSHK),
+          pointer(in.v_BSHV),
+          floats(in.igate_BSH),
+          floats(in.fgate_BSH),
+          starts(in.is_start_BS),
+          floats(initial.cell_BHKV),
+          floats(initial.normalizer_BHK),
+          floats(initial.stabilizer_BH),
+          0};
+}
+
+Tensor workspace(size_t bytes, const Tensor& like) {
+  return at::empty({int64_t(bytes)}, like.options().dtype(at::kByte));
+}
+
+// Uninitialised, of the sizes that the inputs ask for.
+MlstmState empty_state(const MlstmInputs& in) {
+  const int64_t B = in.q_BSHK.size(0), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
+  const auto options = in.q_BSHK.options().dtype(at::kFloat);
+  return {at::empty({B, H, K, V}, options), at::empty({B, H, K}, options), at::empty({B, H}, options)};
+}
+
+// In chunks of the kernels' own.
+MlstmOutput mlstm_chunkwise_cuda(const MlstmInputs& in, const MlstmState& initial, bool returns_state) {
+  const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
+  MlstmOutput out{at::empty_like(in.v_BSHV), returns_state ? empty_state(in) : MlstmState{}};
+  gpu::MlstmForward args{mlstm_arguments(in, initial),    pointer(out.h_BSHV),
+                         floats(out.state.cell_BHKV),     floats(out.state.normalizer_BHK),
+                         floats(out.state.stabilizer_BH), nullptr};
+  const Tensor memory = workspace(gpu::mlstm_forward_workspace(args), in.q_BSHK);
+  args.workspace = pointer(memory);
+  check(gpu::mlstm_forward(args, c10::cuda::getCurrentCUDAStream()), "mlstm_chunkwise forward, q_BSHK", in.q_BSHK);
+  return out;
+}
+
+MlstmBackward mlstm_backward_cuda(const MlstmInputs& in, int64_t /*chunk_size*/, const MlstmState& initial, const Tensor& h_BSHV,
+                                  const Tensor& grad_h_BSHV, const MlstmState& grad_state) {
+  const c10::cuda::CUDAGuard guard(in.q_BSHK.device());
+  MlstmBackward out{{at::empty_like(in.q_BSHK), at::empty_like(in.k_BSHK), at::empty_like(in.v_BSHV), at::empty_like(in.igate_BSH),
+                     at::empty_like(in.fgate_BSH), Tensor()},
+                    initial.cell_BHKV.defined() ? empty_state(in) : MlstmState{}};
+  gpu::MlstmBackward args{mlstm_arguments(in, initial),
+                          pointer(h_BSHV),
+                          pointer(grad_h_BSHV),
+                          floats(grad_state.cell_BHKV),
+                          floats(grad_state.normalizer_BHK),
+                          pointer(out.grad_inputs.q_BSHK),
+                          pointer(out.grad_inputs.k_BSHK),
+                          pointer(out.grad_inputs.v_BSHV),
+                          floats(out.grad_inputs.igate_BSH),
+                          floats(out.grad_inputs.fgate_BSH),
+                          floats(out.grad_initial.cell_BHKV),
+                          floats(out.grad_initial.normalizer_BHK),
+                          floats(out.grad_initial.stabilizer_BH),
+                          nullptr};
+  const Tensor memory = workspace(gpu::mlstm_backward_workspace(args), in.q_BSHK);
+  args.workspace = pointer(memory);
+  check(gpu::mlstm_backward(args, c10::cuda::getCurrentCUDAStream()), "mlstm_chunkwise backward, q_BSHK", in.q_BSHK);
+  return out;
+}
+
+}  // namespace
+
+void register_mlstm_chunkwise(CudaBackend& table) {
+  table.mlstm_chunkwise = mlstm_chunkwise_cuda;
+  table.mlstm_backward = mlstm_backward_cuda;
+}
+
+}  // namespace distil_xlstm::ops
