@@ -11,10 +11,10 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "cli/options/bench.h"
-#include "commands/bench_parts.h"
 #include "commands/compute.h"
-#include "commands/device_speed.h"
-#include "commands/teacher_config.h"
+#include "load/teacher_config.h"
+#include "measure/bench_parts.h"
+#include "measure/device_speed.h"
 #include "ops/device.h"
 
 namespace distil_xlstm::commands {
@@ -39,7 +39,7 @@ json geometry(const std::string& name) {
   for (const auto& [known, text] : known_geometries()) {
     if (name == known) return parse_json(text, known);
   }
-  return read_teacher_config(name);
+  return load::read_teacher_config(name);
 }
 
 // Settings of the run that is measured: without a run file, the paper's student, at a size that suits the device.
@@ -79,7 +79,7 @@ json number_or_null(const std::optional<double>& value, double factor = 1.0) {
   return value ? json(*value * factor) : json();
 }
 
-void print_part(const PartResult& part) {
+void print_part(const measure::PartResult& part) {
   const double seconds = part.both_seconds.value_or(part.forward_seconds.value_or(0.0));
   fmt::print("{:<16} {:<50} {:>10} {:>10} {:>10} {:>7.2f} {:>9}\n", part.name, part.shape, milliseconds(part.forward_seconds),
              milliseconds(part.both_seconds), milliseconds(part.floor_seconds), seconds / part.floor_seconds,
@@ -87,7 +87,7 @@ void print_part(const PartResult& part) {
   std::fflush(stdout);
 }
 
-json to_json(const PartResult& part) {
+json to_json(const measure::PartResult& part) {
   return {{"name", part.name},
           {"shape", part.shape},
           {"forward_ms", number_or_null(part.forward_seconds, 1e3)},
@@ -96,7 +96,7 @@ json to_json(const PartResult& part) {
           {"relative_error", number_or_null(part.error)}};
 }
 
-json to_json(const StepBench& step) {
+json to_json(const measure::StepBench& step) {
   return {{"micro_batch_size", step.micro_batch_size},
           {"gradient_accumulation_steps", step.accumulation_steps},
           {"step_ms", step.seconds * 1e3},
@@ -105,7 +105,7 @@ json to_json(const StepBench& step) {
           {"peak_memory_bytes", step.peak_memory_bytes > 0 ? json(step.peak_memory_bytes) : json()}};
 }
 
-void print_trace(const TraceSummary& trace) {
+void print_trace(const measure::TraceSummary& trace) {
   constexpr size_t kShown = 25, kNameWidth = 96;
   fmt::print("  {:.3f} ms from the first start to the last end, {:.3f} ms of them busy ({:.0f} %)\n", trace.seconds * 1e3,
              trace.busy_seconds * 1e3, 100.0 * trace.busy_seconds / trace.seconds);
@@ -120,12 +120,12 @@ void print_trace(const TraceSummary& trace) {
   if (trace.entries.size() > kShown) fmt::print("  and {} more in the trace\n", trace.entries.size() - kShown);
 }
 
-json bench_steps(const BenchSubject& subject, std::vector<int64_t> rows, const std::string& trace_path) {
+json bench_steps(const measure::BenchSubject& subject, std::vector<int64_t> rows, const std::string& trace_path) {
   if (rows.empty()) rows = {subject.config.train.micro_batch_size};
   std::sort(rows.begin(), rows.end());  // the peak memory of the process only grows
   json all = json::array();
   fmt::print("\n");
-  for (const auto& step : bench_step(subject, rows, trace_path)) {
+  for (const auto& step : measure::bench_step(subject, rows, trace_path)) {
     fmt::print("step             {} x {} x {}: {:.1f} ms, {} tokens/s, at best {} ({:.0f} %){}\n", step.accumulation_steps,
                step.micro_batch_size, subject.config.data.context_length, step.seconds * 1e3, format_count(step.tokens_per_second),
                format_count(step.floor_tokens_per_second), 100.0 * step.tokens_per_second / step.floor_tokens_per_second,
@@ -148,27 +148,27 @@ void check_trace(const Options& options) {
     throw IoError("--trace {}: is a directory: name a file", options.trace_path);
 }
 
-BenchSubject make_subject(const Options& options) {
-  BenchSubject subject;
+measure::BenchSubject make_subject(const Options& options) {
+  measure::BenchSubject subject;
   subject.config = load_config(options.run);
   subject.teacher_config = geometry(subject.config.teacher.model);
   subject.teacher = teacher::teacher_shape(subject.teacher_config);
   subject.shape = student::derive_shape(subject.config.student, subject.teacher, subject.config.data.context_length);
   subject.student = student::paper_config(*subject.shape);
   for (const auto& name : options.parts) {
-    if (!has_bench_part(subject, name))
+    if (!measure::has_bench_part(subject, name))
       throw ConfigError("bench: part {}: no block of this student runs it{}", name,
                         name == "convolution" ? " at an mLSTM block's width, at which it is measured" : "");
   }
   subject.device = ops::parse_device(subject.config.train.device);
   subject.compute_dtype = ops::parse_precision(subject.config.train.precision, subject.device);
   subject.teacher_precision = teacher::parse_precision(subject.config.teacher.precision, subject.device);
-  subject.flops_per_second = product_flops(subject.device, subject.compute_dtype);
-  subject.teacher_flops_per_second = subject.teacher_precision.has_fp8_products ? fp8_product_flops(subject.device)
+  subject.flops_per_second = measure::product_flops(subject.device, subject.compute_dtype);
+  subject.teacher_flops_per_second = subject.teacher_precision.has_fp8_products ? measure::fp8_product_flops(subject.device)
                                      : subject.teacher_precision.dtype == subject.compute_dtype
                                          ? subject.flops_per_second
-                                         : product_flops(subject.device, subject.teacher_precision.dtype);
-  subject.bytes_per_second = copy_bytes_per_second(subject.device);
+                                         : measure::product_flops(subject.device, subject.teacher_precision.dtype);
+  subject.bytes_per_second = measure::copy_bytes_per_second(subject.device);
   return subject;
 }
 
@@ -198,13 +198,13 @@ void run_bench(const cli::BenchOptions& options) {
   results["steps"] = is_wanted("step") ? bench_steps(subject, options.step_rows, options.trace_path) : json::array();
   results["parts"] = json::array();
   bool has_header = false;
-  for (const auto& name : known_part_names()) {
-    if (name == "step" || !is_wanted(name) || !has_bench_part(subject, name)) continue;
+  for (const auto& name : measure::known_part_names()) {
+    if (name == "step" || !is_wanted(name) || !measure::has_bench_part(subject, name)) continue;
     if (!has_header)
       fmt::print("\n{:<16} {:<50} {:>10} {:>10} {:>10} {:>7} {:>9}\n", "part", "shape", "forward ms", "both ms", "floor ms", "x floor",
                  "error");
     has_header = true;
-    const auto part = bench_part(subject, name);
+    const auto part = measure::bench_part(subject, name);
     print_part(part);
     results["parts"].push_back(to_json(part));
   }

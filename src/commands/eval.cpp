@@ -14,11 +14,11 @@
 #include "cli/options/eval.h"
 #include "commands/compute.h"
 #include "commands/json_output.h"
-#include "commands/loaded_model.h"
 #include "config/choices.h"
 #include "data/text_reader.h"
 #include "eval/perplexity.h"
 #include "eval/unigram.h"
+#include "load/model.h"
 #include "ops/device.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/vocabulary.h"
@@ -168,7 +168,7 @@ void add_unigram(json& row, double nats, int64_t target_tokens) {
 }
 
 // The rows of the heads that no token has: whether the distributions run over them is an option.
-std::vector<int32_t> choose_left_out_rows(const LoadedModel& model, const Options& options) {
+std::vector<int32_t> choose_left_out_rows(const load::LoadedModel& model, const Options& options) {
   const int64_t num_rows = model.model->vocab_size();
   auto without_token = rows_without_token(model.require_tokenizer(), num_rows);
   if (without_token.empty()) return {};
@@ -181,7 +181,7 @@ std::vector<int32_t> choose_left_out_rows(const LoadedModel& model, const Option
 }
 
 // What the figures depend on.
-json settings_json(const Options& options, const LoadedModel& student, int64_t max_tokens) {
+json settings_json(const Options& options, const load::LoadedModel& student, int64_t max_tokens) {
   const auto& perplexity = options.perplexity;
   const at::Device device = student.model->device();
   json settings = {{"model", options.model}, {"description", student.model->description()}};
@@ -217,13 +217,13 @@ void add(eval::PerplexityResult& total, const eval::PerplexityResult& part) {
 }
 
 struct Models {
-  const LoadedModel& model;
-  const LoadedModel* teacher;
+  const load::LoadedModel& model;
+  const load::LoadedModel* teacher;
 
   // True when it warned.
   bool warn_of_length(int64_t num_tokens, std::string_view what) const {
-    const bool of_model = warn_beyond_positions(model, num_tokens, what);
-    return (teacher != nullptr && warn_beyond_positions(*teacher, num_tokens, what)) || of_model;
+    const bool of_model = load::warn_beyond_positions(model, num_tokens, what);
+    return (teacher != nullptr && load::warn_beyond_positions(*teacher, num_tokens, what)) || of_model;
   }
 };
 
@@ -282,11 +282,11 @@ void run_eval(const cli::EvalOptions& given) {
   check_json_output(options.json_path, inputs, "carry_state");
   std::optional<eval::Unigram> unigram;
   if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
-  const LoadedModel student = load_model(options.model, options.device, options.precision);
+  const load::LoadedModel student = load::load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = student.require_tokenizer();
-  std::optional<LoadedModel> teacher;
+  std::optional<load::LoadedModel> teacher;
   if (!options.teacher.empty()) {
-    teacher = load_model(options.teacher, options.device, options.precision);
+    teacher = load::load_model(options.teacher, options.device, options.precision);
     if (teacher->tokenizer && teacher->tokenizer->fingerprint() != tokenizer.fingerprint()) {
       spdlog::warn("{} and {} have different tokenizer files ({} and {}): ids are taken from the first", options.model, options.teacher,
                    tokenizer.fingerprint(), teacher->tokenizer->fingerprint());

@@ -9,8 +9,8 @@
 #include "cli/options/generate.h"
 #include "commands/compute.h"
 #include "commands/json_output.h"
-#include "commands/loaded_model.h"
 #include "generate/generator.h"
+#include "load/model.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/stop_ids.h"
@@ -80,7 +80,7 @@ void finish(const generate::GenerateResult& result, const Options& options) {
 }
 
 // Answers of one conversation: to the given text alone, or on the terminal, a line a turn, until the input ends.
-void chat(const LoadedModel& loaded, Options options) {
+void chat(const load::LoadedModel& loaded, Options options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const ChatTemplate chat_template(tokenizer.files());
   Conversation conversation{json::array(), nullptr};
@@ -100,7 +100,8 @@ void chat(const LoadedModel& loaded, Options options) {
   while (read_turn()) {
     messages.push_back(chat_message("user", text));
     const auto prompt = tokenizer.encode(chat_template.render(conversation, true));  // the template writes BOS where it is wanted
-    warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+    load::warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens,
+                                "prompt and --max-new-tokens");
     const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
       if (options.json_path != "-") show(piece);
     });
@@ -109,7 +110,7 @@ void chat(const LoadedModel& loaded, Options options) {
   }
 }
 
-void complete(const LoadedModel& loaded, const Options& options) {
+void complete(const load::LoadedModel& loaded, const Options& options) {
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const std::string text = given_text(options);
   std::vector<int32_t> prompt = encode_prompt(tokenizer, text);
@@ -118,7 +119,7 @@ void complete(const LoadedModel& loaded, const Options& options) {
     if (!start) throw ConfigError("--prompt is empty, and the tokenizer has no BOS or EOS to start from: give a text");
     prompt.push_back(*start);
   }
-  warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
+  load::warn_beyond_positions(loaded, static_cast<int64_t>(prompt.size()) + options.generate.max_new_tokens, "prompt and --max-new-tokens");
   check_rows(prompt, tokenizer, loaded.model->vocab_size(), options.model);
   if (options.json_path != "-") show(text);
   const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
@@ -133,7 +134,7 @@ void run_generate(const cli::GenerateOptions& options) {
   generate::check(options.generate.sampling);
   check_json_output(options.json_path, {options.prompt_file, options.model}, "finish_reason");
   const SignalGuard guard;
-  const LoadedModel loaded = load_model(options.model, options.device, options.precision);
+  const load::LoadedModel loaded = load::load_model(options.model, options.device, options.precision);
   Options with_stops = options;
   with_stops.generate.model_name = options.model;
   if (!options.ignore_eos) with_stops.generate.stop_ids = stop_ids(loaded.files, loaded.require_tokenizer());

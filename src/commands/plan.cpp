@@ -9,13 +9,13 @@
 #include "cli/counted.h"
 #include "cli/options/plan.h"
 #include "commands/compute.h"
-#include "commands/device_speed.h"
-#include "commands/teacher_config.h"
 #include "data/loader.h"
 #include "data/token_shard.h"
 #include "distill/schedule_table.h"
 #include "eval/validation.h"
 #include "io/model_files.h"
+#include "load/teacher_config.h"
+#include "measure/device_speed.h"
 #include "ops/device.h"
 #include "student/registry.h"
 #include "train/estimate.h"
@@ -164,7 +164,7 @@ void print_time(const Plan& p, const Options& options, const std::vector<std::pa
              flop(flops.teacher_body + flops.teacher_head), flop(flops.teacher_body), flop(flops.teacher_head),
              flop(flops.student_mixer + flops.student_head), flop(flops.student_mixer), flop(flops.student_head));
   const bool is_given = options.tflops > 0;
-  const double rate = is_given ? options.tflops * 1e12 : product_flops(p.device, p.compute_dtype);
+  const double rate = is_given ? options.tflops * 1e12 : measure::product_flops(p.device, p.compute_dtype);
   fmt::print("Time       at {}FLOP/s ({}) at best {} tokens/s\n", format_count(rate),
              is_given ? "as given" : "large matrix products, measured on " + p.device.str(), format_count(rate / flops.total()));
   for (const auto& [name, length] : lengths) {
@@ -204,7 +204,7 @@ void run_plan(const cli::PlanOptions& options) {
   const int64_t limit_bytes = options.memory.empty() ? 0 : parse_bytes(options.memory);
   Plan p;
   p.config = options.run.load().run;
-  p.teacher = read_teacher_shape(p.config.teacher.model);
+  p.teacher = load::read_teacher_shape(p.config.teacher.model);
   p.student = student::derive_shape(p.config.student, p.teacher, p.config.data.context_length);
   p.device = ops::parse_device(p.config.train.device);
   p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);

@@ -8,9 +8,9 @@
 #include "base/text.h"
 #include "cli/options/synthesize.h"
 #include "commands/compute.h"
-#include "commands/loaded_model.h"
 #include "generate/synthesis_output.h"
 #include "generate/synthesize.h"
+#include "load/model.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/stop_ids.h"
 #include "tokenizer/vocabulary.h"
@@ -46,7 +46,7 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens < 1) throw ConfigError("--max-tokens {}: must be at least 1", options.max_tokens);
   generate::check_synthesis_output(options.output, {options.model});
-  const LoadedModel loaded = load_model(options.model, options.device, options.precision);
+  const load::LoadedModel loaded = load::load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const auto borders = document_borders(tokenizer, document_end_id(options.document_end, tokenizer));
   options.synthesize.prompt = encode_prompt(tokenizer, options.prompt);

@@ -23,6 +23,7 @@ struct ScheduleSettings {
 struct TeacherSettings {
   std::string model;
   std::string precision = "auto";  // "auto" (bf16 on GPUs that have it, else fp32) | "fp32" | "bf16" | "fp16" | "fp8"
+  std::string source = "live";     // a name of teacher/source.h
 };
 
 struct StudentSettings {

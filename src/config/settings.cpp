@@ -78,6 +78,7 @@ void add_teacher(TableBuilder& t) {
            "of the teacher's weights and products; auto: bf16 on GPUs that have it, else fp32; fp8: the layers' products, the rest in bf16",
            "--teacher-precision")
       .on_resume = kAfterFailure;
+  t.registered(AT(teacher.source), {"live"}, "where its signals come from; live: the model runs for each micro-batch", "-");
 }
 
 void add_student(TableBuilder& t) {

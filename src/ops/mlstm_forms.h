@@ -1,14 +1,14 @@
 // The implementations behind mlstm_chunkwise and mlstm_recurrent: all take and give the same tensors.
 #pragma once
 
+#include "kernels/mlstm_constants.h"
 #include "ops/mlstm.h"
 
 namespace distil_xlstm::ops {
 
 // How far below zero the frame of the read-out may go: exp(-frame) must stay finite (docs/mathematics.md 9, point 1). Any frame gives the
 // same output.
-inline constexpr double kMinReadoutFrame = -10.0;
-inline constexpr double kMlstmEps = 1e-6;
+using kernels::kMinReadoutFrame, kernels::kMlstmEps;
 
 struct MlstmBackward {
   MlstmInputs grad_inputs;

@@ -3,7 +3,7 @@
 #include <map>
 
 #include "base/error.h"
-#include "base/text.h"
+#include "config/names.h"
 
 namespace distil_xlstm::teacher {
 namespace {
@@ -19,7 +19,7 @@ const MakeTeacherSource& find(const std::string& name) {
   if (found != sources().end()) return found->second;
   std::vector<std::string> names;
   for (const auto& [known, ignored] : sources()) names.push_back(known);
-  throw ConfigError("teacher.source = \"{}\": must be one of {}{}", name, join(names, ", "), did_you_mean(name, names));
+  throw config::unknown_name(name, names, "teacher.source");
 }
 
 }  // namespace

@@ -166,8 +166,12 @@ std::string Search::turn_end_at(const std::string& text, size_t from) const {
 
 const std::string& Search::prompt_header() {
   if (!prompt_header_) {
-    const std::string prompted = render_again(conversation_, true);
-    prompt_header_ = prompted.starts_with(rendered_) ? prompted.substr(rendered_.size()) : "";
+    prompt_header_ = "";
+    try {
+      const std::string prompted = render_again(conversation_, true);
+      if (prompted.starts_with(rendered_)) prompt_header_ = prompted.substr(rendered_.size());
+    } catch (const DataError&) {  // NOLINT(bugprone-empty-catch): a template may refuse to ask for an answer behind an answer
+    }
   }
   return *prompt_header_;
 }

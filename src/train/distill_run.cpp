@@ -61,6 +61,7 @@ void check_settings_alone(const config::RunConfig& run) {
   if (run.data.train.empty() && run.data.sources.empty())
     problems.emplace_back("data.train is not set: name shards or text, such as --train FILE");
   try {
+    teacher::check_teacher_source(run.teacher.source);
     distill::check_before_length(run.distill, run.train.max_steps);
   } catch (const ConfigError& error) {
     problems.emplace_back(error.what());
@@ -243,7 +244,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   throw_if_interrupted();
   set_origin(s, files, tokenizer, checkpoint);
   load_teacher(s, files);
-  s.source = std::make_unique<teacher::LiveTeacher>(*s.teacher);
+  s.source = teacher::make_teacher_source(s.config.teacher.source, *s.teacher);
   choose_head_rows(s, tokenizer);
   make_student(s, start);
   start.reset();  // an old run's weights are mapped by it

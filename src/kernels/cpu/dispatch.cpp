@@ -32,6 +32,11 @@ std::vector<InstructionSet> supported_instruction_sets() {
   return sets;
 }
 
+InstructionSet best_instruction_set() {
+  static const InstructionSet best = supported_instruction_sets().back();
+  return best;
+}
+
 const char* name(InstructionSet set) {
   switch (set) {
     case InstructionSet::avx512:
@@ -54,8 +59,7 @@ const CpuKernels<double>& cpu_kernels(InstructionSet set) {
 
 template <typename T>
 const CpuKernels<T>& cpu_kernels() {
-  static const InstructionSet best = supported_instruction_sets().back();
-  return cpu_kernels<T>(best);
+  return cpu_kernels<T>(best_instruction_set());
 }
 template const CpuKernels<float>& cpu_kernels<float>();
 template const CpuKernels<double>& cpu_kernels<double>();

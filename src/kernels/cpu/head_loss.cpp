@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/cpu/kernels.h"
+
 // Vectors of 16 floats are one AVX-512 register, two AVX2 or four SSE ones; everything that takes them is inlined into one function per
 // instruction set, so that no vector crosses a call.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -51,7 +53,7 @@ DX_INLINE float exponential(float x) {
   return std::exp(x);
 }
 
-// exp for x <= 0 (and a little above): 2^n * exp(r) with |r| <= ln(2) / 2; below -87 the result is 0. Within 2 ulp; NaN stays NaN.
+// Shorter than that of vector.inc, since up to seven are taken an element: exp for x <= 0 (and a little above), 2^n * exp(r) with |r| <= ln(2) / 2; below -87 the result is 0. Within 2 ulp; NaN stays NaN.
 DX_INLINE Floats exponential(const Floats& x) {
   const Floats clamped = x < -87.0F ? Floats{} - 87.0F : x;
   const Floats shifted = clamped * 1.44269504F + 12582912.0F;  // adding 1.5 * 2^23 leaves the rounded integer in the low bits
@@ -472,14 +474,16 @@ __attribute__((target("avx2,fma"))) void rows_avx2(const PassArguments<float>& x
 
 template <Pass kPass>
 void run(const PassArguments<float>& x) {
+  switch (best_instruction_set()) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw")) {
-    return rows_avx512<kPass>(x);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return rows_avx2<kPass>(x);
+    case InstructionSet::avx512:
+      return rows_avx512<kPass>(x);
+    case InstructionSet::avx2:
+      return rows_avx2<kPass>(x);
 #endif
-  rows_baseline<kPass>(x);
+    default:
+      return rows_baseline<kPass>(x);
+  }
 }
 template <Pass kPass>
 void run(const PassArguments<double>& x) {

@@ -192,6 +192,7 @@ enum class InstructionSet { baseline, avx2, avx512 };
 
 // The sets that this processor has, best last.
 std::vector<InstructionSet> supported_instruction_sets();
+InstructionSet best_instruction_set();  // the last of them
 const char* name(InstructionSet set);
 
 template <typename T>

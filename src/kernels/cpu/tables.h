@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/mlstm_constants.h"
 
 namespace distil_xlstm::kernels {
 

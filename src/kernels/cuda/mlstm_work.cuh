@@ -4,6 +4,7 @@
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/mlstm_chunkwise.h"
 #include "kernels/cuda/mma_tile.cuh"
+#include "kernels/mlstm_constants.h"
 
 namespace distil_xlstm::kernels::cuda {
 namespace {
@@ -11,8 +12,9 @@ namespace {
 constexpr int L = kMlstmChunk;
 constexpr int kTile = L * L;  // elements of a tile of 64 tokens and 64 columns
 constexpr int kStages = 3;    // tiles in flight
-constexpr float kEps = 1e-6f, kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kMinFrame = -10.0f * kLog2E;  // exp(-frame) must stay finite; any frame gives the same output
+constexpr float kEps = float(kMlstmEps), kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kMinFrame = float(kMinReadoutFrame) * kLog2E;
+static_assert(kEps == 1e-6f);
 constexpr int kScanThreads = 256, kTileThreads = 128;
 
 __device__ constexpr float none() {

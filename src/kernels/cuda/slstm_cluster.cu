@@ -70,9 +70,8 @@ size_t backward_shared_bytes(int K) {
 }
 
 // Where a thread works: lane (g, c) of a warp has units `unit`, `unit` + 1 of rows first_row, first_row + 1 (slstm_mma.cuh).
-struct Thread {
-  int lane, warp, g, c, blocks, block, h, unit, local_unit, first_row;
-  bool has_unit, has_row[2];
+struct Thread : Cells {
+  int lane, warp, g, blocks, block, local_unit;
   __device__ Thread(int B, int H, int K) {
     lane = threadIdx.x % 32;
     warp = threadIdx.x / 32;
@@ -240,14 +239,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const SlstmForward
       store_word(x.y_BSHK, to, word);
       if (kSave) {
         save_step<T>(saved.gates_BSHK2 + to / 2, saved.ratio_BSHK + to, step);
-        if (t == 0) {
-          const int64_t edge = (int64_t(at.first_row + j) * x.H + at.h) * K + at.unit;
-#pragma unroll
-          for (int v = 0; v < 2; ++v) {
-            saved.first_decay_BHK[edge + v] = starts[j] ? 0.0f : step[v].decay;
-            saved.first_slope_BHK[edge + v] = step[v].forget_slope;
-          }
-        }
+        if (t == 0) save_first_step(saved, at.of_row(j, x.H, K), starts[j], step);
       }
     }
     cluster_arrive();
@@ -257,19 +249,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const SlstmForward
     set_sums();
   }
   cluster_wait();  // no block leaves while another still writes to it
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (!at.has_row[j]) continue;
-    const int64_t to = (int64_t(at.first_row + j) * x.H + at.h) * K + at.unit;
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      x.hidden_BHK[to + v] = y[j][v];
-      x.cell_BHK[to + v] = state[j][v].c;
-      x.normalizer_BHK[to + v] = state[j][v].n;
-      x.stabilizer_BHK[to + v] = state[j][v].m2 * (1.0f / kLog2E);
-      if (kSave) saved.last_normalizer_BHK[to + v] = state[j][v].n;
-    }
-  }
+  store_last_states<kSave>(x, saved, at, K, y, state);
 }
 
 // Shared memory: dp of the block's units [8 rows][4 gates][64], partial sums of their dy [block][8 rows][64], then the m-tiles of R beyond
@@ -307,17 +287,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const SlstmBackwa
 
   Running running[2][2] = {};
   float dy[2][2] = {}, bias_sum[4][2] = {};
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (!at.has_row[j]) continue;
-    const int64_t from = (int64_t(at.first_row + j) * x.H + at.h) * K + at.unit;
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      const float n = saved.last_normalizer_BHK[from + v];
-      dy[j][v] = x.grad_hidden_BHK[from + v];
-      running[j][v] = {n * x.grad_cell_BHK[from + v], n * x.grad_normalizer_BHK[from + v]};
-    }
-  }
+  load_last_gradients(x, saved, at, K, dy, running);
   const int64_t row_step = int64_t(x.S) * x.H * K, token_step = int64_t(x.H) * K;
   int64_t place = int64_t(at.first_row) * row_step + (x.S - 1) * token_step + int64_t(at.h) * K;
   uint4 gates[2];
@@ -456,28 +426,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const SlstmBackwa
     place -= token_step;
   }
   cluster_wait();
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (!at.has_row[j]) continue;
-    const int64_t to = (int64_t(at.first_row + j) * x.H + at.h) * K + at.unit;
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      x.grad_hidden_BHK[to + v] = dy[j][v];
-      x.grad_cell_BHK[to + v] = running[j][v].D;
-      x.grad_normalizer_BHK[to + v] = running[j][v].E;
-    }
-  }
-  if (!x.grad_bias_PHGK) return;
-#pragma unroll
-  for (int gate = 0; gate < 4; ++gate) {
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      float sum = bias_sum[gate][v];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (at.c == 0 && at.has_unit) x.grad_bias_PHGK[((int64_t(blockIdx.y) * x.H + at.h) * 4 + gate) * K + at.unit + v] = sum;
-    }
-  }
+  store_first_gradients(x, at, K, dy, running, bias_sum);
 }
 
 template <typename Arguments>

@@ -10,6 +10,9 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/slstm_scan.h"
 
 namespace distil_xlstm::kernels::cuda {
 
@@ -201,6 +204,96 @@ __device__ inline void advance_backward(Running& s, float total, float share, fl
   grads[1] = slope * (ratio_before * s.D + s.E);
   grads[2] = share * (1.0f - z * z) * s.D;
   grads[3] = o.complement * ratio * gated;
+}
+
+// Where a thread works: units `unit`, `unit` + 1 of rows first_row, first_row + 1 of head h; c is its place among the four lanes that share
+// them out. Of a thread without unit or row nothing is stored.
+struct Cells {
+  int h, unit, c, first_row;
+  bool has_unit, has_row[2];
+
+  // Of its first unit in row first_row + j, in tensors [B, H, K].
+  __device__ int64_t of_row(int j, int H, int K) const { return (int64_t(first_row + j) * H + h) * K + unit; }
+};
+
+// What backward needs of a sequence's first step, where its gradient goes to the initial state.
+__device__ inline void save_first_step(const SavedLayout& saved, int64_t at, bool starts, const Step (&step)[2]) {
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    saved.first_decay_BHK[at + v] = starts ? 0.0f : step[v].decay;
+    saved.first_slope_BHK[at + v] = step[v].forget_slope;
+  }
+}
+
+template <bool kSave>
+__device__ inline void store_last_states(const SlstmForward& x, const SavedLayout& saved, const Cells& cells, int K, const float (&y)[2][2],
+                                         const State (&state)[2][2]) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (!cells.has_row[j]) continue;
+    const int64_t at = cells.of_row(j, x.H, K);
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      x.hidden_BHK[at + v] = y[j][v];
+      x.cell_BHK[at + v] = state[j][v].c;
+      x.normalizer_BHK[at + v] = state[j][v].n;
+      x.stabilizer_BHK[at + v] = state[j][v].m2 * (1.0f / kLog2E);
+      if (kSave) saved.last_normalizer_BHK[at + v] = state[j][v].n;
+    }
+  }
+}
+
+__device__ inline void load_last_gradients(const SlstmBackward& x, const SavedLayout& saved, const Cells& cells, int K, float (&dy)[2][2],
+                                           Running (&running)[2][2]) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (!cells.has_row[j]) continue;
+    const int64_t at = cells.of_row(j, x.H, K);
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      const float n = saved.last_normalizer_BHK[at + v];
+      dy[j][v] = x.grad_hidden_BHK[at + v];
+      running[j][v] = {n * x.grad_cell_BHK[at + v], n * x.grad_normalizer_BHK[at + v]};
+    }
+  }
+}
+
+// Gradients of the initial states, and of the bias over this block's rows.
+__device__ inline void store_first_gradients(const SlstmBackward& x, const Cells& cells, int K, const float (&dy)[2][2],
+                                             const Running (&running)[2][2], const float (&bias_sum)[4][2]) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (!cells.has_row[j]) continue;
+    const int64_t at = cells.of_row(j, x.H, K);
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      x.grad_hidden_BHK[at + v] = dy[j][v];
+      x.grad_cell_BHK[at + v] = running[j][v].D;
+      x.grad_normalizer_BHK[at + v] = running[j][v].E;
+    }
+  }
+  if (!x.grad_bias_PHGK) return;
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) {
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      float sum = bias_sum[gate][v];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (cells.c == 0 && cells.has_unit) x.grad_bias_PHGK[((int64_t(blockIdx.y) * x.H + cells.h) * 4 + gate) * K + cells.unit + v] = sum;
+    }
+  }
+}
+
+// Calls launch with the number of 16-unit tiles that K fits, as std::integral_constant.
+template <typename Launch>
+cudaError_t launch_by_width(int K, const Launch& launch) {
+  if (K <= 16) return launch(std::integral_constant<int, 1>());
+  if (K <= 32) return launch(std::integral_constant<int, 2>());
+  if (K <= 48) return launch(std::integral_constant<int, 3>());
+  if (K <= 64) return launch(std::integral_constant<int, 4>());
+  if (K <= 96) return launch(std::integral_constant<int, 6>());
+  return launch(std::integral_constant<int, 8>());
 }
 
 }  // namespace distil_xlstm::kernels::cuda

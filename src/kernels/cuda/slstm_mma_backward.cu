@@ -21,6 +21,7 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int h = blockIdx.x, K = kExact ? 16 * KT : x.K, unit = 16 * warp + 2 * g, first_row = blockIdx.y * kRows + 2 * c;
   const bool has_unit = unit < K, has_row[2] = {has_unit && first_row < x.B, has_unit && first_row + 1 < x.B};
+  const Cells cells{h, unit, c, first_row, has_unit, {has_row[0], has_row[1]}};
   const SavedLayout saved = saved_layout(const_cast<void*>(x.saved), x.B, x.S, x.H, K);
 
   // a: R[e][gate][d] with m = e, k = (gate, d).
@@ -40,17 +41,7 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
 
   Running running[2][2] = {};
   float dy[2][2] = {}, bias_sum[4][2] = {};
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (!has_row[j]) continue;
-    const int64_t at = (int64_t(first_row + j) * x.H + h) * K + unit;
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      const float n = saved.last_normalizer_BHK[at + v];
-      dy[j][v] = x.grad_hidden_BHK[at + v];
-      running[j][v] = {n * x.grad_cell_BHK[at + v], n * x.grad_normalizer_BHK[at + v]};
-    }
-  }
+  load_last_gradients(x, saved, cells, K, dy, running);
 
   // Of a lane without unit or row, loads are those of another one, and nothing is stored.
   const int64_t row_step = int64_t(x.S) * x.H * K, token_step = int64_t(x.H) * K;
@@ -185,28 +176,7 @@ __global__ void __launch_bounds__(32 * KT, 1) backward_kernel(const SlstmBackwar
       }
     }
   }
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (!has_row[j]) continue;
-    const int64_t at = (int64_t(first_row + j) * x.H + h) * K + unit;
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      x.grad_hidden_BHK[at + v] = dy[j][v];
-      x.grad_cell_BHK[at + v] = running[j][v].D;
-      x.grad_normalizer_BHK[at + v] = running[j][v].E;
-    }
-  }
-  if (!x.grad_bias_PHGK) return;
-#pragma unroll
-  for (int gate = 0; gate < 4; ++gate) {
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      float sum = bias_sum[gate][v];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (c == 0 && has_unit) x.grad_bias_PHGK[((int64_t(blockIdx.y) * x.H + h) * 4 + gate) * K + unit + v] = sum;
-    }
-  }
+  store_first_gradients(x, cells, K, dy, running, bias_sum);
 }
 
 template <typename T, int KT>
@@ -216,20 +186,12 @@ cudaError_t launch(const SlstmBackward& x, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename T>
-cudaError_t launch_by_width(const SlstmBackward& x, cudaStream_t stream) {
-  if (x.K <= 16) return launch<T, 1>(x, stream);
-  if (x.K <= 32) return launch<T, 2>(x, stream);
-  if (x.K <= 48) return launch<T, 3>(x, stream);
-  if (x.K <= 64) return launch<T, 4>(x, stream);
-  if (x.K <= 96) return launch<T, 6>(x, stream);
-  return launch<T, 8>(x, stream);
-}
-
 }  // namespace
 
 cudaError_t slstm_backward_mma(const SlstmBackward& x, cudaStream_t stream) {
-  return x.type == Type::bfloat16 ? launch_by_width<__nv_bfloat16>(x, stream) : launch_by_width<__half>(x, stream);
+  return launch_by_width(x.K, [&](auto tiles) {
+    return x.type == Type::bfloat16 ? launch<__nv_bfloat16, tiles()>(x, stream) : launch<__half, tiles()>(x, stream);
+  });
 }
 
 }  // namespace distil_xlstm::kernels::cuda

@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int h = blockIdx.x, K = kExact ? 16 * KT : x.K, unit = 16 * warp + 2 * g, first_row = blockIdx.y * kRows + 2 * c;
   const bool has_unit = unit < K, has_row[2] = {has_unit && first_row < x.B, has_unit && first_row + 1 < x.B};
+  const Cells cells{h, unit, c, first_row, has_unit, {has_row[0], has_row[1]}};
   const SavedLayout saved = saved_layout(x.saved, x.B, x.S, x.H, K);
 
   // a: R[e][gate][d] with m = d, k = e.
@@ -164,31 +165,13 @@ __global__ void __launch_bounds__(32 * KT, 1) forward_kernel(const SlstmForward 
     if (kSave && t == 0) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        if (!has_row[j]) continue;
-        const int64_t edge = (int64_t(first_row + j) * x.H + h) * K + unit;
-#pragma unroll
-        for (int v = 0; v < 2; ++v) {
-          saved.first_decay_BHK[edge + v] = starts[j] ? 0.0f : step[j][v].decay;
-          saved.first_slope_BHK[edge + v] = step[j][v].forget_slope;
-        }
+        if (has_row[j]) save_first_step(saved, cells.of_row(j, x.H, K), starts[j], step[j]);
       }
     }
     starts[0] = starts_next[0];
     starts[1] = starts_next[1];
   }
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (!has_row[j]) continue;
-    const int64_t at = (int64_t(first_row + j) * x.H + h) * K + unit;
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      x.hidden_BHK[at + v] = y[j][v];
-      x.cell_BHK[at + v] = state[j][v].c;
-      x.normalizer_BHK[at + v] = state[j][v].n;
-      x.stabilizer_BHK[at + v] = state[j][v].m2 * (1.0f / kLog2E);
-      if (kSave) saved.last_normalizer_BHK[at + v] = state[j][v].n;
-    }
-  }
+  store_last_states<kSave>(x, saved, cells, K, y, state);
 }
 
 template <typename T, int KT>
@@ -201,20 +184,12 @@ cudaError_t launch(const SlstmForward& x, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename T>
-cudaError_t launch_by_width(const SlstmForward& x, cudaStream_t stream) {
-  if (x.K <= 16) return launch<T, 1>(x, stream);
-  if (x.K <= 32) return launch<T, 2>(x, stream);
-  if (x.K <= 48) return launch<T, 3>(x, stream);
-  if (x.K <= 64) return launch<T, 4>(x, stream);
-  if (x.K <= 96) return launch<T, 6>(x, stream);
-  return launch<T, 8>(x, stream);
-}
-
 }  // namespace
 
 cudaError_t slstm_forward_mma(const SlstmForward& x, cudaStream_t stream) {
-  return x.type == Type::bfloat16 ? launch_by_width<__nv_bfloat16>(x, stream) : launch_by_width<__half>(x, stream);
+  return launch_by_width(x.K, [&](auto tiles) {
+    return x.type == Type::bfloat16 ? launch<__nv_bfloat16, tiles()>(x, stream) : launch<__half, tiles()>(x, stream);
+  });
 }
 
 }  // namespace distil_xlstm::kernels::cuda

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <spdlog/spdlog.h>
 
+#include <mutex>
 #include <optional>
 
 #include "base/error.h"
@@ -207,6 +208,7 @@ class XlstmStudent final : public PaperStudent {
   // The matrices in the types of their products: converted once, and kept until a parameter changes.
   const std::vector<MixerWeights>& converted_blocks(at::ScalarType compute_dtype) {
     if (compute_dtype == dtype_) return blocks_;
+    const std::scoped_lock lock(cast_mutex_);  // threads that decode may be the first to ask, all at once
     int64_t version = 0;
     for (const auto& [name, tensor] : parameters_) version += tensor._version();
     if (cast_blocks_.empty() || cast_dtype_ != compute_dtype || cast_version_ != version) {
@@ -232,6 +234,7 @@ class XlstmStudent final : public PaperStudent {
   std::vector<MixerWeights> blocks_, cast_blocks_;
   at::ScalarType dtype_ = at::kFloat, step_dtype_ = at::kFloat, cast_dtype_ = at::kFloat;
   int64_t cast_version_ = -1;
+  std::mutex cast_mutex_;  // of cast_blocks_, cast_dtype_, cast_version_
 };
 
 void check_frozen(const char* what, const Tensor& tensor, const StudentConfig& config) {

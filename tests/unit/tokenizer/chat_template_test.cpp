@@ -252,6 +252,16 @@ TEST(ChatTemplate, AnEndThatOnlyTurnsBeforeTheLastHaveCounts) {
   EXPECT_THAT(answers(chat_template, conversation), ElementsAre("<call>f</call></s>", "</s>", "A"));
 }
 
+TEST(ChatTemplate, ATemplateMayRefuseToAskBehindAnAnswer) {
+  const ChatTemplate refusing(
+      files_with("{% if add_generation_prompt and messages[-1].role == 'assistant' %}{{ raise_exception('answered') }}{% endif %}"
+                 "{% for m in messages %}<sep>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}{% for c in m.tool_calls or [] %}<call>"
+                 "{{ c.function.name }}</call>{% endfor %}</s>\n{% endfor %}{% if add_generation_prompt %}<sep>assistant\n{% endif %}"));
+  Conversation conversation = chat({{"user", "U"}, {"assistant", "<think>R</think>A"}, {"user", "V"}, {"assistant", ""}});
+  conversation.messages[3]["tool_calls"] = {{{"function", {{"name", "f"}}}}};
+  EXPECT_THAT(answers(refusing, conversation), ElementsAre("A</s>", "<call>f</call></s>"));
+}
+
 TEST(ChatTemplate, AnswersThatAreNotFoundAreTold) {
   const ChatTemplate cutting(files_with("{% for m in messages[-2:] %}<sep>{{ m.content }}</s>{% endfor %}"));
   const RenderedChat chat_of_two = cutting.render_spans(kTwoTurns);

@@ -1,14 +1,14 @@
 // The part of `selfcheck` that decodes: what `generate` runs, beside what `eval` and training run.
 #include <map>
 
-#include "commands/operations.h"
-#include "commands/selfcheck.h"
+#include "measure/operations.h"
+#include "measure/selfcheck.h"
 #include "ops/device.h"
 #include "ops/head_loss.h"
 #include "student/paper/student.h"
 #include "teacher/teacher.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 constexpr int64_t kVocabulary = 50, kWidth = 32, kTokens = 12, kPrompt = 4;
@@ -141,4 +141,4 @@ std::vector<Check> decoding_checks(at::Device device) {
   return checks;
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

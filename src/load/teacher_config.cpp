@@ -1,10 +1,10 @@
-#include "commands/teacher_config.h"
+#include "load/teacher_config.h"
 
 #include "base/error.h"
 #include "base/file.h"
 #include "io/model_files.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::load {
 namespace {
 
 json read_config(const std::string& model) {
@@ -39,4 +39,4 @@ teacher::TeacherShape read_teacher_shape(const std::string& model) {
   return files && files->kind == io::ModelKind::transformer ? teacher::teacher_shape(*files) : teacher::teacher_shape(config);
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::load

@@ -5,7 +5,7 @@
 
 #include "ops/tensor.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 
 // FLOP/s of matrix products of a size that keeps the device busy, in about half a second.
 double product_flops(at::Device device, at::ScalarType dtype);
@@ -20,4 +20,4 @@ double copy_bytes_per_second(at::Device device);
 // at least 20 ms, up to nine blocks or about three seconds.
 double median_seconds(const std::function<void()>& call, at::Device device);
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

@@ -1,10 +1,10 @@
-#include "commands/bench_parts.h"
+#include "measure/bench_parts.h"
 
 #include <gtest/gtest.h>
 
 #include "cli/options/bench.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 // The command line names the parts without LibTorch.
@@ -13,4 +13,4 @@ TEST(BenchParts, TheCommandLineKnowsThemAll) {
 }
 
 }  // namespace
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

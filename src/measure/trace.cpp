@@ -1,4 +1,4 @@
-#include "commands/trace.h"
+#include "measure/trace.h"
 
 #include <torch/csrc/autograd/profiler_kineto.h>
 
@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "ops/device.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 namespace profiler = torch::autograd::profiler;
@@ -109,4 +109,4 @@ TraceSummary write_trace(const std::filesystem::path& path, const std::function<
   return summarize(std::move(events));
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

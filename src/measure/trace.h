@@ -8,7 +8,7 @@
 
 #include "ops/tensor.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 
 struct TraceEntry {
   std::string name;
@@ -27,4 +27,4 @@ struct TraceSummary {
 // profiler saw nothing on the device; the file is then as it was.
 TraceSummary write_trace(const std::filesystem::path& path, const std::function<void()>& work, at::Device device);
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

@@ -1,13 +1,13 @@
 // The part of `selfcheck` that runs the kernels of training in their own types: float32, and on a GPU bfloat16 and float16.
 #include <algorithm>
 
-#include "commands/operations.h"
-#include "commands/selfcheck.h"
+#include "measure/operations.h"
+#include "measure/selfcheck.h"
 #include "ops/device.h"
 #include "ops/head_loss.h"
 #include "student/paper/student.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 // A vocabulary that is a multiple of nothing, and masked positions.
@@ -96,4 +96,4 @@ std::vector<Check> precision_checks(at::Device device) {
   return checks;
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

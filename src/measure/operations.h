@@ -10,7 +10,7 @@
 #include "config/choices.h"
 #include "ops/tensor.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 
 struct OperationInput {
   Tensor value;             // float64 on the CPU
@@ -58,4 +58,4 @@ Tensor draw(at::IntArrayRef sizes, double scale = 1.0);
 // Documents that begin inside rows: uint8 [B, S].
 Tensor draw_starts(int64_t B, int64_t S);
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

@@ -1,4 +1,4 @@
-#include "commands/loaded_model.h"
+#include "load/model.h"
 
 #include "base/error.h"
 #include "base/log.h"
@@ -6,7 +6,7 @@
 #include "student/registry.h"
 #include "teacher/teacher.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::load {
 
 const Tokenizer& LoadedModel::require_tokenizer() const {
   if (!tokenizer) throw DataError("{}: no tokenizer.json beside the model: copy the one it was trained with there", files.path.string());
@@ -37,4 +37,4 @@ bool warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::s
   return true;
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::load

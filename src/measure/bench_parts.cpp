@@ -1,4 +1,4 @@
-#include "commands/bench_parts.h"
+#include "measure/bench_parts.h"
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -8,13 +8,13 @@
 #include <tuple>
 
 #include "base/error.h"
-#include "commands/device_speed.h"
-#include "commands/operations.h"
+#include "measure/device_speed.h"
+#include "measure/operations.h"
 #include "ops/device.h"
 #include "ops/head_loss.h"
 #include "train/estimate.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 constexpr int64_t kErrorTokens = 64;  // enough for every kernel's paths, and quick in float64 on a CPU
@@ -263,4 +263,4 @@ PartResult bench_part(const BenchSubject& subject, const std::string& name) {
   throw ValueError("bench: no part \"{}\": must be one of {}", name, fmt::join(known_part_names(), ", "));
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

@@ -1,13 +1,13 @@
 // The whole optimizer step of `bench`, as the trainer makes it, on random tokens.
-#include "commands/bench_parts.h"
-#include "commands/device_speed.h"
 #include "distill/objective.h"
+#include "measure/bench_parts.h"
+#include "measure/device_speed.h"
 #include "ops/device.h"
 #include "student/student.h"
 #include "train/estimate.h"
 #include "train/step.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 data::Batch random_batch(const BenchSubject& subject, int64_t rows) {
@@ -63,4 +63,4 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
   return results;
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

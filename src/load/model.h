@@ -10,7 +10,7 @@
 #include "nn/language_model.h"
 #include "tokenizer/tokenizer.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::load {
 
 struct LoadedModel {
   io::ModelFiles files;
@@ -27,4 +27,4 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
 // Warns when a transformer gets more tokens than it was made for; `what` says what asks for them ("--context-length").
 bool warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what);
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::load

@@ -1,4 +1,4 @@
-#include "commands/device_speed.h"
+#include "measure/device_speed.h"
 
 #include <algorithm>
 #include <vector>
@@ -7,7 +7,7 @@
 #include "ops/device.h"
 #include "ops/fp8.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 int64_t product_size(at::Device device) {
@@ -61,4 +61,4 @@ double median_seconds(const std::function<void()>& call, at::Device device) {
   return times[times.size() / 2];
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

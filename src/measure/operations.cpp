@@ -1,4 +1,4 @@
-#include "commands/operations.h"
+#include "measure/operations.h"
 
 #include <torch/csrc/autograd/autograd.h>
 
@@ -13,7 +13,7 @@
 #include "ops/norm.h"
 #include "ops/slstm.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 // The outputs, then the gradient of each input.
@@ -151,4 +151,4 @@ Operation slstm_operation(int64_t B, int64_t S, int64_t H, int64_t K, Borders bo
           }};
 }
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

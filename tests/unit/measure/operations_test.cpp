@@ -1,13 +1,13 @@
-#include "commands/operations.h"
+#include "measure/operations.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "commands/selfcheck.h"
+#include "measure/selfcheck.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -37,4 +37,4 @@ TEST(Errors, AnOperationThatGivesNoNumbersShows) {
 }
 
 }  // namespace
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

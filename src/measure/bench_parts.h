@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "base/json.h"
-#include "commands/trace.h"
 #include "config/run_config.h"
+#include "measure/trace.h"
 #include "student/paper/shape.h"
 #include "teacher/teacher.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 
 // What is measured: the models of a run, at sizes of a micro-batch.
 struct BenchSubject {
@@ -58,4 +58,4 @@ struct StepBench {
 std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
                                   const std::string& trace_path);
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure

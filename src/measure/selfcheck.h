@@ -8,7 +8,7 @@
 
 #include "ops/tensor.h"
 
-namespace distil_xlstm::commands {
+namespace distil_xlstm::measure {
 
 struct Check {
   std::string name;
@@ -20,10 +20,13 @@ struct Check {
 // fails all the same.
 double best_of_three(const std::function<double()>& draw);
 
+// All of them.
+std::vector<Check> all_checks(at::Device device);
+
 // Teachers of every family and students of both mixers, token by token beside the whole text, in every type; and that no weight changes.
 std::vector<Check> decoding_checks(at::Device device);
 
 // Kernels and losses, values and gradients, in the types that training uses on `device` against float64 on the CPU.
 std::vector<Check> precision_checks(at::Device device);
 
-}  // namespace distil_xlstm::commands
+}  // namespace distil_xlstm::measure
