@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "nn/language_model.h"
+#include "nn/decode_state.h"
 #include "nn/transformer_config.h"
 
 namespace distil_xlstm::nn {
@@ -16,11 +16,17 @@ class KvCache : public DecodeState {
   [[nodiscard]] int64_t batch() const { return keys_LBGTK_.size(1); }
   [[nodiscard]] int64_t max_tokens() const { return keys_LBGTK_.size(3); }
 
+  void gather_rows(const Tensor& rows) override;
+  // The room for tokens stays this one's.
+  void append_rows(const DecodeState& other) override;
+
   // Writes one layer's new keys and values behind the tokens seen; returns all of that layer's so far, as views.
   std::pair<Tensor, Tensor> append(int64_t layer, const Tensor& k_BGSK, const Tensor& v_BGSK);
   void advance(int64_t count) { num_tokens_ += count; }
 
  private:
+  [[nodiscard]] Tensor new_rows(int64_t batch) const;
+
   Tensor keys_LBGTK_, values_LBGTK_;
   int64_t num_tokens_ = 0;
 };
