@@ -7,20 +7,13 @@
 #include <string>
 #include <string_view>
 
+#include "nn/decode_state.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::nn {
 
 // Sees a tensor under its name.
 using TensorVisitor = std::function<void(const std::string& name, const Tensor& tensor)>;
-
-// What a model carries from token to token: a KV cache, or a recurrent state of constant size.
-class DecodeState {
- public:
-  virtual ~DecodeState() = default;
-  [[nodiscard]] virtual int64_t size_bytes() const = 0;
-  [[nodiscard]] virtual int64_t num_tokens() const = 0;  // tokens seen
-};
 
 class LanguageModel {
  public:

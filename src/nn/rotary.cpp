@@ -60,7 +60,7 @@ Rotary::Rotary(const RopeConfig& config, int64_t head_dim, at::Device device)
   if (head_dim < 2 || head_dim % 2 != 0) throw ShapeError("rotary embedding: head_dim = {} must be even", head_dim);
 }
 
-std::pair<Tensor, Tensor> Rotary::tables(int64_t num_positions) {
+std::pair<Tensor, Tensor> Rotary::tables(int64_t num_positions) const {
   const std::scoped_lock lock(*mutex_);
   if (!cos_.defined() || cos_.size(0) < num_positions) {
     const int64_t grown = std::max<int64_t>(num_positions, cos_.defined() ? 2 * cos_.size(0) : 512);
@@ -71,12 +71,22 @@ std::pair<Tensor, Tensor> Rotary::tables(int64_t num_positions) {
   return {cos_, sin_};
 }
 
-void Rotary::rotate_(const Tensor& x_BSHK, int64_t first_position) {
+void Rotary::check_heads(const Tensor& x_BSHK) const {
   if (x_BSHK.size(3) / 2 != frequencies_.size(0)) {
     throw ShapeError("rotary embedding: heads of width {}, the table is for {}", x_BSHK.size(3), 2 * frequencies_.size(0));
   }
+}
+
+void Rotary::rotate_(const Tensor& x_BSHK, int64_t first_position) const {
+  check_heads(x_BSHK);
   const auto [cos_TI, sin_TI] = tables(first_position + x_BSHK.size(1));
   ops::rotate_(x_BSHK, cos_TI, sin_TI, first_position);
+}
+
+Tensor Rotary::rotate(const Tensor& x_BSHK, int64_t first_position) const {
+  check_heads(x_BSHK);
+  const auto [cos_TI, sin_TI] = tables(first_position + x_BSHK.size(1));
+  return ops::rotate(x_BSHK, cos_TI, sin_TI, first_position);
 }
 
 }  // namespace distil_xlstm::nn

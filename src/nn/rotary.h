@@ -37,15 +37,18 @@ class Rotary {
  public:
   Rotary(const RopeConfig& config, int64_t head_dim, at::Device device);
   // Turns x_BSHK in place: row s stands at position first_position + s. float32, float16 or bfloat16, any strides with contiguous heads.
-  void rotate_(const Tensor& x_BSHK, int64_t first_position);
+  void rotate_(const Tensor& x_BSHK, int64_t first_position) const;
+  // The same in a new tensor, differentiable.
+  [[nodiscard]] Tensor rotate(const Tensor& x_BSHK, int64_t first_position) const;
 
  private:
-  std::pair<Tensor, Tensor> tables(int64_t num_positions);  // cos and sin of at least so many [positions, K / 2]
+  void check_heads(const Tensor& x_BSHK) const;
+  [[nodiscard]] std::pair<Tensor, Tensor> tables(int64_t num_positions) const;  // cos and sin of at least so many [positions, K / 2]
 
   at::Device device_;
   double attention_factor_;
   Tensor frequencies_;                                                  // [K / 2]
-  Tensor cos_, sin_;                                                    // [positions, K / 2], float32
+  mutable Tensor cos_, sin_;                                            // [positions, K / 2], float32
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // of cos_ and sin_
 };
 

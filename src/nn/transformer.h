@@ -1,63 +1,26 @@
-// The decoder stack that all teacher families share: RMSNorm, grouped-query attention with rotary positions, gated MLP.
-// Letters: B batch, S sequence, T cached positions, D hidden_size, H query heads, G key/value heads, K head_dim, E = (H + 2 G) K,
-// I intermediate_size, V vocabulary, L layers.
+// The stack of decoder layers with attention that all teacher families share. No gradient is recorded; models that are trained call the
+// layers themselves (decoder_layer.h). Letters: B batch, S sequence, D hidden_size, V vocabulary.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <vector>
 
+#include "nn/attention.h"
+#include "nn/decoder_layer.h"
+#include "nn/kv_cache.h"
 #include "nn/language_model.h"
-#include "nn/matrix.h"
-#include "nn/rotary.h"
+#include "nn/transformer_config.h"
 
 namespace distil_xlstm::nn {
 
-struct TransformerConfig {
-  int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0, num_layers = 0;
-  int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0, max_position_embeddings = 0;
-  double rms_norm_eps = 1e-6;
-  bool has_qkv_bias = false, has_o_bias = false, has_mlp_bias = false;
-  bool has_qk_norm = false;  // RMSNorm over each query and key head before the rotation
-  bool is_tied = false;      // the head is the embedding
-  RopeConfig rope;
-};
-
-// Matrices are [out, in] as stored; q, k, v lie one after the other in one matrix, and so do gate and up. Undefined: absent.
-struct LayerWeights {
-  Tensor input_norm_D;
-  Matrix qkv_ED;
-  Tensor qkv_bias_E, q_norm_K, k_norm_K;
-  Matrix o_DHK;
-  Tensor o_bias_D, mlp_norm_D;
-  Matrix gate_up_2ID;
-  Tensor gate_up_bias_2I;
-  Matrix down_DI;
-  Tensor down_bias_D;
-};
+// A decoder layer with attention.
+struct LayerWeights : AttentionWeights, DecoderWeights {};
 
 struct TransformerWeights {
   Tensor embedding_VD;
   std::vector<LayerWeights> layers;
   Tensor final_norm_D, head_VD;
-};
-
-// Keys and values of the tokens seen, preallocated.
-class KvCache : public DecodeState {
- public:
-  KvCache(const TransformerConfig& config, int64_t batch, int64_t max_tokens, const at::TensorOptions& options);
-  [[nodiscard]] int64_t size_bytes() const override;
-  [[nodiscard]] int64_t num_tokens() const override { return num_tokens_; }
-  [[nodiscard]] int64_t batch() const { return keys_LBGTK_.size(1); }
-  [[nodiscard]] int64_t max_tokens() const { return keys_LBGTK_.size(3); }
-
-  // Writes one layer's new keys and values behind the tokens seen; returns all of that layer's so far, as views.
-  std::pair<Tensor, Tensor> append(int64_t layer, const Tensor& k_BGSK, const Tensor& v_BGSK);
-  void advance(int64_t count) { num_tokens_ += count; }
-
- private:
-  Tensor keys_LBGTK_, values_LBGTK_;
-  int64_t num_tokens_ = 0;
 };
 
 enum class LayerState { block_output, attention_output };
@@ -93,15 +56,6 @@ class Transformer {
   [[nodiscard]] at::TensorOptions options() const { return weights_.embedding_VD.options(); }
 
  private:
-  // What all layers of a forward pass attend by: ops::causal_attention, which cuts documents itself, or LibTorch's with a mask.
-  struct Sight {
-    bool has_causal_kernel = false;
-    Tensor is_start_BS;  // for the kernel
-    Tensor mask;         // undefined: causal
-    KvCache* cache = nullptr;
-  };
-  [[nodiscard]] Sight make_sight(const Tensor& tokens_BS, const Tensor& is_start_BS, KvCache* cache) const;
-  Tensor attention(int64_t index, const MatrixInput& u_BSD, const Sight& sight);
   void check_tokens(const Tensor& tokens_BS) const;
   void check_cache(const KvCache& cache, const Tensor& tokens_BS, const Tensor& is_start_BS) const;
 
@@ -110,13 +64,8 @@ class Transformer {
 
   TransformerConfig config_;
   TransformerWeights weights_;
-  Rotary rotary_;
+  Attention attention_;
   ProductType product_type_ = ProductType::same_as_weights;
 };
-
-// Boolean mask [B, 1, S, S], true where a position may look: not ahead, and not before its own document's start.
-// Undefined when no document starts inside a row, and plain causal attention does; on a GPU that is not looked at, since the host would
-// have to wait for it: leave is_start_BS undefined there instead (nn::to_device does).
-Tensor document_mask(const Tensor& is_start_BS, at::Device device);
 
 }  // namespace distil_xlstm::nn

@@ -9,27 +9,13 @@
 #include "ops/gated_forms.h"
 #include "ops/internal.h"
 #include "ops/linear.h"
+#include "ops/linear_forms.h"
 
 namespace distil_xlstm::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// Into `out`: grad^T x. A float32 sum of half-precision factors comes out of a GPU's product itself, unrounded and without another pass.
-void weight_gradient_out(Tensor out_PD, const Tensor& grad_NP, const Tensor& x_ND) {
-  if (out_PD.scalar_type() == x_ND.scalar_type()) {
-    at::mm_out(out_PD, grad_NP.t(), x_ND);
-  } else if (x_ND.is_cuda() && out_PD.scalar_type() == at::kFloat && x_ND.scalar_type() != at::kDouble) {
-    at::mm_out(out_PD, grad_NP.t(), x_ND, at::kFloat);
-  } else {
-    out_PD.copy_(at::mm(grad_NP.t(), x_ND));
-  }
-}
-
-Tensor in_type(const Tensor& weight, const std::optional<Tensor>& converted, at::ScalarType dtype) {
-  return converted && converted->scalar_type() == dtype ? *converted : weight.to(dtype);
-}
 
 struct SplitLinearFunction : torch::autograd::Function<SplitLinearFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& converted,

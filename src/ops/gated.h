@@ -3,17 +3,10 @@
 #pragma once
 
 #include "config/choices.h"
+#include "ops/linear.h"
 #include "ops/tensor.h"
 
 namespace distil_xlstm::ops {
-
-// A weight, and the same in the products' type where the caller keeps that from step to step (undefined: converted at each call).
-// Gradients go to the weight.
-struct LinearWeight {
-  Tensor weight, converted;
-  LinearWeight(Tensor weight, Tensor converted = {})  // NOLINT(google-explicit-constructor): most callers have a weight alone
-      : weight(std::move(weight)), converted(std::move(converted)) {}
-};
 
 // x W^T + b for a weight whose rows are two maps of equal size: returns both outputs [N, P], each contiguous. Products run in `dtype`
 // (x and the weight are converted), gradients come back in the types of x, weight and bias. bias_Q may be undefined. Throws ShapeError.

@@ -52,13 +52,4 @@ inline std::optional<Tensor> as_optional(const Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
-// Whether autograd must record an operation on these.
-inline bool any_requires_grad(std::initializer_list<Tensor> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const Tensor& tensor : tensors) {
-    if (tensor.defined() && tensor.requires_grad()) return true;
-  }
-  return false;
-}
-
 }  // namespace distil_xlstm::ops

@@ -1,11 +1,13 @@
 #include "ops/linear.h"
 
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 
 #include "kernels/cpu/kernels.h"
 #include "ops/internal.h"
+#include "ops/linear_forms.h"
 #include "ops/profiled.h"
 
 namespace distil_xlstm::ops {
@@ -39,7 +41,44 @@ void run_matvec(const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E, 
   x.scalar_type() == at::kDouble ? matvec<double>(x_K, weight_EK, bias, y, adds) : matvec<float>(x_K, weight_EK, bias, y, adds);
 }
 
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct LinearFunction : torch::autograd::Function<LinearFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight_in, const std::optional<Tensor>& converted,
+                        const std::optional<Tensor>& bias) {
+    const Tensor weight = in_type(weight_in, converted, x.scalar_type());
+    ctx->save_for_backward({weight_in.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
+    ctx->saved_data["weight_type"] = static_cast<int64_t>(weight_in.scalar_type());
+    if (bias && bias->requires_grad()) ctx->saved_data["bias_type"] = static_cast<int64_t>(bias->scalar_type());
+    return at::linear(x, weight, bias ? as_optional(bias->to(x.scalar_type())) : std::nullopt);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const Tensor grad_NE = grads[0].reshape({-1, grads[0].size(-1)});
+    variable_list out(4);
+    if (weight.defined()) out[0] = at::matmul(grads[0], weight);
+    if (x.defined()) {
+      const Tensor x_NK = x.reshape({-1, x.size(-1)});
+      const auto type = static_cast<at::ScalarType>(ctx->saved_data["weight_type"].toInt());
+      out[1] = at::empty({grad_NE.size(1), x_NK.size(1)}, x.options().dtype(type));
+      weight_gradient_out(out[1], grad_NE, x_NK);
+    }
+    const auto bias_type = ctx->saved_data.find("bias_type");
+    if (bias_type != ctx->saved_data.end()) out[3] = grad_NE.sum(0, false, static_cast<at::ScalarType>(bias_type->second.toInt()));
+    return out;
+  }
+};
+
 }  // namespace
+
+Tensor linear_with_grad(const Tensor& x, const LinearWeight& weight_EK, const Tensor& bias_E) {
+  check(x, weight_EK.weight, bias_E);
+  check_device("linear: x", x, {weight_EK.weight, weight_EK.converted, bias_E});
+  return LinearFunction::apply(x, weight_EK.weight, as_optional(weight_EK.converted), as_optional(bias_E));
+}
 
 bool has_matvec(const Tensor& x, const Tensor& weight_EK) {
   const bool is_wide = x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble;

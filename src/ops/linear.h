@@ -1,9 +1,21 @@
-// Linear maps without a gradient, as models apply them to the tokens that they decode.
+// Linear maps: with gradients, and without, as models apply them to the tokens that they decode.
 #pragma once
 
 #include "ops/tensor.h"
 
 namespace distil_xlstm::ops {
+
+// A weight, and the same in the products' type where the caller keeps that from step to step (undefined: converted at each call).
+// Gradients go to the weight.
+struct LinearWeight {
+  Tensor weight, converted;
+  LinearWeight(Tensor weight, Tensor converted = {})  // NOLINT(google-explicit-constructor): most callers have a weight alone
+      : weight(std::move(weight)), converted(std::move(converted)) {}
+};
+
+// x W^T + b in x's type, for x [..., K], W [E, K]; bias_E may be undefined. Differentiable in x, weight and bias, whose gradients have
+// their types. Neither a product nor memory goes into the gradient of what needs none: a frozen matrix keeps no x. Throws ShapeError.
+Tensor linear_with_grad(const Tensor& x, const LinearWeight& weight_EK, const Tensor& bias_E = {});
 
 // x W^T + b for x [..., K], W [E, K]; bias_E may be undefined; nothing is recorded for a gradient. One row in float32 or float64 on a CPU
 // (a token that is decoded) goes through a kernel whose bits do not depend on the number of threads; all else through LibTorch. Throws

@@ -1,6 +1,7 @@
 #include "ops/rotary.h"
 
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 
@@ -75,6 +76,35 @@ void rotate_(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, i
     return rotate_float_cpu(x_BSHK, cos_SI.const_data_ptr<float>(), sin_SI.const_data_ptr<float>());
   }
   rotate_aten(x_BSHK, cos_SI, sin_SI);
+}
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// A rotation's gradient is turned back by the same angles.
+struct RotateFunction : torch::autograd::Function<RotateFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position) {
+    ctx->save_for_backward({cos_TI, sin_TI});
+    ctx->saved_data["first_position"] = first_position;
+    const Tensor y_BSHK = x_BSHK.clone(at::MemoryFormat::Contiguous);
+    rotate_(y_BSHK, cos_TI, sin_TI, first_position);
+    return y_BSHK;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor grad_BSHK = grads[0].clone(at::MemoryFormat::Contiguous);
+    rotate_(grad_BSHK, saved[0], saved[1].neg(), ctx->saved_data["first_position"].toInt());
+    return {grad_BSHK, {}, {}, {}};
+  }
+};
+
+}  // namespace
+
+Tensor rotate(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position) {
+  return RotateFunction::apply(x_BSHK, cos_TI, sin_TI, first_position);
 }
 
 }  // namespace distil_xlstm::ops

@@ -11,4 +11,7 @@ namespace distil_xlstm::ops {
 // Arithmetic in float32 (float64 for float64). No gradient is made. Throws ShapeError where sizes do not fit.
 void rotate_(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position);
 
+// The same in a new tensor, differentiable in x.
+Tensor rotate(const Tensor& x_BSHK, const Tensor& cos_TI, const Tensor& sin_TI, int64_t first_position);
+
 }  // namespace distil_xlstm::ops

@@ -228,18 +228,18 @@ nn::TransformerWeights random_weights(const nn::TransformerConfig& config, at::D
   nn::TransformerWeights weights;
   weights.embedding_VD = normal({config.vocab_size, D});
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    weights.layers.push_back({.input_norm_D = one(D),
-                              .qkv_ED = normal({joined, D}),
-                              .qkv_bias_E = normal_if(config.has_qkv_bias, {joined}),
-                              .q_norm_K = one_if(config.has_qk_norm, K),
-                              .k_norm_K = one_if(config.has_qk_norm, K),
-                              .o_DHK = normal({D, query}),
-                              .o_bias_D = normal_if(config.has_o_bias, {D}),
-                              .mlp_norm_D = one(D),
-                              .gate_up_2ID = normal({2 * I, D}),
-                              .gate_up_bias_2I = normal_if(config.has_mlp_bias, {2 * I}),
-                              .down_DI = normal({D, I}),
-                              .down_bias_D = normal_if(config.has_mlp_bias, {D})});
+    weights.layers.push_back({{.qkv_ED = normal({joined, D}),
+                               .qkv_bias_E = normal_if(config.has_qkv_bias, {joined}),
+                               .q_norm_K = one_if(config.has_qk_norm, K),
+                               .k_norm_K = one_if(config.has_qk_norm, K)},
+                              {.input_norm_D = one(D),
+                               .o_DHK = normal({D, query}),
+                               .o_bias_D = normal_if(config.has_o_bias, {D}),
+                               .mlp_norm_D = one(D),
+                               .gate_up_2ID = normal({2 * I, D}),
+                               .gate_up_bias_2I = normal_if(config.has_mlp_bias, {2 * I}),
+                               .down_DI = normal({D, I}),
+                               .down_bias_D = normal_if(config.has_mlp_bias, {D})}});
   }
   weights.final_norm_D = one(D);
   weights.head_VD = config.is_tied ? weights.embedding_VD : normal({config.vocab_size, D});

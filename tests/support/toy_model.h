@@ -10,6 +10,8 @@ struct ToyState : nn::DecodeState {
   int64_t tokens = 0;
   [[nodiscard]] int64_t size_bytes() const override { return 8; }
   [[nodiscard]] int64_t num_tokens() const override { return tokens; }
+  void gather_rows(const Tensor&) override {}  // all rows have the same
+  void append_rows(const DecodeState&) override {}
 };
 
 class ToyModel : public nn::LanguageModel {

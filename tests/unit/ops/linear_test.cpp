@@ -1,9 +1,9 @@
 #include "ops/linear.h"
 
 #include <ATen/Parallel.h>
-#include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "unit/ops/op_testing.h"
 
 namespace distil_xlstm::ops {
 namespace {
@@ -53,6 +53,44 @@ TEST(Linear, RefusesShapesThatDoNotFit) {
   EXPECT_THROW(linear_without_grad(at::randn({1, 4}), at::randn({2, 4}), at::randn({3})), ShapeError);
   EXPECT_THROW(add_linear_(at::randn({1, 4}).as_strided({1, 2}, {4, 2}), at::randn({1, 4}), at::randn({2, 4})), ShapeError);
   EXPECT_THROW(add_linear_(at::randn({2, 2}), at::randn({1, 4}), at::randn({2, 4})), ShapeError);
+}
+
+TEST(Linear, GradientsAreThoseOfDifferences) {
+  for (const std::vector<int64_t>& rows : {std::vector<int64_t>{}, {1}, {2, 3}}) {
+    std::vector<int64_t> x_size = rows;
+    x_size.push_back(5);
+    const auto loss = [](const std::vector<Tensor>& at) {
+      return linear_with_grad(at[0], at[1], at.size() > 2 ? at[2] : Tensor()).pow(2).sum();
+    };
+    testing::expect_gradients_match(loss, {testing::randn(x_size), testing::randn({4, 5}), testing::randn({4})});
+    testing::expect_gradients_match(loss, {testing::randn(x_size), testing::randn({4, 5})});
+  }
+}
+
+// Every choice of what is trained, and types of their own for the weights.
+TEST(Linear, GradientsOfWhatAsksForThem) {
+  for (const at::Device device : testing::devices()) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      const auto given = at::TensorOptions(device).dtype(type), master = given.dtype(at::kFloat);
+      for (int asked = 1; asked < 8; ++asked) {
+        const Tensor x = at::randn({2, 3, 5}, given), weight = at::randn({4, 5}, master), bias = at::randn({4}, master);
+        const Tensor up = at::randn({2, 3, 4}, given);
+        x.requires_grad_((asked & 1) != 0), weight.requires_grad_((asked & 2) != 0), bias.requires_grad_((asked & 4) != 0);
+        linear_with_grad(x, weight, bias).backward(up);
+        const Tensor up_NE = up.flatten(0, 1).to(at::kDouble);
+        const std::vector<std::pair<Tensor, Tensor>> expected = {{x, at::matmul(up.to(at::kDouble), weight.detach().to(at::kDouble))},
+                                                                 {weight, at::mm(up_NE.t(), x.detach().flatten(0, 1).to(at::kDouble))},
+                                                                 {bias, up_NE.sum(0)}};
+        for (size_t i = 0; i < 3; ++i) {
+          const auto& [leaf, gradient] = expected[i];
+          ASSERT_EQ(leaf.grad().defined(), (asked >> i & 1) != 0) << asked << " " << i;
+          if (!leaf.grad().defined()) continue;
+          EXPECT_EQ(leaf.grad().scalar_type(), leaf.scalar_type());
+          EXPECT_LT(testing::relative_error(leaf.grad(), gradient), testing::tolerance(type)) << asked << " " << i;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -88,5 +88,20 @@ TEST_F(RotaryTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(rotate_(x.select(0, 0), table, table, 0), ShapeError);
 }
 
+TEST_F(RotaryTest, InANewTensorItIsTheSameWithAGradient) {
+  const Tensor cos = at::randn({9, 3}), sin = at::randn({9, 3}), joint = randn({2, 5, 4, 6}), before = joint.clone();
+  const Tensor x = joint.narrow(2, 1, 2), projection = randn({2, 5, 2, 6});
+  testing::expect_gradients_match([&](const std::vector<Tensor>& at) { return (rotate(at[0], cos, sin, 3) * projection).sum(); }, {x});
+  for (const at::Device device : devices()) {
+    for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      const Tensor copy = x.to(device, type, /*non_blocking=*/false, /*copy=*/true);
+      const Tensor out = rotate(copy, cos.to(device), sin.to(device), 3);
+      rotate_(copy, cos.to(device), sin.to(device), 3);
+      EXPECT_TRUE(at::equal(out, copy)) << device.str() << " " << at::toString(type);
+    }
+  }
+  EXPECT_TRUE(at::equal(joint, before));
+}
+
 }  // namespace
 }  // namespace distil_xlstm::ops
