@@ -260,11 +260,8 @@ eval::PerplexityResult score_file(const fs::path& path, const Options& options, 
   return result;
 }
 
-}  // namespace
-
-void run_eval(const cli::EvalOptions& given) {
-  Options options = given;
-  const SignalGuard guard;
+// All that can be said before anything is loaded. Returns --max-tokens.
+int64_t checked_max_tokens(const Options& options) {
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens > 0 && !options.stream) throw ConfigError("--max-tokens: only with --stream; documents are always evaluated whole");
   if (max_tokens > 0 && max_tokens < options.perplexity.context_length) {
@@ -275,23 +272,39 @@ void run_eval(const cli::EvalOptions& given) {
     throw ConfigError("--document-end: only with --stream; documents get what the tokenizer puts around a text");
   if (parse_count(options.max_document_size, "--max-document-size") < 1024)
     throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
-  const auto paths = data::TextReader(reader_options(options.texts, options)).files();
+  return max_tokens;
+}
+
+void check_output(const Options& options, const std::vector<fs::path>& texts) {
   std::vector<fs::path> inputs = {options.model, options.teacher};
   inputs.insert(inputs.end(), options.unigram_from.begin(), options.unigram_from.end());
-  inputs.insert(inputs.end(), paths.begin(), paths.end());
+  inputs.insert(inputs.end(), texts.begin(), texts.end());
   check_json_output(options.json_path, inputs, "carry_state");
+}
+
+std::optional<load::LoadedModel> load_teacher(const Options& options, const Tokenizer& tokenizer) {
+  if (options.teacher.empty()) return std::nullopt;
+  auto teacher = load::load_model(options.teacher, options.device, options.precision);
+  if (teacher.tokenizer && teacher.tokenizer->fingerprint() != tokenizer.fingerprint()) {
+    spdlog::warn("{} and {} have different tokenizer files ({} and {}): ids are taken from the first", options.model, options.teacher,
+                 tokenizer.fingerprint(), teacher.tokenizer->fingerprint());
+  }
+  return teacher;
+}
+
+}  // namespace
+
+void run_eval(const cli::EvalOptions& given) {
+  Options options = given;
+  const SignalGuard guard;
+  const int64_t max_tokens = checked_max_tokens(options);
+  const auto paths = data::TextReader(reader_options(options.texts, options)).files();
+  check_output(options, paths);
   std::optional<eval::Unigram> unigram;
   if (!options.unigram_from.empty()) unigram.emplace(options.unigram_from);
   const load::LoadedModel student = load::load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = student.require_tokenizer();
-  std::optional<load::LoadedModel> teacher;
-  if (!options.teacher.empty()) {
-    teacher = load::load_model(options.teacher, options.device, options.precision);
-    if (teacher->tokenizer && teacher->tokenizer->fingerprint() != tokenizer.fingerprint()) {
-      spdlog::warn("{} and {} have different tokenizer files ({} and {}): ids are taken from the first", options.model, options.teacher,
-                   tokenizer.fingerprint(), teacher->tokenizer->fingerprint());
-    }
-  }
+  const std::optional<load::LoadedModel> teacher = load_teacher(options, tokenizer);
   const Models models{student, teacher ? &*teacher : nullptr};
   models.warn_of_length(options.perplexity.context_length, "--context-length");
   options.perplexity.left_out_rows = choose_left_out_rows(student, options);

@@ -37,6 +37,35 @@ json identity(const Options& options, const Tokenizer& tokenizer) {
           {"split", options.is_validation ? "validation" : "train"}};
 }
 
+// Prompt, stops and rows left out, as ids of the model's tokenizer.
+void complete(generate::SynthesizeOptions& synthesis, const Options& options, const load::LoadedModel& loaded,
+              const DocumentBorders& borders) {
+  const Tokenizer& tokenizer = loaded.require_tokenizer();
+  synthesis.prompt = encode_prompt(tokenizer, options.prompt);
+  if (const auto bos = tokenizer.bos_id(); bos && synthesis.prompt.empty()) synthesis.prompt.push_back(*bos);
+  synthesis.stop_ids = stop_ids(loaded.files, tokenizer);
+  // A model trained on documents that begin with BOS ends one by beginning the next.
+  if (!borders.begin.empty()) synthesis.stop_ids.push_back(borders.begin.front());
+  synthesis.left_out = rows_without_token(tokenizer, loaded.model->vocab_size());
+  const auto& stops = synthesis.stop_ids;
+  std::erase_if(synthesis.left_out, [&](int32_t id) { return std::ranges::find(stops, id) != stops.end(); });
+  synthesis.model_name = options.model;
+  check_rows(synthesis.prompt, tokenizer, loaded.model->vocab_size(), "--prompt");
+}
+
+data::ShardSettings shard_settings(const Options& options, const Tokenizer& tokenizer, const DocumentBorders& borders) {
+  data::ShardSettings shard;
+  shard.split = options.is_validation ? data::Split::validation : data::Split::train;
+  shard.context_length = options.context_length;
+  shard.vocab_size = tokenizer.vocab_size();
+  shard.tokenizer_fingerprint = tokenizer.fingerprint();
+  if (!borders.begin.empty()) shard.bos_id = borders.begin.front();
+  if (!borders.end.empty()) shard.document_end_id = borders.end.back();
+  shard.synthetic = true;
+  shard.source = identity(options, tokenizer);
+  return shard;
+}
+
 }  // namespace
 
 void run_synthesize(const cli::SynthesizeOptions& given) {
@@ -49,26 +78,8 @@ void run_synthesize(const cli::SynthesizeOptions& given) {
   const load::LoadedModel loaded = load::load_model(options.model, options.device, options.precision);
   const Tokenizer& tokenizer = loaded.require_tokenizer();
   const auto borders = document_borders(tokenizer, document_end_id(options.document_end, tokenizer));
-  options.synthesize.prompt = encode_prompt(tokenizer, options.prompt);
-  if (const auto bos = tokenizer.bos_id(); bos && options.synthesize.prompt.empty()) options.synthesize.prompt.push_back(*bos);
-  options.synthesize.stop_ids = stop_ids(loaded.files, tokenizer);
-  // A model trained on documents that begin with BOS ends one by beginning the next.
-  if (!borders.begin.empty()) options.synthesize.stop_ids.push_back(borders.begin.front());
-  options.synthesize.left_out = rows_without_token(tokenizer, loaded.model->vocab_size());
-  const auto& stops = options.synthesize.stop_ids;
-  std::erase_if(options.synthesize.left_out, [&](int32_t id) { return std::ranges::find(stops, id) != stops.end(); });
-  options.synthesize.model_name = options.model;
-  check_rows(options.synthesize.prompt, tokenizer, loaded.model->vocab_size(), "--prompt");
-
-  data::ShardSettings shard;
-  shard.split = options.is_validation ? data::Split::validation : data::Split::train;
-  shard.context_length = options.context_length;
-  shard.vocab_size = tokenizer.vocab_size();
-  shard.tokenizer_fingerprint = tokenizer.fingerprint();
-  if (!borders.begin.empty()) shard.bos_id = borders.begin.front();
-  if (!borders.end.empty()) shard.document_end_id = borders.end.back();
-  shard.synthetic = true;
-  shard.source = identity(options, tokenizer);
+  complete(options.synthesize, options, loaded, borders);
+  const auto shard = shard_settings(options, tokenizer, borders);
   generate::SynthesisOutput output({.directory = options.output,
                                     .models = {options.model, loaded.files.path},
                                     .settings = shard.source,

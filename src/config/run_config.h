@@ -32,6 +32,8 @@ struct StudentSettings {
   std::variant<HeadsRule, int64_t> num_heads = HeadsRule::ceil4;
   std::variant<SlstmRule, std::vector<int64_t>> slstm_at = SlstmRule::alternate;  // or blocks' indices
   int64_t conv1d_kernel_size = 4;
+  int64_t feature_factor = 2;  // convert: width of a feature map / head width
+  bool rope = true;            // convert: the teacher's rotary positions on q and k
   int64_t qkv_proj_blocksize = 4;
   double mlstm_proj_factor = 2.0;
   double ffn_proj_factor = 1.7;

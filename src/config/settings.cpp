@@ -82,13 +82,17 @@ void add_teacher(TableBuilder& t) {
 }
 
 void add_student(TableBuilder& t) {
-  t.registered(AT(student.kind), {"paper"}, "a kind of student; paper: new xLSTM blocks between the teacher's frozen embedding and head",
+  t.registered(AT(student.kind), {"paper", "convert"},
+               "a kind of student; paper: new xLSTM blocks between the teacher's frozen embedding and head; convert: the teacher's layers "
+               "with an mLSTM that starts from each attention",
                "--student-kind");
   t.choice_or_count(AT(student.num_blocks), "blocks, or their share of the teacher's layers");
   t.choice_or_count(AT(student.num_heads), "heads; ceil4: the teacher's, rounded up to a multiple of 4");
   t.choice_or_blocks(AT(student.slstm_at), "which blocks are sLSTM, the others are mLSTM");
   t.integer(AT(student.conv1d_kernel_size), {.low = 0, .high = 64},
             "taps of the causal convolution; 0: none, for students of sLSTM blocks alone");
+  t.integer(AT(student.feature_factor), {.low = 2, .high = 8}, "convert: width of the feature maps / head width; an even number");
+  t.flag(AT(student.rope), "convert: the teacher's rotary positions on queries and keys");
   t.integer(AT(student.qkv_proj_blocksize), kAtLeastOne, "block size of the mLSTM's q, k, v projections");
   t.number(AT(student.mlstm_proj_factor), kPositive, "inner width of an mLSTM block / hidden size");
   t.number(AT(student.ffn_proj_factor), kPositive, "width of the sLSTM block's feed-forward / hidden size");

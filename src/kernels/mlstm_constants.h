@@ -3,7 +3,7 @@
 
 namespace distil_xlstm::kernels {
 
-inline constexpr double kMlstmEps = 1e-6;           // added to the divisor
+inline constexpr double kMlstmEps = 1e-6;          // added to the divisor
 inline constexpr double kMinReadoutFrame = -10.0;  // exp(-frame) must stay finite; any frame gives the same output
 
 }  // namespace distil_xlstm::kernels

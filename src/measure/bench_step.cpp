@@ -32,7 +32,8 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
   const auto teacher = teacher::random_teacher(subject.teacher_config, subject.device, subject.teacher_precision, subject.device);
   teacher::LiveTeacher source(*teacher);
   const auto student = subject.shape->fresh(
-      {.device = subject.device, .embedding_VD = teacher->embedding_weight(), .head_VD = teacher->head_weight()}, config.seed);
+      {.device = subject.device, .embedding_VD = teacher->embedding_weight(), .head_VD = teacher->head_weight(), .teacher = teacher.get()},
+      config.seed);
   constexpr int64_t kSteps = 1000;  // of the schedules: what they give in the first step
   const auto method = distill::make_method(config.distill, kSteps, 1);
   const distill::Objective objective(config.distill, teacher->num_layers(), subject.shape->num_layers());

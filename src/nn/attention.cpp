@@ -105,7 +105,7 @@ Tensor Attention::attended(const AttentionWeights& weights, const MatrixInput& u
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = v_BSGK.transpose(1, 2);
   if (sight.cache) std::tie(k_BGTK, v_BGTK) = sight.cache->append(layer, k_BGTK, v_BGTK);
   const bool is_causal = !sight.mask.defined() && S > 1;
-  const Tensor attended = grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
+  Tensor attended = grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
   const bool is_half = q_BSHK.scalar_type() == at::kHalf || q_BSHK.scalar_type() == at::kBFloat16;
   if (!q_BSHK.is_cpu() || !is_half) return attended;
   // LibTorch's kernels for CPUs take an exponential in half precision that makes a number of what is none.

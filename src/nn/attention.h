@@ -63,7 +63,7 @@ class AttentionMixer final : public TokenMixer {
 
 // Boolean mask [B, 1, S, S], true where a position may look: not ahead, and not before its own document's start.
 // Undefined when no document starts inside a row, and plain causal attention does; on a GPU that is not looked at, since the host would
-// have to wait for it: leave is_start_BS undefined there instead (eval::to_device does).
+// have to wait for it: leave is_start_BS undefined there instead (nn::to_device does).
 Tensor document_mask(const Tensor& is_start_BS, at::Device device);
 
 }  // namespace distil_xlstm::nn

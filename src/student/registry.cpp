@@ -4,13 +4,14 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "student/convert/student.h"
 #include "student/paper/shape.h"
 
 namespace distil_xlstm::student {
 namespace {
 
 std::map<std::string, StudentKind>& kinds() {
-  static std::map<std::string, StudentKind> all = {{"paper", paper_kind()}};
+  static std::map<std::string, StudentKind> all = {{"convert", convert_kind()}, {"paper", paper_kind()}};
   return all;
 }
 

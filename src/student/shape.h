@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/json.h"
-#include "ops/tensor.h"
+#include "nn/language_model.h"
 
 namespace distil_xlstm::student {
 
@@ -25,6 +25,8 @@ struct StudentPlace {
   at::Device device = at::kCPU;
   at::ScalarType parameter_dtype = at::kFloat;  // or float64, for tests
   Tensor embedding_VD, head_VD;                 // used as they are, never copied; undefined: those that are stored
+  // Whose weights a fresh student of some kinds starts from.
+  const nn::LanguageModel* teacher = nullptr;
 };
 
 class StudentShape {

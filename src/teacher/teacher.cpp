@@ -141,7 +141,7 @@ class TransformerTeacher final : public Teacher {
 
 namespace {
 
-TeacherShape shape_of(const Family& family, const nn::TransformerConfig& read) {
+TeacherShape shape_of(const Family& family, const nn::TransformerConfig& read, const json& config) {
   TeacherShape shape;
   shape.model_type = family.model_type;
   shape.vocab_size = read.vocab_size;
@@ -154,6 +154,8 @@ TeacherShape shape_of(const Family& family, const nn::TransformerConfig& read) {
   shape.is_tied = read.is_tied;
   shape.num_parameters = num_parameters(read);
   shape.max_position_embeddings = read.max_position_embeddings;
+  shape.decoder = read;
+  shape.config = config;
   return shape;
 }
 
@@ -165,13 +167,13 @@ std::string place_of_config(const io::ModelFiles& files) {
 
 TeacherShape teacher_shape(const json& config) {
   const Family& family = find_family(config, "config.json");
-  return shape_of(family, read_config(family, config, "config.json"));
+  return shape_of(family, read_config(family, config, "config.json"), config);
 }
 
 TeacherShape teacher_shape(const io::ModelFiles& files) {
   const std::string where = place_of_config(files);
   const Family& family = find_family(files.config, where);
-  return shape_of(family, as_stored(read_config(family, files.config, where), *files.weights));
+  return shape_of(family, as_stored(read_config(family, files.config, where), *files.weights), files.config);
 }
 
 Precision parse_precision(std::string_view name, at::Device device) {

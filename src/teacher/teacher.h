@@ -8,6 +8,7 @@
 
 #include "io/model_files.h"
 #include "nn/language_model.h"
+#include "nn/transformer_config.h"
 
 namespace distil_xlstm::teacher {
 
@@ -70,6 +71,8 @@ struct TeacherShape {
   bool is_tied = false;
   int64_t num_parameters = 0;  // tied matrix counted once
   int64_t max_position_embeddings = 0;
+  nn::TransformerConfig decoder;  // all that the configuration says of its layers
+  json config;                    // the configuration itself
 };
 TeacherShape teacher_shape(const json& config);
 // The same of a model whose tensors are there (as_stored); throws DataError too.

@@ -42,14 +42,9 @@ void check_tensors(const nn::TransformerConfig& config, const io::WeightSource& 
   for (const std::string& name : source.names()) {
     if (!expected.contains(name) && !is_redundant(name, config)) unexpected.push_back(name);
   }
-  if (!missing.empty() || !unexpected.empty()) {
-    std::vector<std::string> parts;
-    if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), nn::listed(missing)));
-    if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), nn::listed(unexpected)));
-    const bool lacks_head = !config.is_tied && !source.contains(kHead);
-    throw DataError("{}: {}: weights and config.json do not belong together{}", source.origin(), join(parts, ", "),
-                    lacks_head ? "; where the head is the embedding, config.json must say tie_word_embeddings = true" : "");
-  }
+  const bool lacks_head = !config.is_tied && !source.contains(kHead);
+  nn::check_names(source.origin(), missing, unexpected,
+                  lacks_head ? "; where the head is the embedding, config.json must say tie_word_embeddings = true" : "");
   for (const auto& [name, shape] : expected) {
     const io::TensorView view = source.view(name);
     if (view.shape != shape) {

@@ -117,7 +117,7 @@ void choose_head_rows(Session& s, const Tokenizer& tokenizer) {
 void make_student(Session& s, const std::optional<io::ModelFiles>& start) {
   const auto& embedding = s.teacher->embedding_weight();
   const auto& head = s.teacher->head_weight();
-  const student::StudentPlace place = {.device = s.device, .embedding_VD = embedding, .head_VD = head};
+  const student::StudentPlace place = {.device = s.device, .embedding_VD = embedding, .head_VD = head, .teacher = s.teacher.get()};
   s.student = start ? student::load_student(*start, place) : s.wanted->fresh(place, s.config.seed);
 }
 
@@ -169,12 +169,16 @@ TrainStatus train_session(Session& s, RunRecord& record, const DistillRequest& r
   }
 }
 
-// With fp8, what that does to its predictions is measured on the first rows of the first epoch.
 void load_teacher(Session& s, const io::ModelFiles& files) {
   const auto precision = teacher::parse_precision(s.config.teacher.precision, s.device);
   s.teacher = teacher::load_teacher(files, s.device, precision.dtype);
   spdlog::info("teacher: {}, {}", s.config.teacher.model, s.teacher->description());
-  if (!precision.has_fp8_products) return;
+}
+
+// After the student was made, which may start from the weights as they are. What fp8 does to the teacher's predictions is measured on the
+// first rows of the first epoch.
+void use_fp8(Session& s) {
+  if (!teacher::parse_precision(s.config.teacher.precision, s.device).has_fp8_products) return;
   if (!ops::has_fp8_products(s.device))
     spdlog::warn(
         "teacher.precision = \"fp8\": {} has no fp8 products (GPUs of compute capability 8.9 and later do): its values are "
@@ -247,6 +251,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   s.source = teacher::make_teacher_source(s.config.teacher.source, *s.teacher);
   choose_head_rows(s, tokenizer);
   make_student(s, start);
+  use_fp8(s);
   start.reset();  // an old run's weights are mapped by it
   spdlog::info("student: {}", s.student->description());
   RunRecord record(s.run, describe_session(s, shape));

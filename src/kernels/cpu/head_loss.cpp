@@ -53,7 +53,8 @@ DX_INLINE float exponential(float x) {
   return std::exp(x);
 }
 
-// Shorter than that of vector.inc, since up to seven are taken an element: exp for x <= 0 (and a little above), 2^n * exp(r) with |r| <= ln(2) / 2; below -87 the result is 0. Within 2 ulp; NaN stays NaN.
+// Shorter than that of vector.inc, since up to seven are taken an element: exp for x <= 0 (and a little above), 2^n * exp(r) with |r| <=
+// ln(2) / 2; below -87 the result is 0. Within 2 ulp; NaN stays NaN.
 DX_INLINE Floats exponential(const Floats& x) {
   const Floats clamped = x < -87.0F ? Floats{} - 87.0F : x;
   const Floats shifted = clamped * 1.44269504F + 12582912.0F;  // adding 1.5 * 2^23 leaves the rounded integer in the low bits

@@ -11,6 +11,7 @@
 #include "ops/gated.h"
 #include "ops/mlstm_gates.h"
 #include "ops/norm.h"
+#include "student/mlstm_cell.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -117,13 +118,13 @@ class MlstmMixer final : public Mixer {
                                                     {w.v, w.v_bias}, cell_dtype(call.compute_dtype));
     const ops::MlstmGates gates =
         ops::mlstm_gate_projection(qkv_NI, {w.input_gate, w.input_gate_bias, w.forget_gate, w.forget_gate_bias}, {B, S, H, K});
-    const Tensor h_BSHK = run_cell({.q_BSHK = gates.qkv[0],
-                                    .k_BSHK = gates.qkv[1],
-                                    .v_BSHV = gates.qkv[2],
-                                    .igate_BSH = gates.input_NH.view({B, S, H}),
-                                    .fgate_BSH = gates.forget_NH.view({B, S, H}),
-                                    .is_start_BS = call.is_start_BS},
-                                   call.form, state);
+    const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = gates.qkv[0],
+                                          .k_BSHK = gates.qkv[1],
+                                          .v_BSHV = gates.qkv[2],
+                                          .igate_BSH = gates.input_NH.view({B, S, H}),
+                                          .fgate_BSH = gates.forget_NH.view({B, S, H}),
+                                          .is_start_BS = call.is_start_BS},
+                                         call.form, chunk_size_, state ? &state->cell : nullptr);
     const Tensor h_NI = ops::residual_layer_norm(h_BSHK.reshape({N, I}), w.out_norm, H);
     const Tensor gated_NI = ops::skip_gate(h_NI, w.skip, c_NI, z_NI);
     return ops::residual_linear(stream_ND, gated_NI, {w.down, products.down}, w.down_bias, call.compute_dtype).view({B, S, D});
@@ -144,23 +145,6 @@ class MlstmMixer final : public Mixer {
   }
 
  private:
-  [[nodiscard]] Tensor run_cell(const ops::MlstmInputs& inputs, ops::MlstmForm form, MlstmMixerState* state) const {
-    const ops::MlstmState initial = state ? state->cell : ops::MlstmState{};
-    if (form == ops::MlstmForm::parallel) {
-      if (state) throw ValueError("student: the parallel form of the mLSTM takes no state: use form = chunkwise");
-      return ops::mlstm_parallel(inputs);
-    }
-    ops::MlstmOutput out;
-    if (form == ops::MlstmForm::recurrent) {
-      if (inputs.v_BSHV.requires_grad()) throw ValueError("student: the recurrent form of the mLSTM has no gradient: use form = chunkwise");
-      out = ops::mlstm_recurrent(inputs, initial);
-    } else {
-      out = ops::mlstm_chunkwise(inputs, chunk_size_, initial, /*returns_state=*/state != nullptr);
-    }
-    if (state) state->cell = std::move(out.state);
-    return std::move(out.h_BSHV);
-  }
-
   int64_t D_, I_, H_, taps_, chunk_size_;
   std::vector<ParameterSpec> parameters_;
   WeightBinder<Weights> bind_;
@@ -169,9 +153,8 @@ class MlstmMixer final : public Mixer {
 }  // namespace
 
 void MlstmMixerState::for_each(const std::function<void(Tensor&)>& visit) {
-  for (Tensor* tensor : {&conv_tail_BJF, &cell.cell_BHKV, &cell.normalizer_BHK, &cell.stabilizer_BH}) {
-    if (tensor->defined()) visit(*tensor);
-  }
+  if (conv_tail_BJF.defined()) visit(conv_tail_BJF);
+  for_each_tensor(cell, visit);
 }
 
 std::unique_ptr<const Mixer> make_mlstm(const StudentConfig& config, int64_t /*block*/) {

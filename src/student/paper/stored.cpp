@@ -18,23 +18,6 @@ constexpr std::array<std::string_view, 3> kEmbeddingNames{"token_embedding.weigh
                                                           "xlstm.token_embedding.weight"};
 constexpr std::string_view kHeadName = "lm_head.weight";
 
-// The stored values: a view of the mapped bytes, which keeps the source open, or float32 where the container encodes them.
-Tensor read_stored(const std::shared_ptr<io::WeightSource>& source, const std::string& name) {
-  const io::TensorView view = source->view(name);
-  const std::optional<at::ScalarType> type = nn::stored_type(view.dtype);
-  if (type && source->is_plain(name)) {
-    auto* data = const_cast<std::byte*>(view.bytes.data());  // never written: parameters are copies, embedding and head are frozen
-    if (reinterpret_cast<uintptr_t>(data) % c10::elementSize(*type) == 0)
-      return at::from_blob(data, view.shape, [source](void*) {}, at::TensorOptions().dtype(type));
-    const Tensor copy = at::empty(view.shape, *type);
-    std::memcpy(copy.mutable_data_ptr(), data, view.bytes.size());
-    return copy;
-  }
-  Tensor values = at::empty(view.shape, at::kFloat);
-  source->read_float(name, 0, view.num_elements(), values.data_ptr<float>());
-  return values;
-}
-
 std::vector<int64_t> stored_shape(const ParameterSpec& spec, SlstmLayout layout) {
   const auto& s = spec.shape;
   if (spec.role == ParameterRole::slstm_bias) return {spec.num_elements()};
@@ -78,11 +61,7 @@ class StoredNames {
       if (!is_tied && head_.empty()) missing.emplace_back(kHeadName);
     }
     std::copy_if(stored_.begin(), stored_.end(), std::back_inserter(unexpected), [&](const auto& name) { return !known.contains(name); });
-    if (missing.empty() && unexpected.empty()) return;
-    std::vector<std::string> parts;
-    if (!missing.empty()) parts.push_back(fmt::format("{} missing tensors ({})", missing.size(), nn::listed(missing)));
-    if (!unexpected.empty()) parts.push_back(fmt::format("{} unexpected tensors ({})", unexpected.size(), nn::listed(unexpected)));
-    throw DataError("{}: {}: weights and config.json do not belong together", origin, join(parts, ", "));
+    nn::check_names(origin, missing, unexpected);
   }
 
  private:
@@ -104,7 +83,7 @@ void check_stored_shape(const io::TensorView& view, const std::vector<std::vecto
 Tensor load_frozen(const std::shared_ptr<io::WeightSource>& source, const std::string& name, const StudentConfig& config,
                    at::Device device) {
   check_stored_shape(source->view(name), {{config.vocab_size, config.embedding_dim}}, source->origin());
-  const Tensor stored = read_stored(source, name);
+  const Tensor stored = nn::read_stored(source, name);
   // Half-precision products are slow on most CPUs, and the head is the largest of all.
   const bool widens = device.is_cpu() && c10::elementSize(stored.scalar_type()) < 4;
   return stored.to(device, widens ? at::kFloat : stored.scalar_type());
@@ -145,7 +124,7 @@ LoadedTensors load_tensors(const StudentConfig& config, const std::shared_ptr<io
     check_stored_shape(view, {stored_shape(spec, SlstmLayout::cuda), stored_shape(spec, SlstmLayout::vanilla)}, source->origin());
     if (spec.role == ParameterRole::slstm_recurrent)
       layout = view.shape == stored_shape(spec, SlstmLayout::cuda) ? SlstmLayout::cuda : SlstmLayout::vanilla;
-    const Tensor stored = from_stored(read_stored(source, view.name), spec.shape, spec.role, layout);
+    const Tensor stored = from_stored(nn::read_stored(source, view.name), spec.shape, spec.role, layout);
     loaded.parameters.emplace_back(spec.name, stored.to(at::TensorOptions(device).dtype(parameter_dtype), false, /*copy=*/true));
   }
   if (needs_frozen) {

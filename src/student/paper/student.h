@@ -6,8 +6,8 @@
 #include <string_view>
 
 #include "io/model_files.h"
+#include "student/block_student.h"
 #include "student/paper/config.h"
-#include "student/student.h"
 
 namespace distil_xlstm::student {
 
@@ -17,8 +17,10 @@ using config::SlstmLayout;
 // "" is "cuda". Throws ConfigError for a name that there is not.
 SlstmLayout parse_slstm_layout(std::string_view name);
 
-class PaperStudent : public Student {
+class PaperStudent : public BlockStudent {
  public:
+  using BlockStudent::BlockStudent;
+
   // Fresh parameters by the package's init rules from `seed`; embedding and head are the given storage, never copied.
   static std::unique_ptr<PaperStudent> create(const StudentConfig& config, const Tensor& embedding_VD, Tensor head_VD, uint64_t seed,
                                               at::Device device, at::ScalarType parameter_dtype = at::kFloat);

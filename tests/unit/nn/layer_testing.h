@@ -9,11 +9,11 @@
 
 namespace distil_xlstm::nn {
 
-// Odd sizes: D = 7, E = 12 or 18, I = 9.
+// Small, for differences of every element, and odd.
 struct LayerVariant {
   int64_t num_heads = 3, num_kv_heads = 1;
   bool has_biases = false, has_qk_norm = false;
-  static constexpr int64_t D = 7, I = 9, K = 6;
+  static constexpr int64_t D = 7, I = 5, K = 4;
 
   [[nodiscard]] TransformerConfig config() const {
     TransformerConfig config;

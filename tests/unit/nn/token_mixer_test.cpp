@@ -10,7 +10,6 @@ namespace {
 using testing::expect_gradients_match;
 using testing::leaf;
 using testing::randn;
-using testing::relative_error;
 
 class TokenMixerTest : public testing::OpTest {};
 

@@ -1,6 +1,7 @@
 // Small students with parameters that leave no term at zero, and weights in memory instead of a file.
 #pragma once
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <map>

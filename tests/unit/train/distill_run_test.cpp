@@ -138,6 +138,29 @@ TEST_F(DistillRunTest, AStudentKindFromOutsideIsDistilledResumedAndLoaded) {
               HasSubstr("student.kind = \"dekay\": must be one of decay, paper (did you mean 'decay'?)"));
 }
 
+// It starts from the teacher's layers: trained in both precisions of its products, resumed, loaded from a run and decoded.
+TEST_F(DistillRunTest, AConvertedStudentIsDistilledResumedAndLoaded) {
+  const auto settings = [&](const std::string& name) {
+    auto overrides = settings_for(folder_ / name, text_);
+    overrides.push_back({"student.kind", "convert", "--set"});
+    return load(overrides);
+  };
+  EXPECT_EQ(run_distillation({.config = settings("whole")}), TrainStatus::finished);
+  EXPECT_EQ(run_distillation({.config = settings("parts"), .stop_after_steps = 7}), TrainStatus::stopped);
+  EXPECT_EQ(run_distillation({.config = saved_settings(folder_ / "parts", {}), .resume = true}), TrainStatus::finished);
+  const auto whole = student::load_student(io::open_model((folder_ / "whole").string()));
+  const auto parts = student::load_student(io::open_model((folder_ / "parts").string()));
+  EXPECT_EQ(whole->shape().kind(), "convert");
+  EXPECT_EQ(max_difference(whole->parameters(), parts->parameters()), 0.0);
+  const auto validations = records_of(folder_ / "whole", "validation");
+  EXPECT_LT(validations.back()["perplexity"].get<double>(), validations.front()["perplexity"].get<double>());
+  const Tensor tokens = at::randint(3, 500, {2, 6}, at::kLong);
+  const auto state = whole->new_state(2, 6);
+  std::vector<Tensor> decoded;
+  for (int64_t at = 0; at < 6; ++at) decoded.push_back(whole->forward_step(tokens.narrow(1, at, 1), *state));
+  EXPECT_LT((at::cat(decoded, 1) - whole->forward_hidden(tokens, {})).abs().max().item<double>(), 1e-4);
+}
+
 TEST_F(DistillRunTest, StudentAndTeacherShareTheFrozenMatrices) {
   const auto shape = teacher::teacher_shape(io::open_model("stories260K").config);
   const auto student = student::PaperStudent::create(student::derive_student(small_config().student, shape, 12),

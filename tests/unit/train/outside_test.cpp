@@ -139,7 +139,7 @@ TEST_F(OutsideTest, ATeacherSourceThatRemembersRowsTrainsTheSameStudent) {
   EXPECT_EQ(max_difference(remembering.student->parameters(), live.student->parameters()), 0.0);
   const auto& source = dynamic_cast<testing::RememberingSource&>(*remembering.source);
   EXPECT_EQ(source.num_asked, 21 + 5);
-  config_.distill.alignment.kind = "ratio";
+  config_.distill.alignment.kind = config::AlignmentKind::ratio;
   SmallRun refused(config_, data_, folder_ / "refused", "", 0, {}, "remembering");
   EXPECT_THROW(refused.trainer->run(), ConfigError);
   EXPECT_THROW((void)teacher::make_teacher_source("remembring", small_teacher()), ConfigError);

@@ -1,0 +1,73 @@
+#include "student/convert/config.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+
+namespace distil_xlstm::student {
+
+json ConvertConfig::to_json() const {
+  return {{"model_type", "xlstm"},
+          {"vocab_size", decoder.vocab_size},
+          {"hidden_size", decoder.hidden_size},
+          {"num_hidden_layers", decoder.num_layers},
+          {"tie_word_embeddings", decoder.is_tied},
+          {"distil_xlstm",
+           {{"format_version", 1},
+            {"kind", "convert"},
+            {"context_length", context_length},
+            {"conv1d_kernel_size", conv1d_kernel_size},
+            {"feature_factor", feature_factor},
+            {"rope", has_rope},
+            {"chunk_size", chunk_size},
+            {"teacher_config", teacher_config}}}};
+}
+
+ConvertConfig ConvertConfig::from_json(const json& config, const std::string& where) {
+  const std::string place = where + ": distil_xlstm";
+  const json own = require<json>(config, "distil_xlstm", where);
+  for (const auto& [key, value] : own.items()) {
+    constexpr std::array kKeys = {"format_version", "kind", "context_length", "conv1d_kernel_size",
+                                  "feature_factor", "rope", "chunk_size",     "teacher_config"};
+    if (std::ranges::find(kKeys, key) == kKeys.end()) throw ConfigError("{}: '{}' is not known to this version", place, key);
+  }
+  ConvertConfig result;
+  result.teacher_config = require<json>(own, "teacher_config", place);
+  result.decoder = teacher::teacher_shape(result.teacher_config).decoder;
+  result.decoder.is_tied = require<bool>(config, "tie_word_embeddings", where);
+  result.context_length = require<int64_t>(own, "context_length", place);
+  result.conv1d_kernel_size = require<int64_t>(own, "conv1d_kernel_size", place);
+  result.feature_factor = require<int64_t>(own, "feature_factor", place);
+  result.has_rope = require<bool>(own, "rope", place);
+  result.chunk_size = require<int64_t>(own, "chunk_size", place);
+  try {
+    result.check();
+  } catch (const ConfigError& error) {
+    throw ConfigError("{}: {}", where, error.what());
+  }
+  return result;
+}
+
+void ConvertConfig::check() const {
+  if (conv1d_kernel_size < 0 || conv1d_kernel_size > 64)
+    throw ConfigError("student.conv1d_kernel_size = {}: must lie in 0 to 64", conv1d_kernel_size);
+  if (feature_factor < 2 || feature_factor % 2 != 0)
+    throw ConfigError("student.feature_factor = {}: must be an even number, the maps of both signs share it", feature_factor);
+  if (chunk_size < 1) throw ConfigError("student.chunk_size = {}: must be at least 1", chunk_size);
+}
+
+ConvertConfig derive_convert(const config::StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length) {
+  ConvertConfig config;
+  config.teacher_config = teacher.config;
+  config.decoder = teacher.decoder;
+  config.context_length = context_length;
+  config.conv1d_kernel_size = settings.conv1d_kernel_size;
+  config.feature_factor = settings.feature_factor;
+  config.has_rope = settings.rope;
+  config.chunk_size = settings.chunk_size;
+  config.check();
+  return config;
+}
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,35 @@
+// Shape of a `convert` student: its teacher's decoder layers, in each an mLSTM in place of attention (docs/convert.md).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/json.h"
+#include "config/run_config.h"
+#include "nn/transformer_config.h"
+#include "teacher/teacher.h"
+
+namespace distil_xlstm::student {
+
+struct ConvertConfig {
+  json teacher_config;            // the teacher's config.json
+  nn::TransformerConfig decoder;  // what that says, and the stored tensors of the head
+  int64_t context_length = 0;
+  int64_t conv1d_kernel_size = 4;  // taps of the convolutions on q, k, v; 0: none
+  int64_t feature_factor = 2;      // width of phi(q), phi(k) / head width; even
+  bool has_rope = true;
+  int64_t chunk_size = 64;
+
+  [[nodiscard]] int64_t feature_size() const { return feature_factor * decoder.head_dim; }
+  [[nodiscard]] int64_t inner_size() const { return decoder.num_heads * decoder.head_dim; }
+
+  [[nodiscard]] json to_json() const;
+  // Throws ConfigError that names unknown keys.
+  static ConvertConfig from_json(const json& config, const std::string& where);
+  void check() const;  // throws ConfigError that names key and value
+};
+
+// Throws ConfigError.
+ConvertConfig derive_convert(const config::StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length);
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,174 @@
+#include "student/convert/student.h"
+
+#include "base/error.h"
+#include "base/text.h"
+#include "nn/matrix.h"
+#include "nn/stored.h"
+#include "student/block_student.h"
+#include "student/convert/block.h"
+#include "student/convert/config.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+std::vector<ParameterSpec> specs_of(const ConvertConfig& config) {
+  std::vector<ParameterSpec> specs;
+  const auto block = make_convert_block(config);
+  for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
+    for (ParameterSpec spec : block->parameters()) {
+      spec.name = convert_block_prefix(layer) + spec.name;
+      specs.push_back(std::move(spec));
+    }
+  }
+  specs.push_back({.name = "model.norm.weight",
+                   .shape = {config.decoder.hidden_size},
+                   .initialize = constant(1.0),
+                   .group = "norm",
+                   .product_type = {}});
+  return specs;
+}
+
+class ConvertShape final : public StudentShape {
+ public:
+  explicit ConvertShape(ConvertConfig config) : config_(std::move(config)) {}
+
+  [[nodiscard]] const ConvertConfig& config() const { return config_; }
+  [[nodiscard]] std::string_view kind() const override { return "convert"; }
+  [[nodiscard]] int64_t num_layers() const override { return config_.decoder.num_layers; }
+  [[nodiscard]] int64_t hidden_size() const override { return config_.decoder.hidden_size; }
+  [[nodiscard]] int64_t vocab_size() const override { return config_.decoder.vocab_size; }
+  [[nodiscard]] int64_t num_trainable_parameters() const override {
+    int64_t count = 0;
+    for (const auto& spec : specs_of(config_)) count += spec.num_elements();
+    return count;
+  }
+  [[nodiscard]] std::vector<KeptValues> kept_values() const override {
+    return std::vector<KeptValues>(static_cast<size_t>(num_layers()), make_convert_block(config_)->kept_values());
+  }
+  [[nodiscard]] std::string description() const override {
+    return fmt::format("the teacher's {} layers, attention replaced by mLSTMs of {} heads, {} features of a head{}", num_layers(),
+                       config_.decoder.num_heads, config_.feature_size(), config_.has_rope ? "" : ", no rotary positions");
+  }
+  [[nodiscard]] json to_json(std::string_view /*layout*/) const override { return config_.to_json(); }
+  [[nodiscard]] std::vector<std::string> differences(const StudentShape& found) const override {
+    if (found.kind() != kind()) return {fmt::format("  kind: [student] says {}, there it is {}", kind(), found.kind())};
+    ConvertConfig same = dynamic_cast<const ConvertShape&>(found).config();
+    same.context_length = config_.context_length;
+    same.chunk_size = config_.chunk_size;
+    same.teacher_config = config_.teacher_config;  // what of it fixes shapes stands beside it, or in the weights
+    std::vector<std::string> lines;
+    const json here = config_.to_json(), there = same.to_json();
+    for (const auto& change : json::diff(here, there)) {
+      const json::json_pointer at(change["path"].get<std::string>());
+      lines.push_back(fmt::format("  {}: [student] and the teacher give {}, there it is {}", at.to_string().substr(1), here[at].dump(),
+                                  there[at].dump()));
+    }
+    return lines;
+  }
+  [[nodiscard]] std::unique_ptr<Student> fresh(const StudentPlace& place, uint64_t seed) const override;
+
+ private:
+  ConvertConfig config_;
+};
+
+class ConvertStudent final : public BlockStudent {
+ public:
+  ConvertStudent(const ConvertConfig& config, BlockParts parts) : BlockStudent(std::move(parts)), shape_(config) {}
+
+  [[nodiscard]] const StudentShape& shape() const override { return shape_; }
+  [[nodiscard]] std::string description() const override {
+    return fmt::format("converted, {}, {} trainable parameters", shape_.description(),
+                       format_parameters(static_cast<double>(shape_.num_trainable_parameters())));
+  }
+  [[nodiscard]] NamedTensors stored_tensors(std::string_view /*layout*/, bool with_frozen) const override {
+    NamedTensors out;
+    for (const auto& [name, tensor] : parameters()) out.emplace_back(name, tensor.detach().clone());
+    if (with_frozen) add_frozen(out);
+    return out;
+  }
+
+ protected:
+  [[nodiscard]] std::pair<Tensor, Tensor> last_states(const Tensor& x_BSD, const Tensor& weight_D) const override {
+    const double eps = shape_.config().decoder.rms_norm_eps;
+    return {x_BSD, nn::rms_norm_input(x_BSD, weight_D, eps, nn::ProductType::same_as_weights).values};
+  }
+  [[nodiscard]] std::unique_ptr<BlockStudent> with_parameters(BlockParts parts) const override {
+    return std::make_unique<ConvertStudent>(shape_.config(), std::move(parts));
+  }
+
+ private:
+  ConvertShape shape_;
+};
+
+std::unique_ptr<ConvertStudent> assemble(const ConvertConfig& config, NamedTensors parameters, const StudentPlace& place) {
+  check_frozen("embedding", place.embedding_VD, config.decoder.vocab_size, config.decoder.hidden_size);
+  check_frozen("head", place.head_VD, config.decoder.vocab_size, config.decoder.hidden_size);
+  const Tensor embedding_VD = place.embedding_VD.detach().to(place.device);
+  const bool shares = config.decoder.is_tied || place.head_VD.is_same(place.embedding_VD);
+  BlockParts parts{.mixers = {},
+                   .specs = specs_of(config),
+                   .parameters = std::move(parameters),
+                   .embedding_VD = embedding_VD,
+                   .head_VD = shares ? embedding_VD : place.head_VD.detach().to(place.device),
+                   .is_tied = config.decoder.is_tied,
+                   .embedding = "token_embedding",
+                   .block_prefix = "model.layers.",
+                   .last_norm = "model.norm"};
+  const std::shared_ptr<const Mixer> block = make_convert_block(config);  // has no tensors: one serves all layers
+  parts.mixers.assign(static_cast<size_t>(config.decoder.num_layers), block);
+  return std::make_unique<ConvertStudent>(config, std::move(parts));
+}
+
+std::unique_ptr<Student> load_convert(const io::ModelFiles& files, StudentPlace place) {
+  check_parameter_dtype(place.parameter_dtype);
+  const ConvertConfig config = ConvertConfig::from_json(files.config, files.path.string() + " (configuration)");
+  const auto specs = specs_of(config);
+  constexpr const char *kEmbedding = "token_embedding.weight", *kHead = "lm_head.weight";
+  std::vector<std::string> missing, unexpected;
+  std::vector<std::string> known = {kEmbedding, kHead};
+  for (const auto& spec : specs) {
+    known.push_back(spec.name);
+    if (!files.weights->contains(spec.name)) missing.push_back(spec.name);
+  }
+  if (!place.embedding_VD.defined() && !files.weights->contains(kEmbedding)) missing.emplace_back(kEmbedding);
+  const bool needs_head = !place.head_VD.defined() && !config.decoder.is_tied;
+  if (needs_head && !files.weights->contains(kHead)) missing.emplace_back(kHead);
+  std::ranges::sort(known);
+  for (const auto& name : files.weights->names()) {
+    if (!std::ranges::binary_search(known, name)) unexpected.push_back(name);
+  }
+  nn::check_names(files.weights->origin(), missing, unexpected);
+  NamedTensors parameters;
+  for (const auto& spec : specs) {
+    const Tensor stored = nn::read_stored(files.weights, spec.name);
+    if (stored.sizes() != at::IntArrayRef(spec.shape)) {
+      throw DataError("{}: tensor '{}' is [{}], config.json asks for [{}]", files.weights->origin(), spec.name,
+                      fmt::join(stored.sizes(), ", "), fmt::join(spec.shape, ", "));
+    }
+    parameters.emplace_back(spec.name, stored.to(place.device, place.parameter_dtype, /*non_blocking=*/false, /*copy=*/true));
+  }
+  if (!place.embedding_VD.defined()) place.embedding_VD = nn::read_stored(files.weights, kEmbedding);
+  if (!place.head_VD.defined()) place.head_VD = needs_head ? nn::read_stored(files.weights, kHead) : place.embedding_VD;
+  return assemble(config, std::move(parameters), place);
+}
+
+std::unique_ptr<Student> ConvertShape::fresh(const StudentPlace& place, uint64_t seed) const {
+  check_parameter_dtype(place.parameter_dtype);
+  if (place.teacher == nullptr) throw ValueError("student: a converted one starts from its teacher's weights, and none was given");
+  NamedTensors parameters = draw_parameters(specs_of(config_), seed, place.device, place.parameter_dtype);
+  copy_from_teacher(config_, *place.teacher, parameters);
+  return assemble(config_, std::move(parameters), place);
+}
+
+}  // namespace
+
+StudentKind convert_kind() {
+  return {
+      .derive = [](const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
+                   int64_t context_length) { return std::make_unique<ConvertShape>(derive_convert(settings, teacher, context_length)); },
+      .read = [](const json& config,
+                 const std::string& where) { return std::make_unique<ConvertShape>(ConvertConfig::from_json(config, where)); },
+      .load = load_convert};
+}
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,293 @@
+// The converted student: that it starts from its teacher, computes what docs/convert.md says, and does so in every form.
+#include "student/convert/block.h"
+#include "student/convert/student.h"
+#include "student_testing.h"
+#include "teacher/teacher.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+constexpr int64_t kVocabulary = 37;
+
+struct Family {
+  std::string name;
+  json config;
+};
+
+// Every family, with biases, grouped heads, head norms, odd head widths, and a head of its own.
+std::vector<Family> families() {
+  const auto config = [](const std::string& type, const json& more) {
+    json all = {{"model_type", type},         {"vocab_size", kVocabulary}, {"hidden_size", 12},        {"intermediate_size", 20},
+                {"num_hidden_layers", 2},     {"num_attention_heads", 4},  {"num_key_value_heads", 2}, {"head_dim", 6},
+                {"tie_word_embeddings", true}};
+    all.update(more);
+    return all;
+  };
+  return {{"llama", config("llama", {{"num_key_value_heads", 4}})},
+          {"llama with biases", config("llama", {{"attention_bias", true}, {"mlp_bias", true}, {"num_key_value_heads", 1}})},
+          {"qwen2", config("qwen2", {{"head_dim", 3 * 2}, {"hidden_size", 24}})},
+          {"qwen3", config("qwen3", {{"head_dim", 10}, {"tie_word_embeddings", false}})}};
+}
+
+struct Pair {
+  std::unique_ptr<teacher::Teacher> teacher;
+  std::unique_ptr<StudentShape> shape;
+  std::unique_ptr<Student> student;
+};
+
+Pair convert(const json& config, const config::StudentSettings& settings = {}, at::Device device = at::kCPU,
+             at::ScalarType dtype = at::kDouble) {
+  Pair pair;
+  at::manual_seed(7);
+  pair.teacher = teacher::random_teacher(config, device, {dtype}, at::kCPU, 0.4);
+  auto wanted = settings;
+  wanted.kind = "convert";
+  wanted.chunk_size = 5;
+  pair.shape = derive_shape(wanted, teacher::teacher_shape(config), 32);
+  pair.student = pair.shape->fresh({.device = device,
+                                    .parameter_dtype = dtype,
+                                    .embedding_VD = pair.teacher->embedding_weight(),
+                                    .head_VD = pair.teacher->head_weight(),
+                                    .teacher = pair.teacher.get()},
+                                   3);
+  pair.student->set_compute_dtype(dtype);
+  return pair;
+}
+
+Tensor tokens_of(int64_t rows, int64_t length, at::Device device = at::kCPU) {
+  return at::randint(kVocabulary, {rows, length}, at::kLong).to(device);
+}
+
+std::map<std::string, Tensor> named(const Student& student) {
+  return {student.parameters().begin(), student.parameters().end()};
+}
+
+TEST(Convert, StartsFromItsTeacher) {
+  for (const auto& [name, config] : families()) {
+    SCOPED_TRACE(name);
+    const Pair pair = convert(config);
+    const auto parameters = named(*pair.student);
+    const int64_t heads = config["num_attention_heads"], groups = config["num_key_value_heads"], width = config["head_dim"];
+    int compared = 0;
+    pair.teacher->for_each_weight([&](const std::string& weight, const Tensor& values) {
+      if (const auto found = parameters.find(weight); found != parameters.end()) {
+        if (found->second.sizes() == values.sizes()) {
+          EXPECT_TRUE(at::equal(found->second, values)) << weight;
+        } else {  // keys and values of a group, for each of its heads
+          for (int64_t head = 0; head < heads; ++head) {
+            EXPECT_TRUE(at::equal(found->second.narrow(0, head * width, width), values.narrow(0, head / (heads / groups) * width, width)))
+                << weight;
+          }
+        }
+        ++compared;
+      }
+    });
+    EXPECT_GE(compared, 2 * 6 + 1);
+    EXPECT_EQ(pair.student->embedding_weight().const_data_ptr(), pair.teacher->embedding_weight().const_data_ptr());
+    EXPECT_EQ(pair.student->head_weight().const_data_ptr(), pair.teacher->head_weight().const_data_ptr());
+    EXPECT_EQ(pair.shape->num_trainable_parameters(), [&] {
+      int64_t count = 0;
+      for (const auto& [parameter, tensor] : pair.student->parameters()) count += tensor.numel();
+      return count;
+    }());
+  }
+}
+
+// One layer by the formulas, a position at a time.
+TEST(Convert, ALayerIsItsDefinition) {
+  for (const bool has_rope : {true, false}) {
+    const json config = families()[0].config;  // no biases, no head norms, no groups
+    const Pair pair = convert(config, {.feature_factor = 4, .rope = has_rope});
+    perturb(*pair.student, 0.2);
+    const auto w = named(*pair.student);
+    const int64_t S = 11, H = 4, K = 6, D = 12, M = 12;
+    const Tensor tokens = tokens_of(1, S);
+    const auto of = [&](const std::string& name) { return w.at("model.layers.0." + name).detach(); };
+    const auto norm = [](const Tensor& x, const Tensor& weight) { return x / (x.square().mean(-1, true) + 1e-6).sqrt() * weight; };
+    const Tensor x_SD = at::embedding(pair.student->embedding_weight(), tokens)[0];
+    const Tensor u_SD = norm(x_SD, of("input_layernorm.weight"));
+    const auto heads = [&](const char* projection, const char* taps) {
+      const Tensor in_SE = at::linear(u_SD, of(projection)), taps_EJ = of(taps);
+      Tensor out_SE = at::zeros_like(in_SE);
+      for (int64_t t = 0; t < S; ++t) {
+        for (int64_t j = 0; j < 4 && j <= t; ++j) out_SE[t] += taps_EJ.select(1, 3 - j) * in_SE[t - j];
+      }
+      return out_SE.view({S, H, K});
+    };
+    const auto turned = [&](const Tensor& x_SHK) {
+      if (!has_rope) return x_SHK;
+      const Tensor frequency = at::pow(10000.0, -at::arange(0, K, 2, at::kDouble) / static_cast<double>(K));
+      const Tensor angle_S1I = (at::arange(S, at::kDouble).unsqueeze(1) * frequency).unsqueeze(1);
+      const Tensor a = x_SHK.narrow(2, 0, K / 2), b = x_SHK.narrow(2, K / 2, K / 2);
+      return at::cat({a * angle_S1I.cos() - b * angle_S1I.sin(), b * angle_S1I.cos() + a * angle_S1I.sin()}, 2);
+    };
+    const auto features = [&](const Tensor& x_SHK, const char* map) {
+      const Tensor z_SHM = at::einsum("shk,hkm->shm", {x_SHK, of(map)});
+      return at::cat({z_SHM.softmax(2), (-z_SHM).softmax(2)}, 2) * std::sqrt(static_cast<double>(K));
+    };
+    const Tensor q = features(turned(heads("self_attn.q_proj.weight", "mlstm.conv_q.weight")), "mlstm.feature_q.weight");
+    const Tensor k = features(turned(heads("self_attn.k_proj.weight", "mlstm.conv_k.weight")), "mlstm.feature_k.weight");
+    const Tensor v = heads("self_attn.v_proj.weight", "mlstm.conv_v.weight");
+    ASSERT_EQ(q.size(2), 2 * M);
+    const Tensor input_SH = at::linear(u_SD, of("mlstm.igate.weight"), of("mlstm.igate.bias"));
+    const Tensor log_forget_SH = at::log_sigmoid(at::linear(u_SD, of("mlstm.fgate.weight"), of("mlstm.fgate.bias")));
+    Tensor y_SHK = at::zeros({S, H, K}, at::kDouble);
+    for (int64_t i = 0; i < S; ++i) {
+      for (int64_t h = 0; h < H; ++h) {
+        double sum = 0.0;
+        for (int64_t j = 0; j <= i; ++j) {
+          const double decay = j < i ? log_forget_SH.narrow(0, j + 1, i - j).select(1, h).sum().item<double>() : 0.0;
+          const double weight = (q[i][h] * k[j][h]).sum().item<double>() * std::exp(decay + input_SH[j][h].item<double>());
+          y_SHK[i][h] += weight * v[j][h];
+          sum += weight;
+        }
+        y_SHK[i][h] /= sum;
+      }
+    }
+    const Tensor gated = y_SHK.reshape({S, H * K}) * at::sigmoid(at::linear(u_SD, of("mlstm.ogate.weight"), of("mlstm.ogate.bias")));
+    Tensor out_SD = x_SD + at::linear(gated, of("self_attn.o_proj.weight"));
+    const Tensor both = at::linear(norm(out_SD, of("post_attention_layernorm.weight")), of("mlp.gate_up_proj.weight"));
+    out_SD = out_SD + at::linear(at::silu(both.narrow(1, 0, 20)) * both.narrow(1, 20, 20), of("mlp.down_proj.weight"));
+    (void)D;
+    const auto got = pair.student->forward(tokens, {}, {.compute_dtype = at::kDouble, .collect_layers = true}, nullptr);
+    EXPECT_LT(relative_error(got.layer_outputs_BSD[0][0], out_SD), 1e-5) << "the cell adds 1e-6 to what it divides by";
+  }
+}
+
+TEST(Convert, EveryFormIsOne) {
+  for (const at::Device device : devices()) {
+    for (const auto& [name, config] : families()) {
+      for (const int64_t taps : {4, 0}) {
+        SCOPED_TRACE(fmt::format("{} {} taps {}", device.str(), name, taps));
+        const Pair pair = convert(config, {.conv1d_kernel_size = taps}, device);
+        perturb(*pair.student, 0.2);
+        const at::NoGradGuard no_grad;
+        const int64_t S = 19;
+        const Tensor tokens = tokens_of(2, S, device);
+        const Tensor whole = pair.student->forward_hidden(tokens);
+        for (const int64_t split : {1, 4, 7}) {  // a prompt, then tokens one by one
+          const auto state = pair.student->new_state(2, S);
+          std::vector<Tensor> parts = {pair.student->forward_step(tokens.narrow(1, 0, split), *state)};
+          const int64_t size = state->size_bytes();
+          for (int64_t t = split; t < S; ++t) parts.push_back(pair.student->forward_step(tokens.narrow(1, t, 1), *state));
+          EXPECT_EQ(state->size_bytes(), size);
+          EXPECT_LT(relative_error(at::cat(parts, 1), whole), 1e-6) << split;
+        }
+        const Tensor parallel =
+            pair.student->forward(tokens, {}, {.compute_dtype = at::kDouble, .mlstm_form = ops::MlstmForm::parallel}, nullptr)
+                .last_hidden_BSD;
+        EXPECT_LT(relative_error(parallel, whole), 1e-6);
+      }
+    }
+  }
+}
+
+// Without rotary positions a document does not know where in its row it begins.
+TEST(Convert, DocumentsAreApart) {
+  for (const at::Device device : devices()) {
+    const Pair pair = convert(families()[1].config, {.rope = false}, device);
+    perturb(*pair.student, 0.2);
+    const at::NoGradGuard no_grad;
+    const Tensor tokens = tokens_of(1, 20, device);
+    for (const int64_t border : {1, 2, 9, 19}) {
+      Tensor starts = at::zeros({1, 20}, at::kByte);
+      starts[0][0] = starts[0][border] = 1;
+      const Tensor together = pair.student->forward_hidden(tokens, starts);
+      const Tensor apart = at::cat(
+          {pair.student->forward_hidden(tokens.narrow(1, 0, border)), pair.student->forward_hidden(tokens.narrow(1, border, 20 - border))},
+          1);
+      EXPECT_LT(relative_error(together, apart), 1e-6) << border;
+    }
+  }
+}
+
+TEST(Convert, GradientsMatchDifferences) {
+  for (const at::Device device : devices()) {
+    for (const auto& [name, config] : {families()[1], families()[3]}) {
+      SCOPED_TRACE(device.str() + " " + name);
+      const Pair pair = convert(config, {}, device);
+      perturb(*pair.student, 0.2);
+      const Tensor tokens = tokens_of(2, 13, device);
+      Tensor starts = at::zeros({2, 13}, at::kByte);
+      starts.select(1, 0).fill_(1);
+      starts[1][6] = 1;
+      const Tensor weight = at::randn({2, 13, pair.student->hidden_size()}, at::kDouble).to(device);
+      const auto value = [&](bool checkpoints) {
+        return (pair.student->forward(tokens, starts, {.compute_dtype = at::kDouble, .activation_checkpointing = checkpoints}, nullptr)
+                    .last_hidden_BSD *
+                weight)
+            .sum();
+      };
+      value(false).backward();
+      NamedTensors gradients;
+      for (const auto& [parameter, tensor] : pair.student->parameters()) {
+        gradients.emplace_back(parameter, tensor.grad().clone());
+        Tensor(tensor).mutable_grad() = Tensor();
+      }
+      value(true).backward();
+      for (size_t i = 0; i < gradients.size(); ++i) {
+        const auto& [parameter, tensor] = pair.student->parameters()[i];
+        EXPECT_LT(relative_error(tensor.grad(), gradients[i].second), 1e-12) << parameter << " with activation checkpointing";
+        const at::NoGradGuard no_grad;
+        const Tensor direction = at::randn_like(tensor);
+        const auto at_step = [&](double step) {
+          Tensor(tensor).add_(direction, step);
+          const double result = value(false).item<double>();
+          Tensor(tensor).sub_(direction, step);
+          return result;
+        };
+        const double difference = (at_step(1e-5) - at_step(-1e-5)) / 2e-5;
+        const double expected = (gradients[i].second * direction).sum().item<double>();
+        EXPECT_NEAR(difference, expected, 1e-5 * std::max(1.0, std::abs(expected))) << parameter;
+      }
+    }
+  }
+}
+
+TEST(Convert, HalfPrecisionIsNearFloat32) {
+  for (const at::Device device : devices()) {
+    const Pair pair = convert(families()[1].config, {}, device, at::kFloat);
+    const Tensor tokens = tokens_of(2, 21, device);
+    for (const auto type : {at::kBFloat16, at::kHalf}) {
+      const auto run = [&](at::ScalarType compute) {
+        for (const auto& [name, tensor] : pair.student->parameters()) Tensor(tensor).mutable_grad() = Tensor();
+        const Tensor hidden = pair.student->forward(tokens, {}, {.compute_dtype = compute}, nullptr).last_hidden_BSD;
+        hidden.square().sum().backward();
+        std::vector<Tensor> gradients;
+        for (const auto& [name, tensor] : pair.student->parameters()) gradients.push_back(tensor.grad().flatten());
+        return std::pair(hidden.detach(), at::cat(gradients));
+      };
+      const auto exact = run(at::kFloat), half = run(type);
+      EXPECT_LT(relative_error(half.first, exact.first), 3e-2);
+      EXPECT_LT(relative_error(half.second, exact.second), 1e-1);
+    }
+  }
+}
+
+TEST(Convert, StoredAndReadAgainIsTheSame) {
+  for (const auto& [name, config] : families()) {
+    SCOPED_TRACE(name);
+    const Pair pair = convert(config, {.feature_factor = 4, .rope = false}, at::kCPU, at::kFloat);
+    perturb(*pair.student, 0.1);
+    const json stored = pair.shape->to_json("");
+    const auto weights = std::make_shared<MemoryWeights>(pair.student->stored_tensors("", /*with_frozen=*/true));
+    const auto again = load_student(memory_files(stored, weights));
+    EXPECT_EQ(again->shape().to_json(""), stored);
+    EXPECT_TRUE(pair.shape->differences(again->shape()).empty());
+    const at::NoGradGuard no_grad;
+    const Tensor tokens = tokens_of(1, 9);
+    EXPECT_TRUE(at::equal(again->forward_hidden(tokens), pair.student->forward_hidden(tokens)));
+    EXPECT_TRUE(at::equal(again->head_weight(), pair.student->head_weight()));
+    weights->tensors_.erase("model.layers.1.mlstm.fgate.bias");
+    weights->tensors_["model.layers.1.mlstm.gate"] = at::ones({1});
+    EXPECT_THROW((void)load_student(memory_files(stored, weights)), DataError);
+  }
+  const Pair wide = convert(families()[0].config, {.feature_factor = 4}), narrow = convert(families()[0].config);
+  EXPECT_THAT(wide.shape->differences(*narrow.shape), ::testing::ElementsAre(::testing::HasSubstr("feature_factor")));
+  EXPECT_THROW((void)derive_shape({.kind = "convert", .feature_factor = 3}, teacher::teacher_shape(families()[0].config), 8), ConfigError);
+  EXPECT_THROW((void)narrow.shape->fresh({.embedding_VD = narrow.teacher->embedding_weight(), .head_VD = narrow.teacher->head_weight()}, 0),
+               ValueError);
+}
+
+}  // namespace
+}  // namespace distil_xlstm::student
