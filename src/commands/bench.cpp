@@ -154,7 +154,7 @@ measure::BenchSubject make_subject(const Options& options) {
   subject.teacher_config = geometry(subject.config.teacher.model);
   subject.teacher = teacher::teacher_shape(subject.teacher_config);
   subject.shape = student::derive_shape(subject.config.student, subject.teacher, subject.config.data.context_length);
-  subject.student = student::paper_config(*subject.shape);
+  if (subject.shape->kind() == "paper") subject.student = student::paper_config(*subject.shape);
   for (const auto& name : options.parts) {
     if (!measure::has_bench_part(subject, name))
       throw ConfigError("bench: part {}: no block of this student runs it{}", name,

@@ -134,7 +134,7 @@ class TableBuilder {
 
   template <typename Member, typename Read>
   Setting& add(const std::string& key, const std::string& option, const std::string& allowed, const std::string& help, Member member,
-               Read read) {
+               const Read& read) {
     std::string name = option == "-" ? "" : option;
     if (option.empty()) {
       name = "--" + key.substr(key.rfind('.') + 1);

@@ -66,12 +66,16 @@ Tensor pair_loss(const config::AlignmentSettings& settings, const Tensor& studen
 
 }  // namespace
 
-Alignment::Alignment(const config::AlignmentSettings& settings, int64_t teacher_layers, int64_t student_blocks) : settings_(settings) {
-  using config::AlignmentKind;
+void check_alignment(const config::AlignmentSettings& settings) {
   if (settings.target == config::AlignmentTarget::attention_output && settings.state == config::AlignmentState::post_norm) {
     throw ConfigError(
         "distill.alignment.state = \"post_norm\" goes with target = \"block_output\" only: attention outputs have no norm after them");
   }
+}
+
+Alignment::Alignment(const config::AlignmentSettings& settings, int64_t teacher_layers, int64_t student_blocks) : settings_(settings) {
+  using config::AlignmentKind;
+  check_alignment(settings);
   if (settings.kind == AlignmentKind::block_wise && teacher_layers != student_blocks) {
     throw ConfigError(
         "distill.alignment.kind = \"block_wise\" pairs layer with block, but the teacher has {} layers and the student {} blocks: set "

@@ -7,6 +7,9 @@
 
 namespace distil_xlstm::distill {
 
+// Throws ConfigError where [distill.alignment] contradicts itself, whatever the models.
+void check_alignment(const config::AlignmentSettings& settings);
+
 class Alignment final : public HiddenTerm {
  public:
   // Throws ConfigError where kind does not fit the depths, or state not the target.

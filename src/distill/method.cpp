@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "distill/alignment.h"
 #include "distill/methods.h"
 #include "distill/schedule.h"
 
@@ -57,6 +58,7 @@ std::vector<std::string> ignored_keys(const std::string& method) {
 void check_before_length(const config::DistillSettings& settings, int64_t max_steps) {
   const MethodKind& kind = find(settings.method);
   check_schedules(settings);
+  check_alignment(settings.alignment);
   if (kind.check) kind.check(settings, max_steps);
 }
 
@@ -64,6 +66,7 @@ std::unique_ptr<Method> make_method(const config::DistillSettings& settings, int
                                     int64_t steps_per_epoch) {
   const MethodKind& kind = find(settings.method);
   check_schedules(settings);
+  check_alignment(settings.alignment);
   if (steps_per_epoch < 1) steps_per_epoch = (total_steps + num_epochs - 1) / std::max<int64_t>(num_epochs, 1);
   return kind.make({settings, total_steps, num_epochs, std::max<int64_t>(steps_per_epoch, 1)});
 }

@@ -27,7 +27,7 @@ struct Sizes {
 };
 
 Sizes sizes_of(const BenchSubject& subject, int64_t B, int64_t S) {
-  const auto& s = subject.student;
+  const auto& s = subject.student.value();
   return {B,
           S,
           B * S,
@@ -245,11 +245,12 @@ std::vector<std::string> known_part_names() {
 }
 
 bool has_bench_part(const BenchSubject& subject, const std::string& name) {
-  const auto num_slstm = static_cast<int64_t>(subject.student.slstm_at.size());
   for (const auto& part : operation_parts()) {
     if (part.name != name) continue;
-    if (part.owner == Owner::mlstm) return num_slstm < subject.student.num_blocks;
-    return part.owner == Owner::both || (num_slstm > 0 && (name != "feed_forward" || subject.student.has_ffn));
+    if (!subject.student) return false;
+    const auto num_slstm = static_cast<int64_t>(subject.student->slstm_at.size());
+    if (part.owner == Owner::mlstm) return num_slstm < subject.student->num_blocks;
+    return part.owner == Owner::both || (num_slstm > 0 && (name != "feed_forward" || subject.student->has_ffn));
   }
   return true;
 }

@@ -19,7 +19,7 @@ struct BenchSubject {
   json teacher_config;
   teacher::TeacherShape teacher;
   std::shared_ptr<const student::StudentShape> shape;
-  student::StudentConfig student;  // the same, whose blocks' operations are measured
+  std::optional<student::StudentConfig> student;  // the same where it is a paper student, whose blocks' operations are measured
   at::Device device = at::kCPU;
   at::ScalarType compute_dtype = at::kFloat;
   teacher::Precision teacher_precision;

@@ -20,7 +20,7 @@ Tensor at_target(const Tensor& x_PV, const Tensor& target_P1) {
 }
 
 // x_PV with `amount` taken off each target's entry, in place.
-Tensor less_at_target(Tensor x_PV, const Tensor& target_P1, double amount) {
+Tensor less_at_target(const Tensor& x_PV, const Tensor& target_P1, double amount) {
   return x_PV.scatter_add_(1, target_P1, at::full_like(target_P1, -amount, x_PV.options()));
 }
 

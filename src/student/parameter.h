@@ -25,7 +25,7 @@ struct ParameterSpec {
   std::string name;  // of a mixer's behind the prefix of its block: `xlstm_norm.weight`
   Shape shape;       // ours; R is [H, K, 4, K] and b is [H, 4, K]
   Initializer initialize;
-  std::string group = "mixer";  // of parameters that are trained alike: "norm", "mixer", "feed_forward"
+  std::string group = "mixer";  // of parameters that are trained alike: "norm", "attention", "mixer", "feed_forward"
   bool decays = false;          // whether weight decay applies (docs/mathematics.md 5)
   ProductType product_type;     // null: as it is
   ParameterRole role = ParameterRole::plain;

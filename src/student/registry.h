@@ -23,7 +23,7 @@ struct StudentKind {
   std::function<std::unique_ptr<Student>(const io::ModelFiles& files, const StudentPlace& place)> load;
 };
 
-// Adds a kind beside "paper". Throws ValueError when the name is taken. Not while students are made on other threads.
+// Adds a kind beside "paper" and "convert". Throws ValueError when the name is taken. Not while students are made on other threads.
 void add_student_kind(const std::string& name, StudentKind kind);
 
 // Each looks the kind up and calls it; one that is not known is a ConfigError which names those that are.

@@ -39,7 +39,7 @@ class Student : public nn::LanguageModel {
   [[nodiscard]] virtual StudentOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const StudentForwardOptions& options,
                                               nn::DecodeState* state = nullptr) = 0;
   [[nodiscard]] virtual const StudentShape& shape() const = 0;
-  // Trainable parameters by their stored names, float32 leaves with requires_grad.
+  // Trainable parameters by their stored names, float32 leaves; requires_grad but where a stage leaves them out.
   [[nodiscard]] virtual const NamedTensors& parameters() const = 0;
   // What becomes of each in training, in the same order.
   [[nodiscard]] virtual std::vector<ParameterTraits> parameter_traits() const = 0;

@@ -24,7 +24,7 @@
 namespace distil_xlstm::train {
 namespace {
 
-// Everything of a run in progress, in the order in which it is made.
+// Everything of a run in progress.
 struct Session {
   config::RunConfig config;
   fs::path run;
@@ -216,7 +216,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   s.config = request.config.run;
   s.run = s.config.output;
   s.resumes = request.resume;
-  // Nothing of an old run is touched before everything about the new one is known to be good: make_output is the last step.
+  // Nothing of an old run is touched before everything about the new one is known to be good: make_run_directory is the last step.
   check_settings_alone(s.config);
   if (!s.resumes) warn_of_ignored_keys(request.config);
   s.device = ops::parse_device(s.config.train.device);

@@ -79,7 +79,7 @@ class GradientSums {
 
 bool holds_same(const data::Batch& a, const data::Batch& b) {
   return a.num_rows == b.num_rows && a.context_length == b.context_length && a.tokens == b.tokens && a.targets == b.targets &&
-         a.mask == b.mask && a.is_start == b.is_start;
+         a.mask == b.mask && a.is_start == b.is_start && a.row_ids == b.row_ids;
 }
 
 // Where both work on one GPU.
@@ -182,7 +182,7 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
       if (i + 1 < on_device.size()) {
         const bool is_next_step = i + 1 == batches.size();
         following =
-            start_teacher(on_device[i + 1], is_next_step ? wanted(next->measured, settings.takes_teacher_inputs) : options, losses_before);
+            start_teacher(on_device[i + 1], is_next_step ? wanted(next->measured, next->takes_teacher_inputs) : options, losses_before);
       }
       teacher->done.block(current);
       sums.add(run_losses(output, teacher->output, on_device[i], settings, 1));

@@ -40,6 +40,7 @@ struct LossSums {
 struct NextBatch {
   const data::Batch* batch = nullptr;
   distill::Measured measured;
+  bool takes_teacher_inputs = false;
 };
 
 // On a GPU a micro-batch is one graph, and the teacher runs ahead by one micro-batch, beside the student (run_ahead). On a CPU each thread

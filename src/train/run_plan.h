@@ -1,4 +1,4 @@
-// What a run is to do, made from its settings once its data and models are known: length, method, objective.
+// What a run is to do: length and method, which need its data, and the objective, which needs the models' depths.
 #pragma once
 
 #include <memory>

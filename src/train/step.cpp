@@ -48,17 +48,23 @@ TrainingStep::TrainingStep(const StepParts& parts)
     : in_(parts),
       micro_batches_(in_.teacher, in_.student, in_.objective, in_.head_rows),
       scaler_(in_.compute_dtype == at::kHalf, in_.config.optimizer.initial_loss_scale) {
-  begin_stage(in_.method.stages().front());
+  const auto stages = in_.method.stages();
+  for (const auto& stage : stages) check_stage(stage);  // before the first is trained
+  begin_stage(stages.front());
+}
+
+void TrainingStep::check_stage(const distill::Stage& stage) const {
+  check_groups(stage, in_.student.parameter_traits());
+  if (!stage.takes_teacher_inputs) return;
+  if (const int64_t layers = in_.teacher.shape().num_layers, blocks = in_.student.shape().num_layers(); layers != blocks) {
+    throw ConfigError("{}: gives each layer of the student the teacher's state, but the teacher has {} layers and the student {}",
+                      stage.name, layers, blocks);
+  }
 }
 
 void TrainingStep::begin_stage(const distill::Stage& stage) {
   const auto traits = in_.student.parameter_traits();
-  check_groups(stage, traits);
-  if (const int64_t layers = in_.teacher.shape().num_layers, blocks = in_.student.shape().num_layers();
-      stage.takes_teacher_inputs && layers != blocks) {
-    throw ConfigError("{}: gives each layer of the student the teacher's state, but the teacher has {} layers and the student {}",
-                      stage.name, layers, blocks);
-  }
+  check_stage(stage);
   stage_ = stage;
   trained_.clear();
   std::vector<optim::ParameterRule> rules;
@@ -128,7 +134,7 @@ std::optional<NextBatch> TrainingStep::next_batch(const data::Batch* next, disti
   if (next == nullptr) return std::nullopt;
   ++context.step;
   const auto after = distill::in_its_stage(in_.method, context);
-  return NextBatch{next, in_.objective.measured(in_.method.plan(after), after.step)};
+  return NextBatch{next, in_.objective.measured(in_.method.plan(after), after.step), in_.method.stages()[after.stage].takes_teacher_inputs};
 }
 
 void TrainingStep::read_means(StepResult& r, const LossSums& sums) const {

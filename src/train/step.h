@@ -74,6 +74,7 @@ class TrainingStep {
   [[nodiscard]] optim::LearningRateBackoff& backoff() { return backoff_; }
 
  private:
+  void check_stage(const distill::Stage& stage) const;
   [[nodiscard]] StepResult begin(const std::vector<data::Batch>& batches, const distill::StepContext& context) const;
   [[nodiscard]] GradientSettings gradient_settings(const StepResult& result, const distill::StepContext& context) const;
   [[nodiscard]] std::optional<NextBatch> next_batch(const data::Batch* next, distill::StepContext context) const;

@@ -152,7 +152,14 @@ Tensor causal_conv(const Tensor& x_BSE, const Tensor& weight_EJ, const Tensor& i
     }
     sum = sum + term;
   }
-  if (tail_BJE) *tail_BJE = all_BTE.narrow(1, S, J - 1);
+  if (tail_BJE) {
+    *tail_BJE = all_BTE.narrow(1, S, J - 1);
+    if (is_start_BS.defined()) {  // what lies before a start behind it belongs to another document
+      const Tensor starts = at::constant_pad_nd(is_start_BS.to(at::kLong), {J - 1, 0}).narrow(1, S, J - 1);
+      const Tensor starts_after = starts.flip(1).cumsum(1).flip(1) - starts;
+      *tail_BJE = tail_BJE->masked_fill((starts_after > 0).unsqueeze(2), 0.0);
+    }
+  }
   return sum;
 }
 
@@ -199,7 +206,7 @@ class ConvertMlstm final : public nn::TokenMixer {
     if (state_) state_->num_tokens += S;
 
     // The cell divides by at least e^-m, which a large factor on q keeps out of the way: what is left is the plain sum.
-    constexpr double kAboveBound = 1024.0;
+    constexpr double kAboveBound = 0x1p24;
     const at::ScalarType cell_type = cell_dtype(call_.compute_dtype);
     const Tensor gate_input = u.values.to(w_.input_gate_HD.scalar_type());
     const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = (features(q_BSHK, w_.feature_q_HKM) * kAboveBound).to(cell_type),
@@ -329,7 +336,7 @@ void copy_from_teacher(const ConvertConfig& config, const nn::LanguageModel& tea
       Tensor from;
       if (const size_t joined = name.find("gate_up_proj"); joined != std::string::npos) {
         const std::string begin = name.substr(0, joined), end = name.substr(name.rfind('.'));
-        from = at::cat({find(begin + "gate_proj" + end), find(begin + "up_proj" + end)});
+        from = at::cat({find(fmt::format("{}gate_proj{}", begin, end)), find(fmt::format("{}up_proj{}", begin, end))});
       } else {
         const bool is_grouped = name.find("k_proj") != std::string::npos || name.find("v_proj") != std::string::npos;
         from = is_grouped ? repeated(find(name), G, repeats) : find(name);

@@ -20,6 +20,7 @@ json ConvertConfig::to_json() const {
             {"conv1d_kernel_size", conv1d_kernel_size},
             {"feature_factor", feature_factor},
             {"rope", has_rope},
+            {"o_bias", decoder.has_o_bias},
             {"chunk_size", chunk_size},
             {"teacher_config", teacher_config}}}};
 }
@@ -28,14 +29,15 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   const std::string place = where + ": distil_xlstm";
   const json own = require<json>(config, "distil_xlstm", where);
   for (const auto& [key, value] : own.items()) {
-    constexpr std::array kKeys = {"format_version", "kind", "context_length", "conv1d_kernel_size",
-                                  "feature_factor", "rope", "chunk_size",     "teacher_config"};
+    constexpr std::array kKeys = {"format_version", "kind",       "context_length", "conv1d_kernel_size", "feature_factor",
+                                  "rope",           "chunk_size", "o_bias",         "teacher_config"};
     if (std::ranges::find(kKeys, key) == kKeys.end()) throw ConfigError("{}: '{}' is not known to this version", place, key);
   }
   ConvertConfig result;
   result.teacher_config = require<json>(own, "teacher_config", place);
   result.decoder = teacher::teacher_shape(result.teacher_config).decoder;
-  result.decoder.is_tied = require<bool>(config, "tie_word_embeddings", where);
+  result.decoder.is_tied = require<bool>(config, "tie_word_embeddings", where);  // as the teacher's tensors were, and its biases
+  result.decoder.has_o_bias = get_or<bool>(own, "o_bias", result.decoder.has_o_bias, place);
   result.context_length = require<int64_t>(own, "context_length", place);
   result.conv1d_kernel_size = require<int64_t>(own, "conv1d_kernel_size", place);
   result.feature_factor = require<int64_t>(own, "feature_factor", place);

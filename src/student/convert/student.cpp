@@ -57,6 +57,12 @@ class ConvertShape final : public StudentShape {
     same.chunk_size = config_.chunk_size;
     same.teacher_config = config_.teacher_config;  // what of it fixes shapes stands beside it, or in the weights
     std::vector<std::string> lines;
+    const auto function_of = [](const nn::TransformerConfig& c) {
+      return fmt::format("{} heads of {}, rms_norm_eps {}, rope_theta {} (scaling {}, factor {})", c.num_heads, c.head_dim, c.rms_norm_eps,
+                         c.rope.theta, static_cast<int>(c.rope.scaling), c.rope.factor);
+    };
+    if (function_of(config_.decoder) != function_of(same.decoder))
+      lines.push_back(fmt::format("  the teacher gives {}, there it is {}", function_of(config_.decoder), function_of(same.decoder)));
     const json here = config_.to_json(), there = same.to_json();
     for (const auto& change : json::diff(here, there)) {
       const json::json_pointer at(change["path"].get<std::string>());
@@ -147,8 +153,13 @@ std::unique_ptr<Student> load_convert(const io::ModelFiles& files, StudentPlace 
     }
     parameters.emplace_back(spec.name, stored.to(place.device, place.parameter_dtype, /*non_blocking=*/false, /*copy=*/true));
   }
-  if (!place.embedding_VD.defined()) place.embedding_VD = nn::read_stored(files.weights, kEmbedding);
-  if (!place.head_VD.defined()) place.head_VD = needs_head ? nn::read_stored(files.weights, kHead) : place.embedding_VD;
+  // On a CPU products are in float32: converted here once, not for each token.
+  const auto read_frozen = [&](const char* name) {
+    const Tensor stored = nn::read_stored(files.weights, name);
+    return place.device.is_cpu() && c10::elementSize(stored.scalar_type()) < 4 ? stored.to(at::kFloat) : stored;
+  };
+  if (!place.embedding_VD.defined()) place.embedding_VD = read_frozen(kEmbedding);
+  if (!place.head_VD.defined()) place.head_VD = needs_head ? read_frozen(kHead) : place.embedding_VD;
   return assemble(config, std::move(parameters), place);
 }
 

@@ -100,13 +100,13 @@ TEST(Method, AnnealingKdByEpochCountsDownToOne) {
   settings.stage1_fraction = 10.0 / 14.0;
   const auto method = make_method(settings, 1400, 14);
   for (int64_t epoch = 0; epoch < 10; ++epoch) {
-    const StepPlan plan = method->plan({epoch * 100, 1400, epoch, 14});
+    const StepPlan plan = method->plan(in_its_stage(*method, {epoch * 100, 1400, epoch, 14}));
     EXPECT_EQ(plan.stage, 1);
     EXPECT_NEAR(plan.temperature, 10.0 - static_cast<double>(epoch), 1e-12);
     EXPECT_NEAR(plan.head.mse_scale, 1.0 - (plan.temperature - 1.0) / 10.0, 1e-12);
     expect_weights(plan, 0, 0, 1, 0, 0);
   }
-  const StepPlan second = method->plan({1000, 1400, 10, 14});
+  const StepPlan second = method->plan(in_its_stage(*method, {1000, 1400, 10, 14}));
   EXPECT_EQ(second.stage, 2);
   EXPECT_EQ(second.temperature, 1.0);
   expect_weights(second, 1, 0, 0, 0, 0);
@@ -126,7 +126,7 @@ TEST(Method, AnnealingKdBySliceHasEqualSlices) {
   const auto method = make_method(settings, 50, 1);  // 40 steps of stage I in four slices
   std::map<double, int> seen;
   for (int64_t step = 0; step < 50; ++step) {
-    const StepPlan plan = method->plan({step, 50, 0, 1});
+    const StepPlan plan = method->plan(in_its_stage(*method, {step, 50, 0, 1}));
     EXPECT_EQ(plan.stage, step < 40 ? 1 : 2);
     if (plan.stage == 1) ++seen[plan.temperature];
   }
@@ -231,7 +231,8 @@ TEST(Method, RestoreContinuesInMidEpoch) {
     const auto resumed = make_method(settings, 200, 4);
     resumed->restore(json::parse(original->state().dump()));
     for (int64_t step = 70; step < 100; ++step) {
-      const StepPlan a = original->plan({step, 200, 1, 4}), b = resumed->plan({step, 200, 1, 4});
+      const StepPlan a = original->plan(in_its_stage(*original, {step, 200, 1, 4})),
+                     b = resumed->plan(in_its_stage(*resumed, {step, 200, 1, 4}));
       ASSERT_EQ(a.alpha, b.alpha) << name;
       ASSERT_EQ(a.temperature, b.temperature) << name;
       ASSERT_EQ(a.beta, b.beta) << name;

@@ -135,7 +135,7 @@ TEST_F(DistillRunTest, AStudentKindFromOutsideIsDistilledResumedAndLoaded) {
   for (int64_t at = 0; at < 6; ++at) decoded.push_back(whole->forward_step(tokens.narrow(1, at, 1), *state));
   EXPECT_LT((at::cat(decoded, 1) - whole->forward_hidden(tokens, {})).abs().max().item<double>(), 1e-4);
   EXPECT_THAT(error_of({{"student.kind", "dekay", ""}}),
-              HasSubstr("student.kind = \"dekay\": must be one of decay, paper (did you mean 'decay'?)"));
+              HasSubstr("student.kind = \"dekay\": must be one of convert, decay, paper (did you mean 'decay'?)"));
 }
 
 // It starts from the teacher's layers: trained in both precisions of its products, resumed, loaded from a run and decoded.
@@ -644,7 +644,8 @@ TEST_F(DistillRunTest, SettingsThatMayChangeOnResume) {
 
 // Another value of each setting: the table says which of them are reported.
 TEST_F(DistillRunTest, EverySettingThatMustStayIsReported) {
-  const std::vector<json> candidates = {3, 5, 0.25, true, "elsewhere", json::array({0.5, 0.75}), json::array({1}), json::array({"shards"})};
+  const std::vector<json> candidates = {
+      3, 5, 0.25, true, false, "elsewhere", json::array({0.5, 0.75}), json::array({1}), json::array({"shards"})};
   for (const auto& setting : config::all_settings()) {
     const config::RunConfig saved;
     config::RunConfig now;
