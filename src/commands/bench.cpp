@@ -16,6 +16,7 @@
 #include "measure/bench_parts.h"
 #include "measure/device_speed.h"
 #include "ops/device.h"
+#include "train/setting_checks.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -47,6 +48,7 @@ config::RunConfig load_config(cli::RunOptions options) {
   const bool is_default = options.file.empty() && options.preset.empty();
   if (is_default) options.preset = "paper";
   const auto loaded = options.load();
+  train::check_names(loaded);
   auto config = loaded.run;
   const auto is_given = [&](const std::string& key) {
     const auto found = loaded.sources.find(key);

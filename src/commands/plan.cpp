@@ -19,6 +19,7 @@
 #include "ops/device.h"
 #include "student/registry.h"
 #include "train/estimate.h"
+#include "train/setting_checks.h"
 
 namespace distil_xlstm::commands {
 namespace {
@@ -203,7 +204,10 @@ void print_fp8(const Plan& p) {
 void run_plan(const cli::PlanOptions& options) {
   const int64_t limit_bytes = options.memory.empty() ? 0 : parse_bytes(options.memory);
   Plan p;
-  p.config = options.run.load().run;
+  const auto loaded = options.run.load();
+  train::check_names(loaded);
+  train::warn_of_ignored_keys(loaded);
+  p.config = loaded.run;
   p.teacher = load::read_teacher_shape(p.config.teacher.model);
   p.student = student::derive_shape(p.config.student, p.teacher, p.config.data.context_length);
   p.device = ops::parse_device(p.config.train.device);

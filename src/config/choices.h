@@ -59,8 +59,8 @@ DX_NAMES(AlignmentKind, "average", "ratio", "block_wise");
 enum class AlignmentDistance { frobenius, cosine };
 DX_NAMES(AlignmentDistance, "frobenius", "cosine");
 
-enum class AlignmentTarget { block_output, attention_output };
-DX_NAMES(AlignmentTarget, "block_output", "attention_output");
+enum class LayerState { block_output, attention_output };  // after the layer; of attention after its projection, before the sum
+DX_NAMES(LayerState, "block_output", "attention_output");
 
 enum class AlignmentState { pre_norm, post_norm };
 DX_NAMES(AlignmentState, "pre_norm", "post_norm");

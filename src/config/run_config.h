@@ -63,7 +63,7 @@ struct DataSettings {
 struct AlignmentSettings {
   AlignmentKind kind = AlignmentKind::average;
   AlignmentDistance distance = AlignmentDistance::frobenius;
-  AlignmentTarget target = AlignmentTarget::block_output;
+  LayerState target = LayerState::block_output;
   AlignmentState state = AlignmentState::pre_norm;
   AlignmentScope scope = AlignmentScope::sequence;
   int64_t every_steps = 50;  // how often L_F is measured when its weight is 0

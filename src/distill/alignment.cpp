@@ -67,7 +67,7 @@ Tensor pair_loss(const config::AlignmentSettings& settings, const Tensor& studen
 }  // namespace
 
 void check_alignment(const config::AlignmentSettings& settings) {
-  if (settings.target == config::AlignmentTarget::attention_output && settings.state == config::AlignmentState::post_norm) {
+  if (settings.target == config::LayerState::attention_output && settings.state == config::AlignmentState::post_norm) {
     throw ConfigError(
         "distill.alignment.state = \"post_norm\" goes with target = \"block_output\" only: attention outputs have no norm after them");
   }
@@ -97,8 +97,7 @@ Alignment::Alignment(const config::AlignmentSettings& settings, int64_t teacher_
 
 teacher::TeacherForwardOptions Alignment::teacher_options() const {
   teacher::TeacherForwardOptions options;
-  options.target = settings_.target == config::AlignmentTarget::block_output ? teacher::HiddenTarget::block_output
-                                                                             : teacher::HiddenTarget::attention_output;
+  options.target = settings_.target;
   options.post_norm_last = settings_.state == config::AlignmentState::post_norm;
   options.collect_mean = settings_.kind == config::AlignmentKind::average;
   options.group_sizes = group_sizes_;

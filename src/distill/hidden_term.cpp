@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/text.h"
+#include "config/names.h"
 #include "distill/alignment.h"
 
 namespace distil_xlstm::distill {
@@ -29,7 +29,7 @@ std::unique_ptr<HiddenTerm> make_hidden_term(const std::string& name, const Hidd
   if (found != kinds().end()) return found->second(context);
   std::vector<std::string> names;
   for (const auto& [known, ignored] : kinds()) names.push_back(known);
-  throw ConfigError("loss term '{}' on hidden states: must be one of {}{}", name, join(names, ", "), did_you_mean(name, names));
+  throw config::unknown_name(name, names, "loss term on hidden states");
 }
 
 }  // namespace distil_xlstm::distill

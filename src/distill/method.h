@@ -20,7 +20,6 @@ struct StepPlan {
   ops::HeadObjective head;                            // weights of the kernels' terms over the heads, T, divergence
   std::vector<double> added_head_weights;             // one for each of MethodTerms::head
   std::vector<double> hidden_weights;                 // one for each of MethodTerms::hidden
-  int stage = 1;                                      // as logged, from 1
 };
 
 // The terms that a method weighs or has measured, by name, beside those that the kernels always sum.
@@ -73,7 +72,7 @@ std::vector<std::string> method_names();
 
 // These throw ConfigError for an unknown name.
 MethodTerms method_terms(const std::string& method);
-// Keys under [distill] that the method does not use: stated by `plan` and at the start of a run.
+// Keys under [distill] that the method does not use.
 std::vector<std::string> ignored_keys(const std::string& method);
 
 // What is wrong with [distill] whatever the text's length: relations of settings, alpha + beta > 1 for "convex" at the first step, or at

@@ -149,7 +149,6 @@ class AnnealingKd : public ScheduledMethod {
   [[nodiscard]] StepPlan plan(const StepContext& context) const override {
     if (context.stage > 0) {
       StepPlan plan = measured(1.0);
-      plan.stage = 2;
       plan.head.ce_weight = 1.0;
       return plan;
     }

@@ -57,10 +57,14 @@ std::vector<std::string> schedule_names() {
   return names;
 }
 
+void check_schedule(const std::string& name, const std::string& key) {
+  find_kind(name, key);
+}
+
 void check_schedules(const config::DistillSettings& settings) {
-  find_kind(settings.alpha.schedule, "distill.alpha");
-  find_kind(settings.temperature.schedule, "distill.temperature");
-  find_kind(settings.beta.schedule, "distill.beta");
+  check_schedule(settings.alpha.schedule, "distill.alpha");
+  check_schedule(settings.temperature.schedule, "distill.temperature");
+  check_schedule(settings.beta.schedule, "distill.beta");
 }
 
 bool depends_on_epochs(const config::ScheduleSettings& settings) {

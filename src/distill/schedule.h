@@ -29,6 +29,8 @@ struct ScheduleKind {
 void add_schedule(const std::string& name, ScheduleKind kind);
 std::vector<std::string> schedule_names();
 
+// Throws ConfigError where there is none of this name; `key` is the group: "distill.alpha".
+void check_schedule(const std::string& name, const std::string& key);
 // That alpha, temperature and beta name schedules, whether the method uses them or not. Throws ConfigError.
 void check_schedules(const config::DistillSettings& settings);
 // Whether values change with where epochs end.

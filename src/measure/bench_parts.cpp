@@ -28,19 +28,19 @@ struct Sizes {
 
 Sizes sizes_of(const BenchSubject& subject, int64_t B, int64_t S) {
   const auto& s = subject.student.value();
-  return {B,
-          S,
-          B * S,
-          s.embedding_dim,
-          s.slstm_num_heads,
-          s.embedding_dim / s.slstm_num_heads,
-          s.mlstm_inner_dim(),
-          s.mlstm_num_heads,
-          s.ffn_dim(),
-          s.qkv_proj_blocksize,
-          s.mlstm_conv1d_kernel_size,
-          s.chunk_size,
-          s.ffn_act_fn};
+  return {.B = B,
+          .S = S,
+          .N = B * S,
+          .D = s.embedding_dim,
+          .H = s.slstm_num_heads,
+          .K = s.embedding_dim / s.slstm_num_heads,
+          .I = s.mlstm_inner_dim(),
+          .mlstm_H = s.mlstm_num_heads,
+          .P = s.ffn_dim(),
+          .block = s.qkv_proj_blocksize,
+          .num_taps = s.mlstm_conv1d_kernel_size,
+          .chunk_size = s.chunk_size,
+          .act = s.ffn_act_fn};
 }
 
 // What an operation must do at least. Bytes are those of activations and weights in the compute type.

@@ -3,24 +3,25 @@
 namespace distil_xlstm::nn {
 namespace {
 
-// sum + the product. Recorded norms read the sum again in backward: it is then left as it is.
-void add_product(Tensor& sum, const Matrix& matrix, const MatrixInput& x, const Tensor& bias_E) {
+// Recorded norms read the sum again in backward: it is then left as it is.
+void add(Tensor& sum, const Tensor& x) {
   if (at::GradMode::is_enabled()) {
-    sum = (sum + matrix.product(x, bias_E)).to(sum.scalar_type());
+    sum = (sum + x).to(sum.scalar_type());
   } else {
-    matrix.add_product_(sum, x, bias_E);
+    sum.add_(x);
   }
+}
+
+void add_product(Tensor& sum, const Matrix& matrix, const MatrixInput& x, const Tensor& bias_E) {
+  if (at::GradMode::is_enabled()) return add(sum, matrix.product(x, bias_E));
+  matrix.add_product_(sum, x, bias_E);
 }
 
 void add_mixed(Tensor& sum, const DecoderWeights& weights, const MatrixInput& mixed_BSE, const LayerCall& call) {
   if (!call.on_mixer_output) return add_product(sum, weights.o_DHK, mixed_BSE, weights.o_bias_D);
   const Tensor output_BSD = weights.o_DHK.product(mixed_BSE, weights.o_bias_D);
   call.on_mixer_output(output_BSD);
-  if (at::GradMode::is_enabled()) {
-    sum = (sum + output_BSD).to(sum.scalar_type());
-  } else {
-    sum.add_(output_BSD);
-  }
+  add(sum, output_BSD);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "config/choices.h"
 #include "nn/attention.h"
 #include "nn/decoder_layer.h"
 #include "nn/kv_cache.h"
@@ -23,7 +24,7 @@ struct TransformerWeights {
   Tensor final_norm_D, head_VD;
 };
 
-enum class LayerState { block_output, attention_output };
+using config::LayerState;
 
 // Sees layer `index`'s state [B, S, D] and says whether it keeps the tensor. One that it does not keep is overwritten by the next layer.
 using LayerVisitor = std::function<bool(int64_t index, const Tensor& state_BSD)>;

@@ -55,15 +55,12 @@ void check_objective(const HeadObjective& objective, const HeadLossOptions& opti
     throw ValueError("head_losses: jsd_beta = {}: it must lie between 0 and 1, both excluded", objective.jsd_beta);
   }
   if (has_teacher) return;
-  if (objective.kd_weight != 0.0 || objective.mse_weight != 0.0 || objective.label_weight != 0.0) {
-    throw ValueError(
-        "head_losses: kd_weight = {}, mse_weight = {}, label_weight = {} without a teacher: only ce_weight may be set, or give a teacher",
-        objective.kd_weight, objective.mse_weight, objective.label_weight);
-  }
-  for (const auto& [term, weight] : options.added) {
-    if (term->needs_teacher && weight != 0.0)
-      throw ValueError("head_losses: {} has the weight {} without a teacher: give a teacher", term->name, weight);
-  }
+  const auto check = [](const HeadTerm& term, double weight) {
+    if (term.needs_teacher && weight != 0.0)
+      throw ValueError("head_losses: {} has the weight {} without a teacher: give one, or weigh ce_loss alone", term.name, weight);
+  };
+  for (const HeadTerm& term : kernel_head_terms()) check(term, term.weight != nullptr ? objective.*term.weight : 0.0);
+  for (const auto& [term, weight] : options.added) check(*term, weight);
 }
 
 void check_targets(const Tensor& targets_P, int64_t vocab_size) {
@@ -95,8 +92,10 @@ at::ScalarType kernel_logits_type(const HeadLossOptions& options, const Tensor& 
 double logits_gradient_scale(const HeadObjective& objective, const HeadLossOptions& options, at::ScalarType head_type,
                              double gradient_scale) {
   if (!is_half_precision(head_type)) return gradient_scale;
-  double weights = std::abs(objective.ce_weight) + std::abs(objective.kd_weight) * objective.temperature + std::abs(objective.mse_weight) +
-                   std::abs(objective.label_weight);
+  double weights = 0.0;
+  for (const HeadTerm& term : kernel_head_terms()) {
+    if (term.weight != nullptr) weights += std::abs(objective.*term.weight) * (term.grows_with_temperature ? objective.temperature : 1.0);
+  }
   for (const auto& added : options.added) weights += std::abs(added.weight);
   return weights > 0.0 ? std::exp2(std::floor(std::log2(1024.0 / weights))) : 1.0;
 }

@@ -118,7 +118,7 @@ const Tensor& PlainHeadTile::p1_PV() const {
 const std::vector<HeadTerm>& kernel_head_terms() {
   static const std::vector<HeadTerm> terms = {
       {"ce_loss", false, &HeadObjective::ce_weight, cross_entropy},
-      {"kd_loss", true, &HeadObjective::kd_weight, distillation},
+      {"kd_loss", true, &HeadObjective::kd_weight, distillation, /*grows_with_temperature=*/true},
       {"kl_at_1", true, nullptr, kl_at_1},
       {"teacher_nll", true, nullptr, teacher_nll},
       {"agreement", true, nullptr, agreement},

@@ -45,6 +45,7 @@ struct HeadTerm {
   double HeadObjective::* weight = nullptr;  // null: measured only, or not one of the kernels'
   // with_gradient false: value_P alone.
   std::function<HeadTermValue(const PlainHeadTile& tile, bool with_gradient)> plain;
+  bool grows_with_temperature = false;  // its gradient at a logit is at most about T, of others about 1
 };
 
 // [kNumHeadSums], in the order of kernels::HeadSum.

@@ -60,25 +60,25 @@ template <typename T>
 kernels::MlstmForwardArgs<T> mlstm_arguments(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial,
                                              const MlstmState& final_state, const Tensor& h) {
   const int64_t B = in.q_BSHK.size(0), S = in.q_BSHK.size(1), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
-  return {B,
-          S,
-          H,
-          K,
-          V,
-          mlstm_chunk(S, chunk_size, K, V),
-          data<T>(in.q_BSHK),
-          data<T>(in.k_BSHK),
-          data<T>(in.v_BSHV),
-          data<T>(in.igate_BSH),
-          data<T>(in.fgate_BSH),
-          starts(in.is_start_BS),
-          data<T>(initial.cell_BHKV),
-          data<T>(initial.normalizer_BHK),
-          data<T>(initial.stabilizer_BH),
-          data<T>(final_state.cell_BHKV),
-          data<T>(final_state.normalizer_BHK),
-          data<T>(final_state.stabilizer_BH),
-          data<T>(h)};
+  return {.B = B,
+          .S = S,
+          .H = H,
+          .K = K,
+          .V = V,
+          .L = mlstm_chunk(S, chunk_size, K, V),
+          .q_BSHK = data<T>(in.q_BSHK),
+          .k_BSHK = data<T>(in.k_BSHK),
+          .v_BSHV = data<T>(in.v_BSHV),
+          .igate_BSH = data<T>(in.igate_BSH),
+          .fgate_BSH = data<T>(in.fgate_BSH),
+          .is_start_BS = starts(in.is_start_BS),
+          .initial_cell_BHKV = data<T>(initial.cell_BHKV),
+          .initial_normalizer_BHK = data<T>(initial.normalizer_BHK),
+          .initial_stabilizer_BH = data<T>(initial.stabilizer_BH),
+          .cell_BHKV = data<T>(final_state.cell_BHKV),
+          .normalizer_BHK = data<T>(final_state.normalizer_BHK),
+          .stabilizer_BH = data<T>(final_state.stabilizer_BH),
+          .h_BSHV = data<T>(h)};
 }
 
 }  // namespace
@@ -94,22 +94,22 @@ SlstmForward slstm_forward_cpu(const Tensor& wx_BSHGK, const Tensor& r_HKGK, con
   with_type(wx_BSHGK, [&](auto zero) {
     using T = decltype(zero);
     const int64_t tile = slstm_tile_rows(B, H);
-    const kernels::SlstmForwardArgs<T> args{B,
-                                            S,
-                                            H,
-                                            K,
-                                            tile,
-                                            data<T>(wx_BSHGK),
-                                            data<T>(r_HKGK),
-                                            data<T>(bias_HGK),
-                                            starts(is_start_BS),
-                                            data<T>(initial.hidden_BHK),
-                                            data<T>(out.state.hidden_BHK),
-                                            data<T>(out.state.cell_BHK),
-                                            data<T>(out.state.normalizer_BHK),
-                                            data<T>(out.state.stabilizer_BHK),
-                                            data<T>(out.y_BSHK),
-                                            data<T>(out.saved_BSHXK)};
+    const kernels::SlstmForwardArgs<T> args{.B = B,
+                                            .S = S,
+                                            .H = H,
+                                            .K = K,
+                                            .tile_rows = tile,
+                                            .wx_BSHGK = data<T>(wx_BSHGK),
+                                            .r_HKGK = data<T>(r_HKGK),
+                                            .bias_HGK = data<T>(bias_HGK),
+                                            .is_start_BS = starts(is_start_BS),
+                                            .initial_hidden_BHK = data<T>(initial.hidden_BHK),
+                                            .hidden_BHK = data<T>(out.state.hidden_BHK),
+                                            .cell_BHK = data<T>(out.state.cell_BHK),
+                                            .normalizer_BHK = data<T>(out.state.normalizer_BHK),
+                                            .stabilizer_BHK = data<T>(out.state.stabilizer_BHK),
+                                            .y_BSHK = data<T>(out.y_BSHK),
+                                            .saved_BSHXK = data<T>(out.saved_BSHXK)};
     run_tasks<T>(H * divide_up(B, tile), cpu_kernels<T>().slstm_workspace(K, tile),
                  [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().slstm_forward(args, begin, end, workspace); });
   });
@@ -125,22 +125,22 @@ SlstmBackward slstm_backward_cpu(const Tensor& grad_y_BSHK, const SlstmState& gr
   with_type(y_BSHK, [&](auto zero) {
     using T = decltype(zero);
     const int64_t tile = slstm_tile_rows(B, H);
-    const kernels::SlstmBackwardArgs<T> args{B,
-                                             S,
-                                             H,
-                                             K,
-                                             tile,
-                                             data<T>(grad_y_BSHK),
-                                             data<T>(y_BSHK),
-                                             data<T>(saved_BSHXK),
-                                             data<T>(r_HKGK),
-                                             data<T>(initial.cell_BHK),
-                                             data<T>(initial.normalizer_BHK),
-                                             starts(is_start_BS),
-                                             data<T>(out.grad_initial.hidden_BHK),
-                                             data<T>(out.grad_initial.cell_BHK),
-                                             data<T>(out.grad_initial.normalizer_BHK),
-                                             data<T>(out.grad_wx_BSHGK)};
+    const kernels::SlstmBackwardArgs<T> args{.B = B,
+                                             .S = S,
+                                             .H = H,
+                                             .K = K,
+                                             .tile_rows = tile,
+                                             .grad_y_BSHK = data<T>(grad_y_BSHK),
+                                             .y_BSHK = data<T>(y_BSHK),
+                                             .saved_BSHXK = data<T>(saved_BSHXK),
+                                             .r_HKGK = data<T>(r_HKGK),
+                                             .initial_cell_BHK = data<T>(initial.cell_BHK),
+                                             .initial_normalizer_BHK = data<T>(initial.normalizer_BHK),
+                                             .is_start_BS = starts(is_start_BS),
+                                             .grad_hidden_BHK = data<T>(out.grad_initial.hidden_BHK),
+                                             .grad_cell_BHK = data<T>(out.grad_initial.cell_BHK),
+                                             .grad_normalizer_BHK = data<T>(out.grad_initial.normalizer_BHK),
+                                             .grad_wx_BSHGK = data<T>(out.grad_wx_BSHGK)};
     run_tasks<T>(H * divide_up(B, tile), cpu_kernels<T>().slstm_workspace(K, tile),
                  [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().slstm_backward(args, begin, end, workspace); });
   });
@@ -173,18 +173,18 @@ MlstmBackward mlstm_backward_cpu(const MlstmInputs& inputs, int64_t chunk_size, 
   with_type(inputs.q_BSHK, [&](auto zero) {
     using T = decltype(zero);
     const MlstmInputs& g = out.grad_inputs;
-    const kernels::MlstmBackwardArgs<T> args{mlstm_arguments<T>(inputs, chunk_size, initial, {}, h_BSHV),
-                                             data<T>(grad_h_BSHV),
-                                             data<T>(grad_state.cell_BHKV),
-                                             data<T>(grad_state.normalizer_BHK),
-                                             data<T>(g.q_BSHK),
-                                             data<T>(g.k_BSHK),
-                                             data<T>(g.v_BSHV),
-                                             data<T>(g.igate_BSH),
-                                             data<T>(g.fgate_BSH),
-                                             data<T>(out.grad_initial.cell_BHKV),
-                                             data<T>(out.grad_initial.normalizer_BHK),
-                                             data<T>(out.grad_initial.stabilizer_BH)};
+    const kernels::MlstmBackwardArgs<T> args{.forward = mlstm_arguments<T>(inputs, chunk_size, initial, {}, h_BSHV),
+                                             .grad_h_BSHV = data<T>(grad_h_BSHV),
+                                             .grad_final_cell_BHKV = data<T>(grad_state.cell_BHKV),
+                                             .grad_final_normalizer_BHK = data<T>(grad_state.normalizer_BHK),
+                                             .grad_q_BSHK = data<T>(g.q_BSHK),
+                                             .grad_k_BSHK = data<T>(g.k_BSHK),
+                                             .grad_v_BSHV = data<T>(g.v_BSHV),
+                                             .grad_igate_BSH = data<T>(g.igate_BSH),
+                                             .grad_fgate_BSH = data<T>(g.fgate_BSH),
+                                             .grad_cell_BHKV = data<T>(out.grad_initial.cell_BHKV),
+                                             .grad_normalizer_BHK = data<T>(out.grad_initial.normalizer_BHK),
+                                             .grad_stabilizer_BH = data<T>(out.grad_initial.stabilizer_BH)};
     run_tasks<T>(args.forward.B * args.forward.H, cpu_kernels<T>().mlstm_backward_workspace(args.forward),
                  [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().mlstm_backward(args, begin, end, workspace); });
   });
@@ -210,9 +210,17 @@ CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weig
   const Tensor weight_KF = weight_FK.t().contiguous();
   with_type(x_BSF, [&](auto zero) {
     using T = decltype(zero);
-    kernels::ConvArgs<T> args{x_BSF.size(0),       x_BSF.size(1),      x_BSF.size(2),         weight_FK.size(1),
-                              data<T>(x_BSF),      data<T>(weight_KF), data<T>(bias_F),       data<T>(initial_BJF),
-                              starts(is_start_BS), data<T>(out.y_BSF), data<T>(out.state_BJF)};
+    kernels::ConvArgs<T> args{.B = x_BSF.size(0),
+                              .S = x_BSF.size(1),
+                              .F = x_BSF.size(2),
+                              .K = weight_FK.size(1),
+                              .x_BSF = data<T>(x_BSF),
+                              .weight_KF = data<T>(weight_KF),
+                              .bias_F = data<T>(bias_F),
+                              .initial_BJF = data<T>(initial_BJF),
+                              .is_start_BS = starts(is_start_BS),
+                              .y_BSF = data<T>(out.y_BSF),
+                              .state_BJF = data<T>(out.state_BJF)};
     at::parallel_for(0, args.B * divide_up(args.F, kernels::kConvFeatures), 1,
                      [&](int64_t begin, int64_t end) { cpu_kernels<T>().conv_forward(args, begin, end); });
   });
@@ -229,23 +237,21 @@ CausalConvBackward causal_conv_backward_cpu(const Tensor& grad_y_BSF, const Tens
   const Tensor grad_weight_BKF = at::empty({B, K, F}, x_BSF.options()), grad_bias_BF = at::empty({B, F}, x_BSF.options());
   with_type(x_BSF, [&](auto zero) {
     using T = decltype(zero);
-    const kernels::ConvArgs<T> args{B,
-                                    x_BSF.size(1),
-                                    F,
-                                    K,
-                                    data<T>(x_BSF),
-                                    data<T>(weight_KF),
-                                    data<T>(bias_F),
-                                    data<T>(initial_BJF),
-                                    starts(is_start_BS),
-                                    nullptr,
-                                    nullptr,
-                                    data<T>(grad_y_BSF),
-                                    data<T>(grad_state_BJF),
-                                    data<T>(grad_x),
-                                    data<T>(grad_initial),
-                                    data<T>(grad_weight_BKF),
-                                    data<T>(grad_bias_BF)};
+    const kernels::ConvArgs<T> args{.B = B,
+                                    .S = x_BSF.size(1),
+                                    .F = F,
+                                    .K = K,
+                                    .x_BSF = data<T>(x_BSF),
+                                    .weight_KF = data<T>(weight_KF),
+                                    .bias_F = data<T>(bias_F),
+                                    .initial_BJF = data<T>(initial_BJF),
+                                    .is_start_BS = starts(is_start_BS),
+                                    .grad_y_BSF = data<T>(grad_y_BSF),
+                                    .grad_state_BJF = data<T>(grad_state_BJF),
+                                    .grad_x_BSF = data<T>(grad_x),
+                                    .grad_initial_BJF = data<T>(grad_initial),
+                                    .grad_weight_BKF = data<T>(grad_weight_BKF),
+                                    .grad_bias_BF = data<T>(grad_bias_BF)};
     run_tasks<T>(B * divide_up(F, kernels::kConvFeatures), cpu_kernels<T>().conv_workspace(args),
                  [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().conv_backward(args, begin, end, workspace); });
   });
@@ -259,8 +265,13 @@ constexpr int64_t kNormBlocks = 32;
 
 template <typename T>
 kernels::LayerNormArgs<T> norm_arguments(const Tensor& x_NGK, const Tensor& weight_GK) {
-  kernels::LayerNormArgs<T> args{x_NGK.size(0), x_NGK.size(1),  x_NGK.size(2),     divide_up(x_NGK.size(0), kNormBlocks),
-                                 0.0,           data<T>(x_NGK), data<T>(weight_GK)};
+  kernels::LayerNormArgs<T> args{.N = x_NGK.size(0),
+                                 .G = x_NGK.size(1),
+                                 .K = x_NGK.size(2),
+                                 .block_rows = divide_up(x_NGK.size(0), kNormBlocks),
+                                 .eps = 0.0,
+                                 .x_NGK = data<T>(x_NGK),
+                                 .weight_GK = data<T>(weight_GK)};
   return args;
 }
 

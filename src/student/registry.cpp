@@ -3,7 +3,7 @@
 #include <map>
 
 #include "base/error.h"
-#include "base/text.h"
+#include "config/names.h"
 #include "student/convert/student.h"
 #include "student/paper/shape.h"
 
@@ -20,7 +20,7 @@ const StudentKind& find(const std::string& name, const std::string& where) {
   if (found != kinds().end()) return found->second;
   std::vector<std::string> names;
   for (const auto& [known, ignored] : kinds()) names.push_back(known);
-  throw ConfigError("{} = \"{}\": must be one of {}{}", where, name, join(names, ", "), did_you_mean(name, names));
+  throw config::unknown_name(name, names, where);
 }
 
 // Of a config.json; what the package writes names none.
@@ -39,6 +39,10 @@ void add_student_kind(const std::string& name, StudentKind kind) {
 std::unique_ptr<StudentShape> derive_shape(const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
                                            int64_t context_length) {
   return find(settings.kind, "student.kind").derive(settings, teacher, context_length);
+}
+
+std::vector<std::string> ignored_keys(const std::string& kind) {
+  return find(kind, "student.kind").ignored_keys;
 }
 
 std::unique_ptr<StudentShape> read_shape(const json& config, const std::string& where) {

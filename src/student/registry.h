@@ -21,6 +21,7 @@ struct StudentKind {
   std::function<std::unique_ptr<StudentShape>(const json& config, const std::string& where)> read;
   // A stored student; frozen weights that `place` leaves out are the stored ones. Throws DataError that names tensors.
   std::function<std::unique_ptr<Student>(const io::ModelFiles& files, const StudentPlace& place)> load;
+  std::vector<std::string> ignored_keys;  // under [student], which `derive` does not read: "num_blocks"
 };
 
 // Adds a kind beside "paper" and "convert". Throws ValueError when the name is taken. Not while students are made on other threads.
@@ -29,6 +30,7 @@ void add_student_kind(const std::string& name, StudentKind kind);
 // Each looks the kind up and calls it; one that is not known is a ConfigError which names those that are.
 std::unique_ptr<StudentShape> derive_shape(const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
                                            int64_t context_length);
+std::vector<std::string> ignored_keys(const std::string& kind);
 std::unique_ptr<StudentShape> read_shape(const json& config, const std::string& where);
 std::unique_ptr<Student> load_student(const io::ModelFiles& files, const StudentPlace& place = {});
 

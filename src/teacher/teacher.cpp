@@ -68,8 +68,7 @@ class TransformerTeacher final : public Teacher {
   TeacherOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const TeacherForwardOptions& options) override {
     const at::NoGradGuard no_grad;
     StateCollector collector(options, num_layers());
-    const bool replaces_last = options.post_norm_last && options.target == HiddenTarget::block_output;
-    const auto state = options.target == HiddenTarget::block_output ? nn::LayerState::block_output : nn::LayerState::attention_output;
+    const bool replaces_last = options.post_norm_last && options.target == config::LayerState::block_output;
     nn::LayerVisitor visitor;
     if (collector.is_needed()) {
       visitor = [&](int64_t layer, const Tensor& state_BSD) {
@@ -77,7 +76,7 @@ class TransformerTeacher final : public Teacher {
       };
     }
     TeacherOutput output;
-    output.last_hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, state, visitor);
+    output.last_hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, options.target, visitor);
     if (replaces_last) collector.add(num_layers() - 1, output.last_hidden_BSD);
     collector.move_to(output);
     return output;
@@ -94,7 +93,7 @@ class TransformerTeacher final : public Teacher {
   Tensor forward_step(const Tensor& tokens_BS, nn::DecodeState& state) override {
     auto* cache = dynamic_cast<nn::KvCache*>(&state);
     if (!cache) throw ValueError("teacher: the decoding state was made by another model");
-    return transformer_.forward(tokens_BS, {}, nn::LayerState::block_output, {}, cache);
+    return transformer_.forward(tokens_BS, {}, config::LayerState::block_output, {}, cache);
   }
 
   void for_each_weight(const nn::TensorVisitor& visit, std::string_view prefix) const override {
@@ -107,7 +106,7 @@ class TransformerTeacher final : public Teacher {
       visit(fmt::format("model.layers.{}", layer), state_BSD);
       return false;
     };
-    const Tensor hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, nn::LayerState::block_output, layers);
+    const Tensor hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, config::LayerState::block_output, layers);
     visit("model.norm", hidden_BSD);
     return hidden_BSD;
   }
@@ -137,24 +136,10 @@ class TransformerTeacher final : public Teacher {
   nn::Transformer transformer_;
 };
 
-}  // namespace
-
-namespace {
-
 TeacherShape shape_of(const Family& family, const nn::TransformerConfig& read, const json& config) {
-  TeacherShape shape;
+  TeacherShape shape{read};
   shape.model_type = family.model_type;
-  shape.vocab_size = read.vocab_size;
-  shape.hidden_size = read.hidden_size;
-  shape.intermediate_size = read.intermediate_size;
-  shape.num_layers = read.num_layers;
-  shape.num_heads = read.num_heads;
-  shape.num_kv_heads = read.num_kv_heads;
-  shape.head_dim = read.head_dim;
-  shape.is_tied = read.is_tied;
   shape.num_parameters = num_parameters(read);
-  shape.max_position_embeddings = read.max_position_embeddings;
-  shape.decoder = read;
   shape.config = config;
   return shape;
 }

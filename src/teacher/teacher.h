@@ -6,17 +6,15 @@
 #include <string_view>
 #include <vector>
 
+#include "config/choices.h"
 #include "io/model_files.h"
 #include "nn/language_model.h"
 #include "nn/transformer_config.h"
 
 namespace distil_xlstm::teacher {
 
-enum class HiddenTarget { block_output, attention_output };
-
 struct TeacherForwardOptions {
-  HiddenTarget target =
-      HiddenTarget::block_output;    // state after each layer (before the final norm), or after o_proj before the residual sum
+  config::LayerState target = config::LayerState::block_output;
   bool post_norm_last = false;       // alignment.state = "post_norm": the last layer's state is taken after the final norm
   bool collect_mean = false;         // running mean over all layers
   std::vector<int64_t> group_sizes;  // running means of consecutive groups of layers ("ratio", "block_wise")
@@ -65,14 +63,10 @@ Fp8Effect use_fp8_products(Teacher& teacher, const Tensor& tokens_BS, const Tens
 std::string description(const Fp8Effect& effect);  // "KL 0.0011 nats to ..., ..." for logs
 
 // What a configuration alone tells (for plan and the student's derivation); throws ConfigError for an unknown model_type or key.
-struct TeacherShape {
+struct TeacherShape : nn::TransformerConfig {
   std::string model_type;
-  int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
-  bool is_tied = false;
   int64_t num_parameters = 0;  // tied matrix counted once
-  int64_t max_position_embeddings = 0;
-  nn::TransformerConfig decoder;  // all that the configuration says of its layers
-  json config;                    // the configuration itself
+  json config;                 // as it was read
 };
 TeacherShape teacher_shape(const json& config);
 // The same of a model whose tensors are there (as_stored); throws DataError too.

@@ -20,6 +20,7 @@
 #include "train/run_directory.h"
 #include "train/run_plan.h"
 #include "train/run_record.h"
+#include "train/setting_checks.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -41,33 +42,6 @@ struct Session {
   json origin;              // train/origin.h
   json generation_config;   // with the teacher's stop ids
 };
-
-void warn_of_ignored_keys(const config::LoadedConfig& loaded) {
-  const config::RunConfig defaults;
-  for (const auto& key : distill::ignored_keys(loaded.run.distill.method)) {
-    for (const auto& [said, where] : loaded.sources) {
-      if (where.starts_with("preset ") || (said != "distill." + key && !said.starts_with("distill." + key + "."))) continue;
-      // A file with every key in it asks for nothing where it says the default.
-      const auto* setting = config::find_setting(said);
-      if (setting == nullptr || setting->get(loaded.run) == setting->get(defaults)) continue;
-      spdlog::warn("{}: {} has no effect with distill.method = \"{}\"", where, said, loaded.run.distill.method);
-    }
-  }
-}
-
-void check_settings_alone(const config::RunConfig& run) {
-  std::vector<std::string> problems;
-  if (run.teacher.model.empty()) problems.emplace_back("teacher.model is not set: name a model, such as --teacher stories260K");
-  if (run.data.train.empty() && run.data.sources.empty())
-    problems.emplace_back("data.train is not set: name shards or text, such as --train FILE");
-  try {
-    teacher::check_teacher_source(run.teacher.source);
-    distill::check_before_length(run.distill, run.train.max_steps);
-  } catch (const ConfigError& error) {
-    problems.emplace_back(error.what());
-  }
-  if (!problems.empty()) throw ConfigError("{}", join(problems, "\n"));
-}
 
 // Another student's weights, or those of the checkpoint that a resumed run goes on from.
 io::ModelFiles open_start(const std::string& from, bool resumes, const student::StudentShape& wanted) {
@@ -217,7 +191,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   s.run = s.config.output;
   s.resumes = request.resume;
   // Nothing of an old run is touched before everything about the new one is known to be good: make_run_directory is the last step.
-  check_settings_alone(s.config);
+  check_settings(request.config);
   if (!s.resumes) warn_of_ignored_keys(request.config);
   s.device = ops::parse_device(s.config.train.device);
   s.compute_dtype = ops::parse_precision(s.config.train.precision, s.device);

@@ -236,7 +236,7 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
 
 teacher::TeacherForwardOptions MicroBatches::wanted(const distill::Measured& measured, bool takes_teacher_inputs) const {
   auto options = objective_.teacher_options(measured);
-  if (takes_teacher_inputs && options.target != teacher::HiddenTarget::block_output)
+  if (takes_teacher_inputs && options.target != config::LayerState::block_output)
     throw ConfigError(
         "a stage that gives the student's layers the teacher's states needs terms on block outputs, not on attention outputs");
   options.collect_all = options.collect_all || takes_teacher_inputs;

@@ -54,7 +54,7 @@ void Recorder::write_step(const StepResult& r, const RunState& state) {
   record.update(json{{"alpha", r.plan.alpha},
                      {"temperature", r.plan.temperature},
                      {"beta", r.plan.beta},
-                     {"stage", r.plan.stage},
+                     {"stage", r.stage + 1},
                      {"learning_rate", r.learning_rate},
                      {"learning_rate_scale", r.learning_rate_scale},
                      {"grad_norm", r.grad_norm},

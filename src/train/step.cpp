@@ -105,6 +105,7 @@ StepResult TrainingStep::run(const std::vector<data::Batch>& batches, const dist
 StepResult TrainingStep::begin(const std::vector<data::Batch>& batches, const distill::StepContext& context) const {
   StepResult r;
   r.plan = in_.method.plan(context);
+  r.stage = context.stage;
   r.counts = count_step(in_.ranks, batches);
   const auto& optimizer = in_.config.optimizer;
   r.learning_rate_scale = backoff_.scale();

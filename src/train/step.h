@@ -27,6 +27,7 @@ struct TermMean {
 
 struct StepResult {
   distill::StepPlan plan;
+  size_t stage = 0;  // index in the method's stages
   StepCounts counts;
   std::vector<TermMean> terms;  // in the order of Objective::names
   double loss = 0.0;

@@ -46,7 +46,6 @@ class OutsideMethod final : public distill::Method {
   }
   [[nodiscard]] distill::StepPlan plan(const distill::StepContext& context) const override {
     distill::StepPlan plan;
-    plan.stage = static_cast<int>(context.stage) + 1;
     plan.head.ce_weight = context.stage == 0 ? 0.0 : 0.5;
     plan.added_head_weights = {context.stage == 0 ? 0.0 : 2.0};
     plan.hidden_weights = {context.stage == 0 ? 1.0 : 0.25, 0.0};

@@ -90,7 +90,7 @@ void dump_outputs(nn::LanguageModel& model, const Input& input, const Request& r
   if (request.num_greedy > 0) out.emplace_back("greedy", greedy_tokens(model, input.tokens_BS, request.num_greedy));
 }
 
-void dump_layers(teacher::Teacher& teacher, const Input& input, teacher::HiddenTarget target, std::string_view prefix, NamedTensors& out) {
+void dump_layers(teacher::Teacher& teacher, const Input& input, config::LayerState target, std::string_view prefix, NamedTensors& out) {
   teacher::TeacherForwardOptions options;
   options.target = target;
   options.collect_all = true;
@@ -103,8 +103,8 @@ void dump_layers(teacher::Teacher& teacher, const Input& input, teacher::HiddenT
 void dump_teacher(const io::ModelFiles& files, const Input& input, const Request& request, NamedTensors& out) {
   const auto teacher = teacher::load_teacher(files, at::kCPU, at::kFloat);
   dump_outputs(*teacher, input, request, out);
-  if (request.with_hidden) dump_layers(*teacher, input, teacher::HiddenTarget::block_output, "hidden", out);
-  if (request.with_attention) dump_layers(*teacher, input, teacher::HiddenTarget::attention_output, "attention", out);
+  if (request.with_hidden) dump_layers(*teacher, input, config::LayerState::block_output, "hidden", out);
+  if (request.with_attention) dump_layers(*teacher, input, config::LayerState::attention_output, "attention", out);
 }
 
 void run(const Request& request) {

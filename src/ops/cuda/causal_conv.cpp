@@ -8,18 +8,16 @@ namespace {
 
 gpu::CausalConv conv_arguments(const Tensor& x, const Tensor& weight_FK, const Tensor& bias, const Tensor& initial,
                                const Tensor& is_start) {
-  return {type_of(x),
-          int(x.size(0)),
-          int(x.size(1)),
-          int(x.size(2)),
-          int(weight_FK.size(1)),
-          pointer(x),
-          floats(weight_FK),
-          floats(bias),
-          pointer(initial),
-          starts(is_start),
-          nullptr,
-          nullptr};
+  return {.type = type_of(x),
+          .B = int(x.size(0)),
+          .S = int(x.size(1)),
+          .F = int(x.size(2)),
+          .K = int(weight_FK.size(1)),
+          .x_BSF = pointer(x),
+          .weight_FK = floats(weight_FK),
+          .bias_F = floats(bias),
+          .initial_BJF = pointer(initial),
+          .is_start_BS = starts(is_start)};
 }
 
 CausalConvOutput causal_conv_forward_cuda(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
@@ -46,9 +44,15 @@ CausalConvBackward causal_conv_backward_cuda(const Tensor& grad_y_BSF, const Ten
   const gpu::CausalConv forward = conv_arguments(x_BSF, weight_FK, bias_F, initial_BJF, is_start_BS);
   const Tensor grad_pre = gpu::causal_conv_holds_window(forward) ? Tensor() : at::empty({B, S, F}, wide);
   const Tensor grad_weight_PKF = at::empty({partial_sums, K, F}, wide), grad_bias_PF = at::empty({partial_sums, F}, wide);
-  const gpu::CausalConvBackward args{
-      forward,         pointer(grad_y),       pointer(grad_state),     pointer(grad_residual), floats(grad_pre),
-      pointer(grad_x), pointer(grad_initial), floats(grad_weight_PKF), floats(grad_bias_PF)};
+  const gpu::CausalConvBackward args{.forward = forward,
+                                     .grad_y_BSF = pointer(grad_y),
+                                     .grad_state_BJF = pointer(grad_state),
+                                     .grad_residual_BSF = pointer(grad_residual),
+                                     .grad_pre_BSF = floats(grad_pre),
+                                     .grad_x_BSF = pointer(grad_x),
+                                     .grad_initial_BJF = pointer(grad_initial),
+                                     .grad_weight_PKF = floats(grad_weight_PKF),
+                                     .grad_bias_PF = floats(grad_bias_PF)};
   check(gpu::causal_conv_backward(args, c10::cuda::getCurrentCUDAStream()), "causal_conv_silu backward, x_BSF", x_BSF);
   return {grad_x, grad_weight_PKF.sum(0).t(), grad_bias_PF.sum(0), grad_initial};
 }

@@ -25,22 +25,22 @@ SlstmForward slstm_forward_cuda(const Tensor& wx_BSHGK, const Tensor& r_HKGK, co
     out.saved_BSHXK = at::empty({int64_t(size_bytes)}, options.dtype(at::kByte));
   }
   const Tensor wx = aligned(wx_BSHGK), r = aligned(r_HKGK.to(wx_BSHGK.scalar_type()));
-  const gpu::SlstmForward args{type_of(wx_BSHGK),
-                               int(B),
-                               int(S),
-                               int(H),
-                               int(K),
-                               pointer(wx),
-                               pointer(r),
-                               floats(bias_HGK),
-                               starts(is_start_BS),
-                               floats(initial.hidden_BHK),
-                               floats(out.state.hidden_BHK),
-                               floats(out.state.cell_BHK),
-                               floats(out.state.normalizer_BHK),
-                               floats(out.state.stabilizer_BHK),
-                               pointer(out.y_BSHK),
-                               pointer(out.saved_BSHXK)};
+  const gpu::SlstmForward args{.type = type_of(wx_BSHGK),
+                               .B = int(B),
+                               .S = int(S),
+                               .H = int(H),
+                               .K = int(K),
+                               .wx_BSHGK = pointer(wx),
+                               .r_HKGK = pointer(r),
+                               .bias_HGK = floats(bias_HGK),
+                               .is_start_BS = starts(is_start_BS),
+                               .initial_hidden_BHK = floats(initial.hidden_BHK),
+                               .hidden_BHK = floats(out.state.hidden_BHK),
+                               .cell_BHK = floats(out.state.cell_BHK),
+                               .normalizer_BHK = floats(out.state.normalizer_BHK),
+                               .stabilizer_BHK = floats(out.state.stabilizer_BHK),
+                               .y_BSHK = pointer(out.y_BSHK),
+                               .saved = pointer(out.saved_BSHXK)};
   const cudaError_t error = gpu::slstm_takes_steps(args.type, args.K)
                                 ? slstm_forward_by_steps(args, r.contiguous(), initial.hidden_BHK, is_start_BS)
                                 : gpu::slstm_forward(args, c10::cuda::getCurrentCUDAStream());
@@ -52,8 +52,15 @@ SlstmForward slstm_forward_cuda(const Tensor& wx_BSHGK, const Tensor& r_HKGK, co
 Tensor recurrent_gradient(const Tensor& y_BSHK, const Tensor& grad_wx_BSHGK, const Tensor& initial_hidden_BHK, const Tensor& is_start_BS) {
   const int64_t B = y_BSHK.size(0), S = y_BSHK.size(1), H = y_BSHK.size(2), K = y_BSHK.size(3);
   const Tensor before_BSHK = at::empty_like(y_BSHK);
-  check(gpu::slstm_hidden_before({type_of(y_BSHK), int(B), int(S), int(H), int(K), pointer(y_BSHK), floats(initial_hidden_BHK),
-                                  starts(is_start_BS), pointer(before_BSHK)},
+  check(gpu::slstm_hidden_before({.type = type_of(y_BSHK),
+                                  .B = int(B),
+                                  .S = int(S),
+                                  .H = int(H),
+                                  .K = int(K),
+                                  .y_BSHK = pointer(y_BSHK),
+                                  .initial_hidden_BHK = floats(initial_hidden_BHK),
+                                  .is_start_BS = starts(is_start_BS),
+                                  .before_BSHK = pointer(before_BSHK)},
                                  c10::cuda::getCurrentCUDAStream()),
         "slstm_scan backward, y_BSHK", y_BSHK);
   const Tensor before_HKN = before_BSHK.view({B * S, H, K}).permute({1, 2, 0});
@@ -73,24 +80,24 @@ SlstmBackward slstm_backward_cuda(const Tensor& grad_y_BSHK, const SlstmState& g
   const Tensor transposed = uses_tensor_cores || takes_steps ? Tensor() : r.permute({0, 2, 3, 1}).contiguous();
   const Tensor grad_bias_PHGK =
       uses_tensor_cores ? at::empty({gpu::slstm_num_tiles(int(B)), H, 4, K}, y_BSHK.options().dtype(at::kFloat)) : Tensor();
-  const gpu::SlstmBackward args{type,
-                                int(B),
-                                int(S),
-                                int(H),
-                                int(K),
-                                pointer(grad_y),
-                                pointer(y_BSHK),
-                                pointer(saved_BSHXK),
-                                pointer(r),
-                                pointer(transposed),
-                                floats(initial.cell_BHK),
-                                floats(initial.normalizer_BHK),
-                                starts(is_start_BS),
-                                floats(out.grad_initial.hidden_BHK),
-                                floats(out.grad_initial.cell_BHK),
-                                floats(out.grad_initial.normalizer_BHK),
-                                pointer(out.grad_wx_BSHGK),
-                                floats(grad_bias_PHGK)};
+  const gpu::SlstmBackward args{.type = type,
+                                .B = int(B),
+                                .S = int(S),
+                                .H = int(H),
+                                .K = int(K),
+                                .grad_y_BSHK = pointer(grad_y),
+                                .y_BSHK = pointer(y_BSHK),
+                                .saved = pointer(saved_BSHXK),
+                                .r_HKGK = pointer(r),
+                                .r_transposed_HGKK = pointer(transposed),
+                                .initial_cell_BHK = floats(initial.cell_BHK),
+                                .initial_normalizer_BHK = floats(initial.normalizer_BHK),
+                                .is_start_BS = starts(is_start_BS),
+                                .grad_hidden_BHK = floats(out.grad_initial.hidden_BHK),
+                                .grad_cell_BHK = floats(out.grad_initial.cell_BHK),
+                                .grad_normalizer_BHK = floats(out.grad_initial.normalizer_BHK),
+                                .grad_wx_BSHGK = pointer(out.grad_wx_BSHGK),
+                                .grad_bias_PHGK = floats(grad_bias_PHGK)};
   const cudaError_t error = takes_steps ? slstm_backward_by_steps(args, r.contiguous(), out.grad_initial.hidden_BHK, is_start_BS)
                                         : gpu::slstm_backward(args, c10::cuda::getCurrentCUDAStream());
   check(error, "slstm_scan backward, y_BSHK", y_BSHK);

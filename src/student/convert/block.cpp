@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
@@ -83,13 +84,13 @@ std::vector<ParameterSpec> parameters_of(const ConvertConfig& config) {
                 I = decoder.intermediate_size;
   const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
   std::vector<ParameterSpec> specs;
-  const auto add = [&](std::string name, Shape shape, std::string group, bool is_product, Initializer initialize = constant(0.0),
-                       bool decays = true) {
+  // What is a factor of a large product has its type, and decays.
+  const auto add = [&](std::string name, Shape shape, std::string group, bool is_product, Initializer initialize = constant(0.0)) {
     specs.push_back({.name = std::move(name),
                      .shape = std::move(shape),
                      .initialize = std::move(initialize),
                      .group = std::move(group),
-                     .decays = decays && is_product,
+                     .decays = is_product,
                      .product_type = is_product ? in_compute_type() : ProductType{}});
   };
   const auto add_linear = [&](const std::string& name, int64_t out, int64_t in, const std::string& group, bool has_bias) {
@@ -105,10 +106,10 @@ std::vector<ParameterSpec> parameters_of(const ConvertConfig& config) {
   }
   if (J > 0) {
     for (const char* name : {"conv_q", "conv_k", "conv_v"})
-      add(fmt::format("mlstm.{}.weight", name), {E, J}, "mixer", true, identity_taps(J), /*decays=*/false);
+      add(fmt::format("mlstm.{}.weight", name), {E, J}, "mixer", false, identity_taps(J));
   }
   for (const char* name : {"feature_q", "feature_k"})
-    add(fmt::format("mlstm.{}.weight", name), {H, K, M}, "mixer", true, feature_start(H, K, M), /*decays=*/false);
+    add(fmt::format("mlstm.{}.weight", name), {H, K, M}, "mixer", false, feature_start(H, K, M));
   add("mlstm.igate.weight", {H, D}, "mixer", false);
   add("mlstm.igate.bias", {H}, "mixer", false);
   add("mlstm.fgate.weight", {H, D}, "mixer", false);
@@ -194,16 +195,16 @@ class ConvertMlstm final : public nn::TokenMixer {
 
   [[nodiscard]] Tensor mix(const nn::MatrixInput& u) override {
     const int64_t B = u.sizes[0], S = u.sizes[1], H = config_.decoder.num_heads, K = config_.decoder.head_dim;
-    const auto heads = [&](const Tensor& weight, const Tensor& product, const Tensor& bias, const Tensor& taps, Tensor* tail) {
+    std::optional<ConvertState> next;  // takes the state's place at the end: an error leaves that as it was
+    if (state_) next = *state_;
+    const auto heads = [&](const Tensor& weight, const Tensor& product, const Tensor& bias, const Tensor& taps,
+                           Tensor ConvertState::* tail) {
       const Tensor x_BSE = projected(u, weight, product, bias);
-      return (taps.defined() ? causal_conv(x_BSE, taps, call_.is_start_BS, tail) : x_BSE).view({B, S, H, K});
+      return (taps.defined() ? causal_conv(x_BSE, taps, call_.is_start_BS, next ? &((*next).*tail) : nullptr) : x_BSE).view({B, S, H, K});
     };
-    Tensor q_BSHK = heads(w_.q_ED, products_.q_ED, w_.q_bias_E, w_.conv_q_EJ, state_ ? &state_->tail_q_BJE : nullptr);
-    Tensor k_BSHK = heads(w_.k_ED, products_.k_ED, w_.k_bias_E, w_.conv_k_EJ, state_ ? &state_->tail_k_BJE : nullptr);
-    const Tensor v_BSHK = heads(w_.v_ED, products_.v_ED, w_.v_bias_E, w_.conv_v_EJ, state_ ? &state_->tail_v_BJE : nullptr);
-    q_BSHK = placed(q_BSHK, w_.q_norm_K);
-    k_BSHK = placed(k_BSHK, w_.k_norm_K);
-    if (state_) state_->num_tokens += S;
+    const Tensor q_BSHK = placed(heads(w_.q_ED, products_.q_ED, w_.q_bias_E, w_.conv_q_EJ, &ConvertState::tail_q_BJE), w_.q_norm_K);
+    const Tensor k_BSHK = placed(heads(w_.k_ED, products_.k_ED, w_.k_bias_E, w_.conv_k_EJ, &ConvertState::tail_k_BJE), w_.k_norm_K);
+    const Tensor v_BSHK = heads(w_.v_ED, products_.v_ED, w_.v_bias_E, w_.conv_v_EJ, &ConvertState::tail_v_BJE);
 
     // The cell divides by at least e^-m, which a large factor on q keeps out of the way: what is left is the plain sum.
     constexpr double kAboveBound = 0x1p24;
@@ -215,8 +216,12 @@ class ConvertMlstm final : public nn::TokenMixer {
                                           .igate_BSH = at::linear(gate_input, w_.input_gate_HD, w_.input_gate_bias_H),
                                           .fgate_BSH = at::linear(gate_input, w_.forget_gate_HD, w_.forget_gate_bias_H),
                                           .is_start_BS = call_.is_start_BS},
-                                         call_.form, config_.chunk_size, state_ ? &state_->cell : nullptr);
+                                         call_.form, config_.chunk_size, next ? &next->cell : nullptr);
     const Tensor gate_BSE = at::sigmoid(projected(u, w_.output_gate_ED, products_.output_gate_ED, w_.output_gate_bias_E));
+    if (next) {
+      next->num_tokens += S;
+      *state_ = std::move(*next);
+    }
     return h_BSHK.reshape({B, S, H * K}).to(gate_BSE.scalar_type()) * gate_BSE;
   }
 

@@ -35,7 +35,7 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   }
   ConvertConfig result;
   result.teacher_config = require<json>(own, "teacher_config", place);
-  result.decoder = teacher::teacher_shape(result.teacher_config).decoder;
+  result.decoder = teacher::teacher_shape(result.teacher_config);
   result.decoder.is_tied = require<bool>(config, "tie_word_embeddings", where);  // as the teacher's tensors were, and its biases
   result.decoder.has_o_bias = get_or<bool>(own, "o_bias", result.decoder.has_o_bias, place);
   result.context_length = require<int64_t>(own, "context_length", place);
@@ -62,7 +62,7 @@ void ConvertConfig::check() const {
 ConvertConfig derive_convert(const config::StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length) {
   ConvertConfig config;
   config.teacher_config = teacher.config;
-  config.decoder = teacher.decoder;
+  config.decoder = teacher;
   config.context_length = context_length;
   config.conv1d_kernel_size = settings.conv1d_kernel_size;
   config.feature_factor = settings.feature_factor;

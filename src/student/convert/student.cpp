@@ -179,7 +179,9 @@ StudentKind convert_kind() {
                    int64_t context_length) { return std::make_unique<ConvertShape>(derive_convert(settings, teacher, context_length)); },
       .read = [](const json& config,
                  const std::string& where) { return std::make_unique<ConvertShape>(ConvertConfig::from_json(config, where)); },
-      .load = load_convert};
+      .load = load_convert,
+      .ignored_keys = {"num_blocks", "num_heads", "slstm_at", "qkv_proj_blocksize", "mlstm_proj_factor", "ffn_proj_factor", "ffn_act_fn",
+                       "bias_init", "recurrent_weight_init", "slstm_layout"}};
 }
 
 }  // namespace distil_xlstm::student

@@ -5,7 +5,7 @@
 #include <map>
 
 #include "base/error.h"
-#include "base/text.h"
+#include "config/names.h"
 #include "student/paper/mlstm.h"
 #include "student/paper/slstm.h"
 
@@ -31,8 +31,7 @@ std::vector<std::shared_ptr<const Mixer>> make_mixers(const StudentConfig& confi
     if (make == kinds().end()) {
       std::vector<std::string> names;
       for (const auto& [name, ignored] : kinds()) names.push_back(name);
-      throw ConfigError("student: block {} has the mixer '{}': must be one of {}{}", block, kind, join(names, ", "),
-                        did_you_mean(kind, names));
+      throw config::unknown_name(kind, names, fmt::format("student: the mixer of block {}", block));
     }
     mixers.push_back(make->second(config, block));
   }

@@ -20,10 +20,15 @@ std::vector<KeptValues> PaperShape::kept_values() const {
 }
 
 std::string PaperShape::description() const {
-  int64_t num_slstm = 0;
-  for (int64_t block = 0; block < config_.num_blocks; ++block) num_slstm += config_.mixer_at(block) == "slstm" ? 1 : 0;
-  return fmt::format("{} {} ({} sLSTM, {} mLSTM), {} {}, inner width {}, feed-forward {}", config_.num_blocks,
-                     config_.num_blocks == 1 ? "block" : "blocks", num_slstm, config_.num_blocks - num_slstm, config_.mlstm_num_heads,
+  int64_t num_slstm = 0, num_mlstm = 0;
+  for (int64_t block = 0; block < config_.num_blocks; ++block) {
+    num_slstm += config_.mixer_at(block) == "slstm" ? 1 : 0;
+    num_mlstm += config_.mixer_at(block) == "mlstm" ? 1 : 0;
+  }
+  const int64_t num_others = config_.num_blocks - num_slstm - num_mlstm;
+  return fmt::format("{} {} ({} sLSTM, {} mLSTM{}), {} {}, inner width {}, feed-forward {}", config_.num_blocks,
+                     config_.num_blocks == 1 ? "block" : "blocks", num_slstm, num_mlstm,
+                     num_others > 0 ? fmt::format(", {} of other mixers", num_others) : "", config_.mlstm_num_heads,
                      config_.mlstm_num_heads == 1 ? "head" : "heads", config_.mlstm_inner_dim(), config_.ffn_dim());
 }
 
@@ -68,7 +73,8 @@ StudentKind paper_kind() {
           .load =
               [](const io::ModelFiles& files, const StudentPlace& place) {
                 return PaperStudent::load(files, place.device, place.parameter_dtype, place.embedding_VD, place.head_VD);
-              }};
+              },
+          .ignored_keys = {"feature_factor", "rope"}};
 }
 
 }  // namespace distil_xlstm::student

@@ -14,7 +14,7 @@ template <typename E>
 class Names : public ::testing::Test {};
 
 using Enums = ::testing::Types<BlocksRule, HeadsRule, SlstmRule, Activation, BiasInit, RecurrentWeightInit, SlstmLayout, DocumentIsolation,
-                               DecayMode, LossVocabulary, Combine, Divergence, Boundary, AlignmentKind, AlignmentDistance, AlignmentTarget,
+                               DecayMode, LossVocabulary, Combine, Divergence, Boundary, AlignmentKind, AlignmentDistance, LayerState,
                                AlignmentState, AlignmentScope, Checkpointing, LearningRateSchedule>;
 TYPED_TEST_SUITE(Names, Enums);
 

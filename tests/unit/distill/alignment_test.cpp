@@ -265,15 +265,14 @@ TEST(Alignment, HalfPrecisionStatesAreComparedInFloat) {
 }
 
 TEST(Alignment, TargetIsPassedOn) {
-  EXPECT_EQ(Alignment({.target = AlignmentTarget::attention_output}, 4, 2).teacher_options().target,
-            teacher::HiddenTarget::attention_output);
-  EXPECT_EQ(Alignment({.target = AlignmentTarget::block_output}, 4, 2).teacher_options().target, teacher::HiddenTarget::block_output);
+  EXPECT_EQ(Alignment({.target = LayerState::attention_output}, 4, 2).teacher_options().target, config::LayerState::attention_output);
+  EXPECT_EQ(Alignment({.target = LayerState::block_output}, 4, 2).teacher_options().target, config::LayerState::block_output);
 }
 
 TEST(Alignment, RefusesDepthsAndShapesThatDoNotFit) {
   EXPECT_THROW(Alignment({.kind = AlignmentKind::block_wise}, 4, 2), ConfigError);
   EXPECT_THROW(Alignment({.kind = AlignmentKind::ratio}, 2, 4), ConfigError);
-  EXPECT_THROW(Alignment({.target = AlignmentTarget::attention_output, .state = AlignmentState::post_norm}, 4, 2), ConfigError);
+  EXPECT_THROW(Alignment({.target = LayerState::attention_output, .state = AlignmentState::post_norm}, 4, 2), ConfigError);
   Case c{AlignmentSettings{}};
   const Alignment alignment({}, kLayers, kBlocks);
   EXPECT_THROW((void)alignment.loss_sum(c.student, c.teacher, at::ones({kB, kS + 1}, at::kByte)), ShapeError);

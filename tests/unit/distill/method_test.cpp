@@ -100,14 +100,16 @@ TEST(Method, AnnealingKdByEpochCountsDownToOne) {
   settings.stage1_fraction = 10.0 / 14.0;
   const auto method = make_method(settings, 1400, 14);
   for (int64_t epoch = 0; epoch < 10; ++epoch) {
-    const StepPlan plan = method->plan(in_its_stage(*method, {epoch * 100, 1400, epoch, 14}));
-    EXPECT_EQ(plan.stage, 1);
+    const StepContext context = in_its_stage(*method, {epoch * 100, 1400, epoch, 14});
+    const StepPlan plan = method->plan(context);
+    EXPECT_EQ(context.stage, 0U);
     EXPECT_NEAR(plan.temperature, 10.0 - static_cast<double>(epoch), 1e-12);
     EXPECT_NEAR(plan.head.mse_scale, 1.0 - (plan.temperature - 1.0) / 10.0, 1e-12);
     expect_weights(plan, 0, 0, 1, 0, 0);
   }
-  const StepPlan second = method->plan(in_its_stage(*method, {1000, 1400, 10, 14}));
-  EXPECT_EQ(second.stage, 2);
+  const StepContext begun = in_its_stage(*method, {1000, 1400, 10, 14});
+  const StepPlan second = method->plan(begun);
+  EXPECT_EQ(begun.stage, 1U);
   EXPECT_EQ(second.temperature, 1.0);
   expect_weights(second, 1, 0, 0, 0, 0);
 }
@@ -126,9 +128,10 @@ TEST(Method, AnnealingKdBySliceHasEqualSlices) {
   const auto method = make_method(settings, 50, 1);  // 40 steps of stage I in four slices
   std::map<double, int> seen;
   for (int64_t step = 0; step < 50; ++step) {
-    const StepPlan plan = method->plan(in_its_stage(*method, {step, 50, 0, 1}));
-    EXPECT_EQ(plan.stage, step < 40 ? 1 : 2);
-    if (plan.stage == 1) ++seen[plan.temperature];
+    const StepContext context = in_its_stage(*method, {step, 50, 0, 1});
+    const StepPlan plan = method->plan(context);
+    EXPECT_EQ(context.stage, step < 40 ? 0U : 1U);
+    if (context.stage == 0) ++seen[plan.temperature];
   }
   EXPECT_EQ(seen, (std::map<double, int>{{1.0, 10}, {2.0, 10}, {3.0, 10}, {4.0, 10}}));
 }

@@ -309,7 +309,7 @@ TEST(Convert, StoredAndReadAgainIsTheSame) {
   }
   // A checkpoint may lack a bias that its configuration speaks of: the student remembers what there was.
   auto without = teacher::teacher_shape(families()[1].config);
-  without.decoder.has_o_bias = false;
+  without.has_o_bias = false;
   const auto derived = derive_shape({.kind = "convert"}, without, 8), read = read_shape(derived->to_json(""), "stored");
   EXPECT_EQ(read->num_trainable_parameters(), derived->num_trainable_parameters());
   EXPECT_LT(read->num_trainable_parameters(),

@@ -43,7 +43,7 @@ TEST(MixerKinds, UnknownKindsAndWrongCountsAreNamed) {
   };
   StudentConfig config = with_decay_mixer();
   config.mixers[2] = "mlstn";
-  EXPECT_THAT(error_of(config), HasSubstr("block 2 has the mixer 'mlstn': must be one of decay, mlstm, slstm (did you mean 'mlstm'?)"));
+  EXPECT_THAT(error_of(config), HasSubstr("the mixer of block 2 = \"mlstn\": allowed are decay, mlstm, slstm (did you mean 'mlstm'?)"));
   config.mixers.pop_back();
   EXPECT_THAT(error_of(config), HasSubstr("student.mixers names 3 kinds for 4 blocks"));
   EXPECT_THROW(add_mixer_kind("mlstm", {}), ValueError);

@@ -80,7 +80,7 @@ TEST(Decoding, OneTokenIsTheFirstOfMany) {
     files.weights = std::make_shared<MemoryWeights>(parsed);
     const auto teacher = load_teacher(files, at::kCPU, at::kFloat);
     const Tensor tokens = at::randint(19, {2, 6}, at::kLong);
-    for (const HiddenTarget target : {HiddenTarget::block_output, HiddenTarget::attention_output}) {
+    for (const config::LayerState target : {config::LayerState::block_output, config::LayerState::attention_output}) {
       TeacherForwardOptions options;
       options.target = target;
       options.collect_mean = true;

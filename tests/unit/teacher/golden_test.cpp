@@ -22,7 +22,7 @@ TEST_P(Golden, LogitsAndLayerStates) {
   for (const at::Device device : devices()) {
     const auto teacher = load(device);
     const Tensor tokens = expected_["tokens"].to(device);
-    for (const HiddenTarget target : {HiddenTarget::block_output, HiddenTarget::attention_output}) {
+    for (const config::LayerState target : {config::LayerState::block_output, config::LayerState::attention_output}) {
       TeacherForwardOptions options;
       options.target = target;
       options.collect_all = true;
@@ -31,7 +31,7 @@ TEST_P(Golden, LogitsAndLayerStates) {
       EXPECT_LT(relative_error(teacher->logits(output.last_hidden_BSD), expected_["logits"]), 1e-5);
       ASSERT_EQ(static_cast<int64_t>(output.hidden_BSD.size()), teacher->num_layers());
       for (size_t layer = 0; layer < output.hidden_BSD.size(); ++layer) {
-        const std::string name = (target == HiddenTarget::block_output ? "hidden." : "attention.") + std::to_string(layer);
+        const std::string name = (target == config::LayerState::block_output ? "hidden." : "attention.") + std::to_string(layer);
         EXPECT_LT(relative_error(output.hidden_BSD[layer], expected_.at(name)), 1e-5) << name;
       }
     }

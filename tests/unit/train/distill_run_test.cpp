@@ -76,6 +76,8 @@ class DistillRunTest : public RunTest {
     return "";
   }
 
+  void expect_kind_is_distilled_resumed_and_loaded(const std::string& kind);
+
   fs::path text_;
 };
 
@@ -109,56 +111,43 @@ TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
   EXPECT_EQ(read_tensors(folder_ / "moved" / "frozen.safetensors").size(), 1u);
 }
 
+// Distils a student of the kind whole, and in two parts of a run that is stopped and resumed: the same weights, a validation perplexity
+// that falls, and a student that loads from the run and decodes token by token what it computes at once.
+void DistillRunTest::expect_kind_is_distilled_resumed_and_loaded(const std::string& kind) {
+  const auto settings = [&](const std::string& name) {
+    auto overrides = settings_for(folder_ / name, text_);
+    overrides.push_back({"student.kind", kind, "--set"});
+    return load(overrides);
+  };
+  EXPECT_EQ(run_distillation({.config = settings("whole")}), TrainStatus::finished);
+  EXPECT_EQ(run_distillation({.config = settings("parts"), .stop_after_steps = 7}), TrainStatus::stopped);
+  EXPECT_EQ(run_distillation({.config = saved_settings(folder_ / "parts", {}), .resume = true}), TrainStatus::finished);
+  const auto whole = student::load_student(io::open_model((folder_ / "whole").string()));
+  const auto parts = student::load_student(io::open_model((folder_ / "parts").string()));
+  EXPECT_EQ(whole->shape().kind(), kind);
+  EXPECT_EQ(max_difference(whole->parameters(), parts->parameters()), 0.0);
+  const auto validations = records_of(folder_ / "whole", "validation");
+  EXPECT_LT(validations.back()["perplexity"].get<double>(), validations.front()["perplexity"].get<double>());
+  const Tensor tokens = at::randint(3, 500, {2, 6}, at::kLong);
+  const auto state = whole->new_state(2, 6);
+  std::vector<Tensor> decoded;
+  for (int64_t at = 0; at < 6; ++at) decoded.push_back(whole->forward_step(tokens.narrow(1, at, 1), *state));
+  EXPECT_LT((at::cat(decoded, 1) - whole->forward_hidden(tokens, {})).abs().max().item<double>(), 1e-4);
+}
+
 // A kind of student that the program does not know, through the registry: every command that takes a student takes it.
 TEST_F(DistillRunTest, AStudentKindFromOutsideIsDistilledResumedAndLoaded) {
   student::add_decay_student();
-  const auto settings = [&](const std::string& name) {
-    auto overrides = settings_for(folder_ / name, text_);
-    overrides.push_back({"student.kind", "decay", "--set"});
-    return load(overrides);
-  };
-  EXPECT_EQ(run_distillation({.config = settings("whole")}), TrainStatus::finished);
-  EXPECT_EQ(run_distillation({.config = settings("parts"), .stop_after_steps = 7}), TrainStatus::stopped);
-  EXPECT_EQ(run_distillation({.config = saved_settings(folder_ / "parts", {}), .resume = true}), TrainStatus::finished);
-  const auto whole = student::load_student(io::open_model((folder_ / "whole").string()));
-  const auto parts = student::load_student(io::open_model((folder_ / "parts").string()));
-  EXPECT_EQ(whole->shape().kind(), "decay");
-  EXPECT_EQ(max_difference(whole->parameters(), parts->parameters()), 0.0);
+  expect_kind_is_distilled_resumed_and_loaded("decay");
   const auto steps = records_of(folder_ / "whole", "train");
   EXPECT_LT(steps.back()["loss"].get<double>(), steps.front()["loss"].get<double>());
-  const auto validations = records_of(folder_ / "whole", "validation");
-  EXPECT_LT(validations.back()["perplexity"].get<double>(), validations.front()["perplexity"].get<double>());
-  // Decoding token by token.
-  const Tensor tokens = at::randint(3, 500, {2, 6}, at::kLong);
-  const auto state = whole->new_state(2, 6);
-  std::vector<Tensor> decoded;
-  for (int64_t at = 0; at < 6; ++at) decoded.push_back(whole->forward_step(tokens.narrow(1, at, 1), *state));
-  EXPECT_LT((at::cat(decoded, 1) - whole->forward_hidden(tokens, {})).abs().max().item<double>(), 1e-4);
   EXPECT_THAT(error_of({{"student.kind", "dekay", ""}}),
-              HasSubstr("student.kind = \"dekay\": must be one of convert, decay, paper (did you mean 'decay'?)"));
+              HasSubstr("student.kind = \"dekay\": allowed are convert, decay, paper (did you mean 'decay'?)"));
 }
 
-// It starts from the teacher's layers: trained in both precisions of its products, resumed, loaded from a run and decoded.
+// It starts from the teacher's layers.
 TEST_F(DistillRunTest, AConvertedStudentIsDistilledResumedAndLoaded) {
-  const auto settings = [&](const std::string& name) {
-    auto overrides = settings_for(folder_ / name, text_);
-    overrides.push_back({"student.kind", "convert", "--set"});
-    return load(overrides);
-  };
-  EXPECT_EQ(run_distillation({.config = settings("whole")}), TrainStatus::finished);
-  EXPECT_EQ(run_distillation({.config = settings("parts"), .stop_after_steps = 7}), TrainStatus::stopped);
-  EXPECT_EQ(run_distillation({.config = saved_settings(folder_ / "parts", {}), .resume = true}), TrainStatus::finished);
-  const auto whole = student::load_student(io::open_model((folder_ / "whole").string()));
-  const auto parts = student::load_student(io::open_model((folder_ / "parts").string()));
-  EXPECT_EQ(whole->shape().kind(), "convert");
-  EXPECT_EQ(max_difference(whole->parameters(), parts->parameters()), 0.0);
-  const auto validations = records_of(folder_ / "whole", "validation");
-  EXPECT_LT(validations.back()["perplexity"].get<double>(), validations.front()["perplexity"].get<double>());
-  const Tensor tokens = at::randint(3, 500, {2, 6}, at::kLong);
-  const auto state = whole->new_state(2, 6);
-  std::vector<Tensor> decoded;
-  for (int64_t at = 0; at < 6; ++at) decoded.push_back(whole->forward_step(tokens.narrow(1, at, 1), *state));
-  EXPECT_LT((at::cat(decoded, 1) - whole->forward_hidden(tokens, {})).abs().max().item<double>(), 1e-4);
+  expect_kind_is_distilled_resumed_and_loaded("convert");
 }
 
 TEST_F(DistillRunTest, StudentAndTeacherShareTheFrozenMatrices) {
@@ -248,6 +237,12 @@ TEST_F(DistillRunTest, KilledAndResumedEqualsUninterrupted) {
 TEST_F(DistillRunTest, SaysWhatIsWrongBeforeAnythingLoads) {
   EXPECT_THAT(error_of({{"teacher.model", "", "--teacher"}, {"data.train", "", "--train"}}),
               ::testing::AllOf(HasSubstr("teacher.model is not set"), HasSubstr("data.train is not set")));
+  const std::string unknown = error_of({{"distill.method", "deltta", "run.toml:7"},
+                                        {"student.kind", "papre", "--student-kind"},
+                                        {"distill.beta.schedule", "cosin", "run.toml:9"}});
+  EXPECT_THAT(unknown, HasSubstr("run.toml:7: distill.method = \"deltta\": allowed are ce, "));
+  EXPECT_THAT(unknown, HasSubstr("--student-kind: student.kind = \"papre\": allowed are "));
+  EXPECT_THAT(unknown, HasSubstr("run.toml:9: distill.beta.schedule = \"cosin\": allowed are "));
   EXPECT_THAT(error_of({{"distill.alpha", "0.95", "--alpha"}, {"distill.beta", "0.1", "--beta"}}), HasSubstr("add up to"));
   EXPECT_THAT(error_of({{"teacher.model", "stories260k", "--teacher"}}), HasSubstr("did you mean"));
   EXPECT_THAT(error_of({{"student.num_heads", "7", "--num-heads"}}), HasSubstr("num_heads"));
@@ -615,12 +610,14 @@ TEST_F(DistillRunTest, WarnsOfIgnoredKeysThatWereChangedAndOnce) {
   auto overrides = settings_for(folder_ / "run", text_);
   overrides.push_back({"distill.temperature_max", "7", "--temperature-max"});
   overrides.push_back({"distill.boundary", "epoch", "--boundary"});
+  overrides.push_back({"student.feature_factor", "4", "--set"});
   run_distillation({.config = load(overrides), .stop_after_steps = 1});
   const auto first = said.str();
   said.str("");
   run(folder_ / "run", true, 1);
   spdlog::set_default_logger(before);
   EXPECT_THAT(first, HasSubstr("--temperature-max: distill.temperature_max has no effect"));
+  EXPECT_THAT(first, HasSubstr("--set: student.feature_factor has no effect with student.kind = \"paper\""));
   EXPECT_THAT(first, ::testing::Not(HasSubstr("distill.boundary")));
   EXPECT_THAT(said.str(), ::testing::Not(HasSubstr("has no effect")));
 }
