@@ -49,9 +49,9 @@ void warn_of(const config::LoadedConfig& loaded, const std::string& section, con
              const std::string& with) {
   const config::RunConfig defaults;
   for (const auto& key : keys) {
-    const std::string whole = section + "." + key;
+    const auto whole = fmt::format("{}.{}", section, key);
     for (const auto& [said, where] : loaded.sources) {
-      if (where.starts_with("preset ") || (said != whole && !said.starts_with(whole + "."))) continue;
+      if (where.starts_with("preset ") || (said != whole && !said.starts_with(fmt::format("{}.", whole)))) continue;
       // A file with every key in it asks for nothing where it says the default.
       const auto* setting = config::find_setting(said);
       if (setting == nullptr || setting->get(loaded.run) == setting->get(defaults)) continue;
