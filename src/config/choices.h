@@ -33,6 +33,9 @@ DX_NAMES(RecurrentWeightInit, "zeros", "standard");
 enum class SlstmLayout { cuda, vanilla };  // how the package's backends store R and b
 DX_NAMES(SlstmLayout, "cuda", "vanilla");
 
+enum class GateInit { look_back, spread };  // of forget gates: from how far the teacher's heads look back; spread over the heads
+DX_NAMES(GateInit, "look-back", "spread");
+
 // [data]
 enum class DocumentIsolation { full, loss, none };  // what a document's border cuts: attention, state and loss; the loss alone; nothing
 DX_NAMES(DocumentIsolation, "full", "loss", "none");

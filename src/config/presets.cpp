@@ -69,7 +69,37 @@ schedule = "cosine"
 warmup_ratio = 0.1
 )";
 
-constexpr std::array<std::pair<std::string_view, std::string_view>, 2> kPresets = {{{"paper", kPaper}, {"paper-code", kPaperCode}}};
+// The recipe of docs/convert.md: the teacher's layers with mLSTMs that start from its attention.
+constexpr std::string_view kConvert = R"(
+[student]
+kind = "convert"
+mixers = "mlstm"
+feature_factor = 4
+conv1d_kernel_size = 4
+gate_init = "look-back"
+[data]
+context_length = 512
+[distill]
+method = "convert"
+alpha = 1.0
+temperature = 1.0
+[distill.convert]
+align_fraction = 0.2
+align_learning_rate = 5e-3
+body_rate = 0.25
+[train]
+micro_batch_size = 32
+[optimizer]
+learning_rate = 2e-3
+schedule = "cosine"
+warmup_ratio = 0.1
+min_learning_rate_ratio = 0.05
+weight_decay = 0.0
+betas = [0.9, 0.95]
+)";
+
+constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kPresets = {
+    {{"paper", kPaper}, {"paper-code", kPaperCode}, {"convert", kConvert}}};
 
 }  // namespace
 

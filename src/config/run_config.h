@@ -32,8 +32,10 @@ struct StudentSettings {
   std::variant<HeadsRule, int64_t> num_heads = HeadsRule::ceil4;
   std::variant<SlstmRule, std::vector<int64_t>> slstm_at = SlstmRule::alternate;  // or blocks' indices
   int64_t conv1d_kernel_size = 4;
-  int64_t feature_factor = 2;  // convert: width of a feature map / head width
-  bool rope = true;            // convert: the teacher's rotary positions on q and k
+  int64_t feature_factor = 2;                   // convert: width of a feature map / head width
+  bool rope = true;                             // convert: the teacher's rotary positions on q and k
+  std::vector<std::string> mixers = {"mlstm"};  // convert: of the layers, by turns (student/convert/config.h)
+  GateInit gate_init = GateInit::look_back;     // convert: of the forget gates
   int64_t qkv_proj_blocksize = 4;
   double mlstm_proj_factor = 2.0;
   double ffn_proj_factor = 1.7;
@@ -69,6 +71,15 @@ struct AlignmentSettings {
   int64_t every_steps = 50;  // how often L_F is measured when its weight is 0
 };
 
+// [distill.convert], of method "convert": layers aligned one by one, then the whole student. Rates are factors of the learning rate.
+struct ConvertSettings {
+  double align_fraction = 0.2;        // of the run's steps
+  double align_learning_rate = 5e-3;  // at its peak; optimizer.learning_rate is the second stage's
+  double align_attention_rate = 1.0;  // of q, k, v, o while layers are aligned
+  double attention_rate = 1.0;        // of the same after that
+  double body_rate = 0.25;            // of norms and feed-forward after that
+};
+
 struct DistillSettings {
   std::string method = "delta-frobenius";  // a name of distill/method.h
   ScheduleSettings alpha{.schedule = "delta-paper", .start = 0.8, .final = 0.5};
@@ -84,6 +95,7 @@ struct DistillSettings {
   Boundary boundary = Boundary::epoch;
   double stage1_fraction = 0.7;  // share of the run that stage I takes
   bool mse_centered = false;
+  ConvertSettings convert;
 };
 
 struct TrainSettings {

@@ -49,6 +49,19 @@ std::string read_betas(std::vector<double>& out, const json& value) {
   return "";
 }
 
+// Which names there are is the student's to say.
+std::string read_mixers(std::vector<std::string>& out, const json& value) {
+  std::vector<std::string> names;
+  const json list = value.is_string() ? json::array({value}) : value;
+  for (const auto& item : list.is_array() ? list : json::array()) {
+    if (!item.is_string() || item.get<std::string>().empty()) return must_be("the name of a mixer, or a list of names");
+    names.push_back(item.get<std::string>());
+  }
+  if (names.empty()) return must_be("the name of a mixer, or a list of names");
+  out = std::move(names);
+  return "";
+}
+
 // Key and member of a setting, which are one path.
 #define AT(path) #path, [](auto& c) -> auto& { return c.path; }
 
@@ -93,6 +106,10 @@ void add_student(TableBuilder& t) {
             "taps of the causal convolution; 0: none, for students of sLSTM blocks alone");
   t.integer(AT(student.feature_factor), {.low = 2, .high = 8}, "convert: width of the feature maps / head width; an even number");
   t.flag(AT(student.rope), "convert: the teacher's rotary positions on queries and keys");
+  t.custom(AT(student.mixers), "the name of a mixer, or a list of them that the layers take by turns",
+           "convert: in attention's place; \"mlstm\"", "", read_mixers);
+  t.choice(AT(student.gate_init),
+           "convert: of the forget gates: from how far the teacher's heads look back on the first rows, or spread over the heads");
   t.integer(AT(student.qkv_proj_blocksize), kAtLeastOne, "block size of the mLSTM's q, k, v projections");
   t.number(AT(student.mlstm_proj_factor), kPositive, "inner width of an mLSTM block / hidden size");
   t.number(AT(student.ffn_proj_factor), kPositive, "width of the sLSTM block's feed-forward / hidden size");
@@ -115,9 +132,10 @@ void add_data(TableBuilder& t) {
 }
 
 void add_distill(TableBuilder& t) {
-  t.registered(AT(distill.method),
-               {"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius", "hinton-frobenius", "ce-frobenius"},
-               "what is learnt from the teacher");
+  t.registered(
+      AT(distill.method),
+      {"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius", "hinton-frobenius", "ce-frobenius", "convert"},
+      "what is learnt from the teacher");
   add_schedule(t, AT(distill.alpha), kFraction);
   add_schedule(t, AT(distill.temperature), kPositive);
   add_schedule(t, AT(distill.beta), kNotNegative);
@@ -137,6 +155,14 @@ void add_distill(TableBuilder& t) {
   t.choice(AT(distill.boundary), "annealing-kd: one T an epoch, or equal slices of stage I");
   t.number(AT(distill.stage1_fraction), kBetweenZeroAndOne, "annealing-kd: share of the run that stage I takes");
   t.flag(AT(distill.mse_centered), "annealing-kd: subtract row means of the logits first");
+  t.number(AT(distill.convert.align_fraction), kFraction,
+           "convert: share of the steps in which each layer is aligned with its teacher's; 0: none", "--align-fraction");
+  t.number(AT(distill.convert.align_learning_rate), kPositive, "convert: at its peak, in those steps", "--align-learning-rate");
+  t.number(AT(distill.convert.align_attention_rate), kNotNegative,
+           "convert: factor of the learning rate of q, k, v and o in those steps; 0: they stay", "--align-attention-rate");
+  t.number(AT(distill.convert.attention_rate), kNotNegative, "convert: the same after them", "--attention-rate");
+  t.number(AT(distill.convert.body_rate), kNotNegative, "convert: the same of norms and feed-forward after them; 0: they stay",
+           "--body-rate");
 }
 
 void add_train(TableBuilder& t) {

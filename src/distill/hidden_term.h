@@ -1,4 +1,4 @@
-// Terms of the loss on hidden states, chosen by name: what each needs of both models, and its sum.
+// Terms of the loss on hidden states, chosen by name: what each needs of both models, and its sum, of the models or of single layers.
 #pragma once
 
 #include <functional>
@@ -25,7 +25,9 @@ class HiddenTerm {
   // Sum over the rows, without its weight, differentiable in the student's states: divided by the rows of the whole step. mask_BS (uint8):
   // tokens that count; rows without any count as 0.
   [[nodiscard]] virtual Tensor loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher,
-                                        const Tensor& mask_BS) const = 0;
+                                        const Tensor& mask_BS) const;
+  // The same of one layer's mixer by itself and the attention of that layer, in stages that align layers (Stage::aligns_layers).
+  [[nodiscard]] virtual Tensor layer_loss_sum(const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& mask_BS) const;
 };
 
 struct HiddenTermContext {
@@ -35,7 +37,7 @@ struct HiddenTermContext {
 // Throws ConfigError where settings and depths do not fit.
 using MakeHiddenTerm = std::function<std::unique_ptr<HiddenTerm>(const HiddenTermContext&)>;
 
-// Adds a term beside "alignment_loss". Throws ValueError when the name is taken.
+// Adds a term beside "alignment_loss" and "layer_error". Throws ValueError when the name is taken.
 void add_hidden_term(const std::string& name, MakeHiddenTerm make);
 // Throws ConfigError that names those there are.
 std::unique_ptr<HiddenTerm> make_hidden_term(const std::string& name, const HiddenTermContext& context);

@@ -9,7 +9,7 @@
 namespace distil_xlstm::distill {
 namespace {
 
-enum class Family { combined, teacher_annealing, annealing_kd };
+enum class Family { combined, teacher_annealing, annealing_kd, convert };
 enum class Use { none, constant, scheduled };  // constant: its start for the whole run
 
 // One row a method: the formula and which settings it reads. Where T is not in the loss (ce, ce-frobenius, teacher-annealing) the KL is
@@ -29,6 +29,7 @@ constexpr MethodRow kMethods[] = {
     {"delta-frobenius", Family::combined, Use::scheduled, Use::scheduled, Use::scheduled},
     {"hinton-frobenius", Family::combined, Use::constant, Use::constant, Use::constant},
     {"ce-frobenius", Family::combined, Use::none, Use::scheduled, Use::scheduled},
+    {"convert", Family::convert, Use::scheduled, Use::scheduled, Use::none},
 };
 
 config::ScheduleSettings used(const config::ScheduleSettings& settings, Use use, double unused_value) {
@@ -171,6 +172,68 @@ class AnnealingKd : public ScheduledMethod {
   int64_t num_temperatures_ = 1;
 };
 
+// [conversion.md 2]: each layer's mixer takes on its teacher's attention by itself, then the whole student learns as by "delta", whose
+// schedules run over this second stage.
+class ConvertMethod : public CombinedMethod {
+ public:
+  ConvertMethod(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps)
+      : CombinedMethod(row, settings, std::max<int64_t>(total_steps - align_steps(settings, total_steps), 1)),
+        align_steps_(align_steps(settings, total_steps)),
+        total_steps_(total_steps) {}
+
+  [[nodiscard]] std::vector<Stage> stages() const override {
+    const auto& s = settings_.convert;
+    const auto named = [](std::map<std::string, double> rates) {
+      std::erase_if(rates, [](const auto& rate) { return rate.second == 0.0; });
+      return rates;
+    };
+    std::vector<Stage> stages;
+    if (align_steps_ > 0) {
+      stages.push_back({.name = "alignment",
+                        .until_step = align_steps_,
+                        .rates = named({{"mixer", 1.0}, {"attention", s.align_attention_rate}}),
+                        .aligns_layers = true,
+                        .learning_rate = s.align_learning_rate,
+                        .end_step = align_steps_});
+    }
+    stages.push_back(
+        {.name = "distillation",
+         .start = StageStart::best_of_stage_before,
+         .rates = named({{"mixer", 1.0}, {"attention", s.attention_rate}, {"feed_forward", s.body_rate}, {"norm", s.body_rate}}),
+         .begin_step = align_steps_,
+         .end_step = total_steps_});
+    return stages;
+  }
+
+  [[nodiscard]] StepPlan plan(const StepContext& context) const override {
+    if (context.step < align_steps_) {
+      StepPlan plan = measured(1.0);
+      plan.hidden_weights = {1.0};
+      return plan;
+    }
+    StepContext own = context;
+    own.step -= align_steps_;
+    return CombinedMethod::plan(own);
+  }
+
+  void end_epoch(int64_t steps_done) override { CombinedMethod::end_epoch(std::max<int64_t>(steps_done - align_steps_, 0)); }
+
+ private:
+  static int64_t align_steps(const config::DistillSettings& settings, int64_t total_steps) {
+    const double fraction = settings.convert.align_fraction;
+    if (fraction == 0.0) return 0;
+    if (total_steps < 2) {
+      throw ConfigError(
+          "distill.method = \"convert\" needs at least 2 optimizer steps, one for each stage, and the run has {}: train for longer, or set "
+          "distill.convert.align_fraction = 0",
+          total_steps);
+    }
+    return std::clamp<int64_t>(std::llround(fraction * static_cast<double>(total_steps)), 1, total_steps - 1);
+  }
+
+  int64_t align_steps_, total_steps_;
+};
+
 // alpha + beta over the run: both move monotonically inside an epoch, but their sum need not, so the steps themselves are looked at.
 void check_convex(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps, int64_t steps_per_epoch) {
   if (settings.combine != config::Combine::convex || row.beta == Use::none) return;
@@ -207,7 +270,14 @@ std::vector<std::string> keys_ignored_by(const MethodRow& row) {
   if (row.family != Family::annealing_kd) {
     for (const char* key : {"temperature_max", "boundary", "stage1_fraction"}) keys.emplace_back(key);
   }
+  keys.emplace_back(row.family == Family::convert ? "alignment" : "convert");
   return keys;
+}
+
+MethodTerms terms_of(const MethodRow& row) {
+  MethodTerms terms;
+  if (row.family == Family::convert) terms.hidden = {"layer_error"};
+  return terms;
 }
 
 void check_without_length(const MethodRow& row, const config::DistillSettings& settings, int64_t max_steps) {
@@ -222,6 +292,8 @@ std::unique_ptr<Method> make(const MethodRow& row, const MethodInputs& in) {
   switch (row.family) {
     case Family::teacher_annealing:
       return std::make_unique<TeacherAnnealing>(row, in.settings, in.total_steps);
+    case Family::convert:
+      return std::make_unique<ConvertMethod>(row, in.settings, in.total_steps);
     case Family::annealing_kd:
       return std::make_unique<AnnealingKd>(row, in.settings, in.total_steps, in.num_epochs);
     default:
@@ -235,7 +307,7 @@ std::vector<std::pair<std::string, MethodKind>> known_methods() {
   std::vector<std::pair<std::string, MethodKind>> all;
   for (const MethodRow& row : kMethods) {
     all.emplace_back(
-        row.name, MethodKind{.terms = {},
+        row.name, MethodKind{.terms = terms_of(row),
                              .make = [&row](const MethodInputs& inputs) { return make(row, inputs); },
                              .check = [&row](const auto& settings, int64_t max_steps) { check_without_length(row, settings, max_steps); },
                              .ignored_keys = keys_ignored_by(row)});

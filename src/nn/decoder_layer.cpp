@@ -26,6 +26,12 @@ void add_mixed(Tensor& sum, const DecoderWeights& weights, const MatrixInput& mi
 
 }  // namespace
 
+Tensor mixer_output(const DecoderWeights& weights, TokenMixer& mixer, const Tensor& x_BSD, const LayerCall& call) {
+  const at::ScalarType dtype = call.compute_dtype.value_or(x_BSD.scalar_type());
+  const MatrixInput u_BSD = rms_norm_input(x_BSD.contiguous(), weights.input_norm_D, call.rms_norm_eps, call.product_type).in_type(dtype);
+  return weights.o_DHK.product(matrix_input(mixer.mix(u_BSD).to(dtype), call.product_type), weights.o_bias_D);
+}
+
 Tensor decoder_layer(const DecoderWeights& weights, TokenMixer& mixer, const Tensor& x_BSD, const LayerCall& call) {
   const at::ScalarType dtype = call.compute_dtype.value_or(x_BSD.scalar_type());
   const bool copies = call.keeps_input && !at::GradMode::is_enabled();

@@ -33,6 +33,9 @@ struct LayerCall {
   std::function<void(const Tensor& output_BSD)> on_mixer_output;
 };
 
+// What the mixer adds to the stream, and nothing behind it, in the type of the products. Differentiable as decoder_layer is.
+Tensor mixer_output(const DecoderWeights& weights, TokenMixer& mixer, const Tensor& x_BSD, const LayerCall& call);
+
 // The residual stream after the layer, in x's type. Where gradients are recorded, it is differentiable in x and in every weight that
 // requires one, and nothing is computed in place; frozen matrices hand the gradient on to their inputs, packed ones too. Otherwise the
 // fastest forms are taken. Throws ValueError for gradients through fp8.

@@ -47,8 +47,7 @@ void Transformer::use_fp8_products() {
   product_type_ = ProductType::fp8;
 }
 
-Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, LayerState state, const LayerVisitor& visitor,
-                            KvCache* cache) {
+Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const LayerVisitors& visitors, KvCache* cache) {
   const at::NoGradGuard no_grad;
   check_tokens(tokens_BS);
   if (cache) check_cache(*cache, tokens_BS, is_start_BS);
@@ -60,11 +59,9 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(index)];
     AttentionMixer mixer(attention_, layer, sight, index);
-    if (visitor && state == LayerState::attention_output) {
-      call.on_mixer_output = [&](const Tensor& output_BSD) { visitor(index, output_BSD); };
-    }
+    if (visitors.attention_output) call.on_mixer_output = [&](const Tensor& output_BSD) { visitors.attention_output(index, output_BSD); };
     x_BSD = decoder_layer(layer, mixer, x_BSD, call);
-    call.keeps_input = visitor && state == LayerState::block_output && visitor(index, x_BSD);
+    call.keeps_input = visitors.block_output && visitors.block_output(index, x_BSD);
   }
   if (cache) cache->advance(tokens_BS.size(1));
   return final_norm(x_BSD);

@@ -6,7 +6,6 @@
 #include <functional>
 #include <vector>
 
-#include "config/choices.h"
 #include "nn/attention.h"
 #include "nn/decoder_layer.h"
 #include "nn/kv_cache.h"
@@ -24,10 +23,13 @@ struct TransformerWeights {
   Tensor final_norm_D, head_VD;
 };
 
-using config::LayerState;
-
-// Sees layer `index`'s state [B, S, D] and says whether it keeps the tensor. One that it does not keep is overwritten by the next layer.
-using LayerVisitor = std::function<bool(int64_t index, const Tensor& state_BSD)>;
+// Who looks on while the layers run, before the final norm; either may be empty.
+struct LayerVisitors {
+  // Sees the stream after layer `index` and says whether it keeps the tensor. One that it does not keep is overwritten by the next layer.
+  std::function<bool(int64_t index, const Tensor& state_BSD)> block_output;
+  // Sees what the attention of layer `index` adds to the stream, which is the visitor's to keep.
+  std::function<void(int64_t index, const Tensor& output_BSD)> attention_output;
+};
 
 class Transformer {
  public:
@@ -36,10 +38,8 @@ class Transformer {
   // tokens_BS (int64) -> states after the final norm [B, S, D]. No gradient is recorded.
   //   is_start_BS  uint8 or undefined: 1 begins a document, which then sees no token before it. See document_mask on where its
   //                values are looked at.
-  //   visitor      called after every layer with the `state` asked for, before the final norm
   //   cache        its tokens come before these; it grows by S. Not together with is_start_BS
-  Tensor forward(const Tensor& tokens_BS, const Tensor& is_start_BS = {}, LayerState state = LayerState::block_output,
-                 const LayerVisitor& visitor = {}, KvCache* cache = nullptr);
+  Tensor forward(const Tensor& tokens_BS, const Tensor& is_start_BS = {}, const LayerVisitors& visitors = {}, KvCache* cache = nullptr);
   // The final norm alone [..., D].
   [[nodiscard]] Tensor final_norm(const Tensor& hidden) const;
   [[nodiscard]] Tensor logits(const Tensor& hidden) const;  // [..., V], float32

@@ -150,6 +150,48 @@ std::pair<Tensor, Tensor> headwise_backward_cpu(const Tensor& grad_NHC, int64_t 
   return {grad_x_NF, sums_PHKJ.sum(0).transpose(1, 2)};
 }
 
+Tensor swiglu_backward_cpu(const Tensor& grad, const Tensor& gate_up) {
+  const Profiled profiled("distil_xlstm::swiglu_backward");
+  const int64_t width = gate_up.size(-1) / 2, rows = gate_up.numel() / (2 * width);
+  const Tensor grad_in = at::empty_like(gate_up);
+  with_type(gate_up, [&]<typename T>(T) {
+    at::parallel_for(0, rows, std::max<int64_t>(1, kElementsPerTask / width), [&](int64_t begin, int64_t end) {
+      cpu_kernels<T>().swiglu_backward(width, grad.const_data_ptr<T>(), gate_up.const_data_ptr<T>(), grad_in.mutable_data_ptr<T>(), begin,
+                                       end);
+    });
+  });
+  return grad_in;
+}
+
+bool has_sigmoid_gate_cpu(const Tensor& gate, const Tensor& value) {
+  return is_full_precision(gate) && value.scalar_type() == gate.scalar_type() && gate.is_contiguous() && value.is_contiguous();
+}
+
+Tensor sigmoid_gate_cpu(const Tensor& gate, const Tensor& value) {
+  const Profiled profiled("distil_xlstm::sigmoid_gate");
+  const Tensor y = at::empty_like(gate);
+  with_type(gate, [&]<typename T>(T) {
+    at::parallel_for(0, gate.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+      cpu_kernels<T>().sigmoid_gate_forward(gate.const_data_ptr<T>() + begin, value.const_data_ptr<T>() + begin,
+                                            y.mutable_data_ptr<T>() + begin, end - begin);
+    });
+  });
+  return y;
+}
+
+std::pair<Tensor, Tensor> sigmoid_gate_backward_cpu(const Tensor& grad, const Tensor& gate, const Tensor& value) {
+  const Profiled profiled("distil_xlstm::sigmoid_gate_backward");
+  const Tensor given = grad.contiguous(), grad_gate = at::empty_like(gate), grad_value = at::empty_like(value);
+  with_type(gate, [&]<typename T>(T) {
+    at::parallel_for(0, gate.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+      cpu_kernels<T>().sigmoid_gate_backward(given.const_data_ptr<T>() + begin, gate.const_data_ptr<T>() + begin,
+                                             value.const_data_ptr<T>() + begin, grad_gate.mutable_data_ptr<T>() + begin,
+                                             grad_value.mutable_data_ptr<T>() + begin, end - begin);
+    });
+  });
+  return {grad_gate, grad_value};
+}
+
 Tensor swiglu_cpu(const Tensor& gate_up) {
   const Profiled profiled("distil_xlstm::swiglu");
   const int64_t width = gate_up.size(-1) / 2, rows = width > 0 ? gate_up.numel() / (2 * width) : 0;

@@ -23,6 +23,13 @@ void headwise_cpu(const Tensor& x_NF, const Tensor& w_HJK, const Tensor& wx_NHC,
 std::pair<Tensor, Tensor> headwise_backward_cpu(const Tensor& grad_NHC, int64_t offset, const Tensor& x_NF, const Tensor& w_HJK);
 
 // silu(first half) * second half of the last dimension, one pass.
+// The gradient of gate_up; all contiguous and of one type.
+Tensor swiglu_backward_cpu(const Tensor& grad, const Tensor& gate_up);
+
+bool has_sigmoid_gate_cpu(const Tensor& gate, const Tensor& value);
+Tensor sigmoid_gate_cpu(const Tensor& gate, const Tensor& value);
+std::pair<Tensor, Tensor> sigmoid_gate_backward_cpu(const Tensor& grad, const Tensor& gate, const Tensor& value);
+
 Tensor swiglu_cpu(const Tensor& gate_up);
 Tensor gelu_gate_cpu(const Tensor& gate_NP, const Tensor& value_NP);
 std::pair<Tensor, Tensor> gelu_gate_backward_cpu(const Tensor& grad_NP, const Tensor& gate_NP, const Tensor& value_NP);

@@ -41,17 +41,17 @@ Tensor pre_activation(const Window& window, const Tensor& weight_FK, const Tenso
 }  // namespace
 
 CausalConvOutput causal_conv_forward_aten(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
-                                          const Tensor& is_start_BS) {
+                                          const Tensor& is_start_BS, bool has_silu) {
   const Window window(x_BSF, initial_BJF, is_start_BS);
-  return {at::silu(pre_activation(window, weight_FK, bias_F)),
-          window.masked_state(window.extended_BPF.narrow(1, window.S, window.J)).contiguous()};
+  const Tensor sum = pre_activation(window, weight_FK, bias_F);
+  return {has_silu ? at::silu(sum) : sum, window.masked_state(window.extended_BPF.narrow(1, window.S, window.J)).contiguous()};
 }
 
 CausalConvBackward causal_conv_backward_aten(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& x_BSF,
                                              const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
-                                             const Tensor& is_start_BS) {
+                                             const Tensor& is_start_BS, bool has_silu) {
   const Window window(x_BSF, initial_BJF, is_start_BS);
-  const Tensor grad = at::silu_backward(grad_y_BSF, pre_activation(window, weight_FK, bias_F));
+  const Tensor grad = has_silu ? at::silu_backward(grad_y_BSF, pre_activation(window, weight_FK, bias_F)) : grad_y_BSF;
   Tensor grad_extended = at::zeros_like(window.extended_BPF);
   grad_extended.narrow(1, window.S, window.J).add_(window.masked_state(grad_state_BJF));
   std::vector<Tensor> grad_taps;

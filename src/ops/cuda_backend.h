@@ -4,6 +4,7 @@
 
 #include "ops/blockdiag_forms.h"
 #include "ops/causal_conv_forms.h"
+#include "ops/feature_map_forms.h"
 #include "ops/fp8.h"
 #include "ops/gated_forms.h"
 #include "ops/head_loss_tile.h"
@@ -26,7 +27,7 @@ struct CudaBackend {
   // grad_residual, as x, or undefined: is added to the gradient of x.
   CausalConvBackward (*causal_conv_backward)(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& grad_residual_BSF,
                                              const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
-                                             const Tensor& is_start_BS) = nullptr;
+                                             const Tensor& is_start_BS, bool has_silu) = nullptr;
   // x and its gradient in y's type or in float32, y and its gradient in any of theirs, everything contiguous. `added`, in y's type, or
   // undefined: the norm is of x + added. grad_residual, in x's type, or undefined: is added to the gradient of x.
   LayerNormForward (*layer_norm_forward)(const Tensor& x_NGK, const Tensor& added_NGK, const Tensor& weight_GK, double eps,
@@ -38,7 +39,11 @@ struct CudaBackend {
   std::pair<Tensor, Tensor> (*rms_norm)(const Tensor& x, const Tensor& weight, double eps, bool copies) = nullptr;
   // sum += the states, all of one type and contiguous, or = them where it is undefined; at most max_summed_states.
   void (*add_states)(Tensor& sum, const std::vector<Tensor>& states) = nullptr;
-  Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous
+  Tensor (*swiglu)(const Tensor& gate_up) = nullptr;  // contiguous, here and below
+  Tensor (*swiglu_backward)(const Tensor& grad, const Tensor& gate_up) = nullptr;
+  // At most max_softmax_pair logits a row.
+  decltype(&softmax_pair_aten) softmax_pair = nullptr;
+  decltype(&softmax_pair_backward_aten) softmax_pair_backward = nullptr;
   // Contiguous and of one type. Undefined where device, type or sizes are not the kernel's.
   Tensor (*swiglu_product)(const Tensor& x, const Tensor& weight_2IK) = nullptr;
   // x and weight contiguous and of one type; rows of whole 16-byte vectors, at most max_fp8_vectors.
@@ -60,7 +65,7 @@ struct CudaBackend {
   // q, k and v all in bfloat16 or all in float16.
   MlstmOutput (*mlstm_chunkwise)(const MlstmInputs& inputs, const MlstmState& initial, bool returns_state) = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
-  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0, max_summed_states = 0;
+  int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0, max_summed_states = 0, max_softmax_pair = 0;
   const char* targets = "";  // what the library is compiled for (ops/cuda_targets.h)
   uint64_t devices = 0;      // bit i: it has code for cuda:i
 };

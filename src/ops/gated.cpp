@@ -170,6 +170,13 @@ bool has_activation_kernel(const Tensor& gate, const Tensor& value) {
   return has_cuda_kernels(gate) && value.scalar_type() == gate.scalar_type() && gate.dim() > 0 && gate.numel() > 0;
 }
 
+Tensor swiglu_without_grad(const Tensor& gate_up) {
+  if (gate_up.numel() > 0 && has_cuda_kernels(gate_up)) return cuda_backend().swiglu(gate_up.contiguous());
+  if (gate_up.numel() > 0 && has_swiglu_cpu(gate_up)) return swiglu_cpu(gate_up);
+  const auto halves = gate_up.chunk(2, -1);
+  return at::silu(halves[0]).mul_(halves[1]);
+}
+
 bool has_skip_gate_kernel(const Tensor& h, const Tensor& c, const Tensor& z) {
   const bool has_cell_type = h.scalar_type() == z.scalar_type() || (h.scalar_type() == at::kBFloat16 && z.scalar_type() == at::kHalf);
   return has_cuda_kernels(z) && has_cell_type && c.scalar_type() == z.scalar_type() && z.numel() > 0;
@@ -183,6 +190,7 @@ struct GatedActivationFunction : torch::autograd::Function<GatedActivationFuncti
     const auto act = static_cast<Activation>(act_index);
     if (has_activation_kernel(gate, value)) return cuda_backend().gated_activation(gate.contiguous(), value.contiguous(), act);
     if (act == Activation::gelu && has_gelu_gate_cpu(gate, value)) return gelu_gate_cpu(gate, value);
+    if (act == Activation::sigmoid && has_sigmoid_gate_cpu(gate, value)) return sigmoid_gate_cpu(gate, value);
     return gated_activation_aten(gate, value, act);
   }
 
@@ -197,7 +205,25 @@ struct GatedActivationFunction : torch::autograd::Function<GatedActivationFuncti
     if (has_activation_kernel(gate, value))
       return cuda_backend().gated_activation_backward(grad.contiguous(), gate.contiguous(), value.contiguous(), act);
     if (act == Activation::gelu && has_gelu_gate_cpu(gate, value)) return gelu_gate_backward_cpu(grad, gate, value);
+    if (act == Activation::sigmoid && has_sigmoid_gate_cpu(gate, value)) return sigmoid_gate_backward_cpu(grad, gate, value);
     return gated_activation_backward_aten(grad, gate, value, act);
+  }
+};
+
+struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate_up_in) {
+    const Tensor gate_up = gate_up_in.contiguous();
+    ctx->save_for_backward({gate_up});
+    return swiglu_without_grad(gate_up);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor gate_up = ctx->get_saved_variables()[0], grad = grads[0].contiguous();
+    if (gate_up.numel() == 0) return {at::zeros_like(gate_up)};
+    if (has_cuda_kernels(gate_up)) return {cuda_backend().swiglu_backward(grad, gate_up)};
+    if (has_swiglu_cpu(gate_up)) return {swiglu_backward_cpu(grad, gate_up)};
+    const auto halves = gate_up.chunk(2, -1);
+    return {at::cat({at::silu_backward(grad * halves[1], halves[0]), grad * at::silu(halves[0])}, -1)};
   }
 };
 
@@ -266,11 +292,7 @@ Tensor swiglu(const Tensor& gate_up) {
   if (!gate_up.defined() || gate_up.dim() == 0 || gate_up.size(-1) % 2 != 0)
     throw ShapeError("swiglu: gate_up {}: the last dimension must hold two equal halves",
                      gate_up.defined() ? shape_text(gate_up.sizes()) : "not given");
-  const bool has_gradient = any_requires_grad({gate_up});
-  if (!has_gradient && gate_up.numel() > 0 && has_cuda_kernels(gate_up)) return cuda_backend().swiglu(gate_up.contiguous());
-  if (!has_gradient && gate_up.numel() > 0 && has_swiglu_cpu(gate_up)) return swiglu_cpu(gate_up);
-  const auto halves = gate_up.chunk(2, -1);
-  return has_gradient ? at::silu(halves[0]) * halves[1] : at::silu(halves[0]).mul_(halves[1]);
+  return any_requires_grad({gate_up}) ? SwigluFunction::apply(gate_up) : swiglu_without_grad(gate_up);
 }
 
 Tensor swiglu_product(const Tensor& x, const Tensor& weight_2IK) {

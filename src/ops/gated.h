@@ -20,8 +20,8 @@ using config::Activation;  // gelu is the exact one, of erf
 // act(gate) * value.
 Tensor gated_activation(const Tensor& gate_NP, const Tensor& value_NP, Activation act);
 
-// SiLU(gate) * up of a joint product whose last dimension holds the gate's half, then the up half: [..., 2 I] -> [..., I]. For teachers;
-// plain operations where a gradient is recorded. Throws ShapeError.
+// SiLU(gate) * up of a joint product whose last dimension holds the gate's half, then the up half: [..., 2 I] -> [..., I].
+// Differentiable; keeps its input. Throws ShapeError.
 Tensor swiglu(const Tensor& gate_up);
 
 // swiglu(x W^T) for x [..., K] and W [2 I, K]. On GPUs that have a kernel for it (compute capability 9.0, half precision) and for as many

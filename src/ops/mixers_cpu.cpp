@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/kernels.h"
 #include "ops/causal_conv_forms.h"
+#include "ops/feature_map_forms.h"
 #include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
 #include "ops/profiled.h"
@@ -204,7 +205,7 @@ MlstmOutput mlstm_recurrent_cpu(const MlstmInputs& inputs, const MlstmState& ini
 }
 
 CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
-                                         const Tensor& is_start_BS) {
+                                         const Tensor& is_start_BS, bool has_silu) {
   const Profiled profiled("distil_xlstm::causal_conv");
   CausalConvOutput out{at::empty_like(x_BSF), at::empty_like(initial_BJF)};
   const Tensor weight_KF = weight_FK.t().contiguous();
@@ -220,7 +221,8 @@ CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weig
                               .initial_BJF = data<T>(initial_BJF),
                               .is_start_BS = starts(is_start_BS),
                               .y_BSF = data<T>(out.y_BSF),
-                              .state_BJF = data<T>(out.state_BJF)};
+                              .state_BJF = data<T>(out.state_BJF),
+                              .has_silu = has_silu};
     at::parallel_for(0, args.B * divide_up(args.F, kernels::kConvFeatures), 1,
                      [&](int64_t begin, int64_t end) { cpu_kernels<T>().conv_forward(args, begin, end); });
   });
@@ -229,7 +231,7 @@ CausalConvOutput causal_conv_forward_cpu(const Tensor& x_BSF, const Tensor& weig
 
 CausalConvBackward causal_conv_backward_cpu(const Tensor& grad_y_BSF, const Tensor& grad_state_BJF, const Tensor& x_BSF,
                                             const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
-                                            const Tensor& is_start_BS) {
+                                            const Tensor& is_start_BS, bool has_silu) {
   const Profiled profiled("distil_xlstm::causal_conv_backward");
   const int64_t B = x_BSF.size(0), F = x_BSF.size(2), K = weight_FK.size(1);
   const Tensor weight_KF = weight_FK.t().contiguous();
@@ -251,7 +253,8 @@ CausalConvBackward causal_conv_backward_cpu(const Tensor& grad_y_BSF, const Tens
                                     .grad_x_BSF = data<T>(grad_x),
                                     .grad_initial_BJF = data<T>(grad_initial),
                                     .grad_weight_BKF = data<T>(grad_weight_BKF),
-                                    .grad_bias_BF = data<T>(grad_bias_BF)};
+                                    .grad_bias_BF = data<T>(grad_bias_BF),
+                                    .has_silu = has_silu};
     run_tasks<T>(B * divide_up(F, kernels::kConvFeatures), cpu_kernels<T>().conv_workspace(args),
                  [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().conv_backward(args, begin, end, workspace); });
   });
@@ -325,6 +328,50 @@ Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps) {
     });
   });
   return y;
+}
+
+// Blocks of rows, each with a sum for the weight of its own, so that the bits do not depend on the number of threads.
+std::pair<Tensor, Tensor> rms_norm_backward_cpu(const Tensor& grad_y, const Tensor& x, const Tensor& weight, double eps) {
+  const Profiled profiled("distil_xlstm::rms_norm_backward");
+  constexpr int64_t kBlockRows = 256;
+  const int64_t width = x.size(-1), rows = x.numel() / width, blocks = divide_up(rows, kBlockRows);
+  const Tensor grad_x = at::empty_like(x), sums = at::zeros({blocks, width}, x.options());
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        cpu_kernels<T>().rms_norm_backward(width, eps, data<T>(x), data<T>(weight), data<T>(grad_y), data<T>(grad_x),
+                                           data<T>(sums) + block * width, block * kBlockRows, std::min((block + 1) * kBlockRows, rows));
+      }
+    });
+  });
+  return {grad_x, sums.sum(0)};
+}
+
+Tensor softmax_pair_cpu(const Tensor& logits_RM, double scale, at::ScalarType dtype) {
+  const Profiled profiled("distil_xlstm::softmax_pair");
+  const int64_t M = logits_RM.size(1);
+  const Tensor features_RF = at::empty({logits_RM.size(0), 2 * M}, logits_RM.options());
+  with_type(logits_RM, [&](auto zero) {
+    using T = decltype(zero);
+    at::parallel_for(0, logits_RM.size(0), 64, [&](int64_t begin, int64_t end) {
+      cpu_kernels<T>().softmax_pair(M, scale, data<T>(logits_RM), data<T>(features_RF), begin, end);
+    });
+  });
+  return features_RF.to(dtype);
+}
+
+Tensor softmax_pair_backward_cpu(const Tensor& grad_RF, const Tensor& features_RF, double scale, at::ScalarType dtype) {
+  const Profiled profiled("distil_xlstm::softmax_pair_backward");
+  const int64_t M = grad_RF.size(1) / 2;
+  const Tensor grad_RM = at::empty({grad_RF.size(0), M}, grad_RF.options());
+  with_type(grad_RF, [&](auto zero) {
+    using T = decltype(zero);
+    at::parallel_for(0, grad_RF.size(0), 64, [&](int64_t begin, int64_t end) {
+      cpu_kernels<T>().softmax_pair_backward(M, scale, data<T>(grad_RF), data<T>(features_RF), data<T>(grad_RM), begin, end);
+    });
+  });
+  return grad_RM.to(dtype);
 }
 
 }  // namespace distil_xlstm::ops

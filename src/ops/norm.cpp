@@ -158,6 +158,40 @@ AddNorm add_norm(const Tensor& x, const Tensor& added, const Tensor& weight, std
   return {added.defined() ? out.sum_NGK.view(x.sizes()) : x, out.y_NGK.view(x.sizes())};
 }
 
+namespace {
+
+// Keeps x; what else backward needs is a number a row.
+struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, double eps) {
+    const at::ScalarType type = compute_type(x_in);
+    const Tensor x = x_in.to(type).contiguous(), weight = weight_in.to(type).contiguous();
+    Tensor y, rstd;
+    if (x.is_cpu()) {
+      y = rms_norm_cpu(x, weight, eps);
+    } else {
+      std::tie(y, rstd) = at::_fused_rms_norm(x, {x.size(-1)}, weight, eps);
+    }
+    ctx->save_for_backward({x_in, weight_in, rstd});
+    ctx->saved_data["eps"] = eps;
+    return y.to(x_in.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::ScalarType type = compute_type(saved[0]);
+    const Tensor x = saved[0].to(type).contiguous(), weight = saved[1].to(type).contiguous(), grad = grads[0].to(type).contiguous();
+    Tensor grad_x, grad_weight;
+    if (x.is_cpu()) {
+      std::tie(grad_x, grad_weight) = rms_norm_backward_cpu(grad, x, weight, ctx->saved_data["eps"].toDouble());
+    } else {
+      std::tie(grad_x, grad_weight) = at::_fused_rms_norm_backward(grad, x, {x.size(-1)}, saved[2], weight, {true, true});
+    }
+    return {grad_x.to(saved[0].scalar_type()), grad_weight.to(saved[1].scalar_type()), {}};
+  }
+};
+
+}  // namespace
+
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   check_weight("rms_norm", x, weight);
   if (x.numel() == 0) return x.clone();
@@ -166,7 +200,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
     if (x.is_cpu()) return rms_norm_cpu(x.to(type).contiguous(), weight.to(type).contiguous(), eps).to(x.scalar_type());
     if (has_rms_norm_kernel(x, weight)) return cuda_backend().rms_norm(x.contiguous(), weight.contiguous(), eps, /*copies=*/false).first;
   }
-  return at::rms_norm(x.to(type), {x.size(-1)}, weight.to(type), eps).to(x.scalar_type());
+  return RmsNormFunction::apply(x, weight, eps);
 }
 
 std::pair<Tensor, Tensor> rms_norm_and_copy(const Tensor& x, const Tensor& weight, double eps) {

@@ -22,7 +22,7 @@ struct AddNorm {
 // read the stream after the norm from `sum`. `added` may have another type; the sum has x's.
 AddNorm add_norm(const Tensor& x, const Tensor& added, const Tensor& weight, std::optional<at::ScalarType> dtype = {});
 
-// x * rsqrt(mean(x^2) + eps) * weight, reduction in float32. No gradient is needed (teachers).
+// x * rsqrt(mean(x^2) + eps) * weight, reduction in float32, in x's type. Differentiable in x and weight, whose gradients have their types.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 // The same and a copy of x, which a GPU's kernel writes while it reads x.
 std::pair<Tensor, Tensor> rms_norm_and_copy(const Tensor& x, const Tensor& weight, double eps);

@@ -23,5 +23,7 @@ LayerNormBackward layer_norm_backward_aten(const Tensor& grad_y_NGK, const Tenso
 
 // x and weight contiguous and in the type to compute in; no gradient.
 Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps);
+// Gradients of x and weight; all contiguous and of one type, float32 or float64.
+std::pair<Tensor, Tensor> rms_norm_backward_cpu(const Tensor& grad_y, const Tensor& x, const Tensor& weight, double eps);
 
 }  // namespace distil_xlstm::ops

@@ -70,6 +70,7 @@ std::vector<Figure> make_figures(const std::vector<RunMetrics>& runs) {
   add(figure(runs, "KL at T = 1", "nats a token", false, Axis::step, {{"kl_at_1", ""}}), true);
   add(figure(runs, "Gradient norm", "L2 norm before clipping", false, Axis::step, {{"grad_norm", ""}}), true, true);
   add(figure(runs, "Alignment loss", alignment_label(runs), false, Axis::step, {{"alignment_loss", ""}}), true);
+  add(figure(runs, "Error of aligned layers", "squared, relative to the attention", false, Axis::step, {{"layer_error", ""}}), true, true);
   add(figure(runs, "Alpha and beta", "weight", false, Axis::step, {{"alpha", "alpha"}, {"beta", "beta", true}}), false);
   add(figure(runs, "Temperature", "T", false, Axis::step, {{"temperature", ""}}), false);
   add(figure(runs, "Agreement of the likeliest token", "share of tokens", false, Axis::step, {{"agreement", ""}}), true);

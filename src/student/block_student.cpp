@@ -73,9 +73,7 @@ StudentOutput BlockStudent::forward(const Tensor& tokens_BS, const Tensor& is_st
                                     nn::DecodeState* decode_state) {
   check_input(tokens_BS, is_start_BS);
   StudentState* state = checked_state(decode_state, tokens_BS.size(0));
-  MixerCall call{is_start_BS, effective_dtype(options.compute_dtype), options.mlstm_form};
-  if (is_start_BS.defined()) call.is_start_BS = is_start_BS.to(device(), at::kByte);
-
+  MixerCall call = mixer_call(is_start_BS, options);
   const bool records = at::GradMode::is_enabled();
   const std::vector<MixerWeights>& converted = converted_blocks(call.compute_dtype);
   const std::vector<MixerWeights>& blocks = records ? blocks_ : converted;
@@ -95,6 +93,21 @@ StudentOutput BlockStudent::forward(const Tensor& tokens_BS, const Tensor& is_st
   std::tie(output.final_hidden_BSD, output.last_hidden_BSD) = last_states(x_BSD, last_norm_D_);
   if (options.collect_layers) output.layer_outputs_BSD.back() = output.final_hidden_BSD;
   return output;
+}
+
+MixerCall BlockStudent::mixer_call(const Tensor& is_start_BS, const StudentForwardOptions& options) const {
+  return {.is_start_BS = is_start_BS.defined() ? is_start_BS.to(device(), at::kByte) : is_start_BS,
+          .compute_dtype = effective_dtype(options.compute_dtype),
+          .form = options.mlstm_form};
+}
+
+Tensor BlockStudent::mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const StudentForwardOptions& options) {
+  const auto i = static_cast<size_t>(layer);
+  MixerCall call = mixer_call(is_start_BS, options);
+  const bool records = at::GradMode::is_enabled();
+  const std::vector<MixerWeights>& converted = converted_blocks(call.compute_dtype);
+  if (records && &converted != &blocks_) call.products = &converted.at(i);
+  return parts_.mixers.at(i)->mixer_output(records ? blocks_[i] : converted[i], x_BSD.to(dtype_), call);
 }
 
 Tensor BlockStudent::forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS) {

@@ -28,6 +28,7 @@ class BlockStudent : public Student {
 
   StudentOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const StudentForwardOptions& options,
                         nn::DecodeState* decode_state = nullptr) final;
+  Tensor mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const StudentForwardOptions& options) final;
   Tensor forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS = {}) final;
   std::unique_ptr<nn::DecodeState> new_state(int64_t batch, int64_t max_tokens) final;
   Tensor forward_step(const Tensor& tokens_BS, nn::DecodeState& state) final;
@@ -54,11 +55,13 @@ class BlockStudent : public Student {
   [[nodiscard]] virtual std::unique_ptr<BlockStudent> with_parameters(BlockParts parts) const = 0;
 
   [[nodiscard]] const BlockParts& parts() const { return parts_; }
+  [[nodiscard]] const MixerWeights& block_weights(int64_t block) const { return blocks_.at(static_cast<size_t>(block)); }
   // Embedding, and head where it is stored too, by their names.
   void add_frozen(NamedTensors& tensors) const;
 
  private:
   [[nodiscard]] at::ScalarType effective_dtype(at::ScalarType asked) const;
+  [[nodiscard]] MixerCall mixer_call(const Tensor& is_start_BS, const StudentForwardOptions& options) const;
   const std::vector<MixerWeights>& converted_blocks(at::ScalarType compute_dtype);
 
   BlockParts parts_;

@@ -57,6 +57,9 @@ class Mixer {
   // the recurrent step.
   [[nodiscard]] virtual Tensor forward(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
                                        MixerState* state) const = 0;
+  // What the mixer proper adds to the stream, for blocks that are a decoder layer with another mixer in attention's place. Differentiable
+  // as forward is. Throws ValueError for others.
+  [[nodiscard]] virtual Tensor mixer_output(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call) const;
   // Where rows begin; float32 (`options`) except what enters the convolution, which has the type of its input.
   [[nodiscard]] virtual std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
                                                                at::TensorOptions options) const = 0;

@@ -39,7 +39,9 @@ class StudentShape {
   [[nodiscard]] virtual int64_t vocab_size() const = 0;
   [[nodiscard]] virtual int64_t num_trainable_parameters() const = 0;
   [[nodiscard]] virtual std::vector<KeptValues> kept_values() const = 0;  // layer by layer
-  [[nodiscard]] virtual std::string description() const = 0;              // "5 blocks (1 sLSTM, 4 mLSTM), ..."
+  // Whether its layers are its teacher's with another mixer in attention's place, so that each may be compared with its own.
+  [[nodiscard]] virtual bool keeps_teacher_layers() const { return false; }
+  [[nodiscard]] virtual std::string description() const = 0;  // "5 blocks (1 sLSTM, 4 mLSTM), ..."
 
   // config.json of weights in `layout`, one of the kind's own names for how it stores them; "": its usual one.
   [[nodiscard]] virtual json to_json(std::string_view layout) const = 0;

@@ -38,6 +38,14 @@ class Student : public nn::LanguageModel {
   // Differentiable in the trainable parameters. Rows start from the zero state, or from *state (then updated, truncated: no gradient).
   [[nodiscard]] virtual StudentOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const StudentForwardOptions& options,
                                               nn::DecodeState* state = nullptr) = 0;
+  // What the token mixer of layer `layer` adds to the stream x_BSD [B, S, D], and nothing behind it. Differentiable as forward is. Throws
+  // ValueError where the student's layers are not its teacher's (StudentShape::keeps_teacher_layers).
+  [[nodiscard]] virtual Tensor mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS,
+                                            const StudentForwardOptions& options);
+  // What a fresh student takes from the first rows of training, where it says that it wants them: layer_inputs_BSD is the stream before
+  // each of the teacher's layers on these rows.
+  [[nodiscard]] virtual bool starts_from_rows() const { return false; }
+  virtual void start_from_rows(const std::vector<Tensor>& /*layer_inputs_BSD*/, const Tensor& /*is_start_BS*/) {}
   [[nodiscard]] virtual const StudentShape& shape() const = 0;
   // Trainable parameters by their stored names, float32 leaves; requires_grad but where a stage leaves them out.
   [[nodiscard]] virtual const NamedTensors& parameters() const = 0;

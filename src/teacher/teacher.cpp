@@ -68,15 +68,27 @@ class TransformerTeacher final : public Teacher {
   TeacherOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const TeacherForwardOptions& options) override {
     const at::NoGradGuard no_grad;
     StateCollector collector(options, num_layers());
-    const bool replaces_last = options.post_norm_last && options.target == config::LayerState::block_output;
-    nn::LayerVisitor visitor;
-    if (collector.is_needed()) {
-      visitor = [&](int64_t layer, const Tensor& state_BSD) {
-        return (!replaces_last || layer + 1 < num_layers()) && collector.add(layer, state_BSD);
+    const bool is_of_blocks = options.target == config::LayerState::block_output;
+    const bool replaces_last = options.post_norm_last && is_of_blocks;
+    TeacherOutput output;
+    nn::LayerVisitors visitors;
+    if (options.collect_attention) output.layer_inputs_BSD = {at::embedding(embedding_weight(), tokens_BS.to(device()))};
+    if (options.collect_attention || (collector.is_needed() && is_of_blocks)) {
+      visitors.block_output = [&](int64_t layer, const Tensor& state_BSD) {
+        const bool is_last = layer + 1 == num_layers();
+        const bool waits = collector.is_needed() && is_of_blocks && (!replaces_last || !is_last) && collector.add(layer, state_BSD);
+        if (!options.collect_attention || is_last) return waits;
+        output.layer_inputs_BSD.push_back(state_BSD);
+        return true;
       };
     }
-    TeacherOutput output;
-    output.last_hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, options.target, visitor);
+    if (options.collect_attention || (collector.is_needed() && !is_of_blocks)) {
+      visitors.attention_output = [&](int64_t layer, const Tensor& output_BSD) {
+        if (collector.is_needed() && !is_of_blocks) collector.add(layer, output_BSD);
+        if (options.collect_attention) output.attention_outputs_BSD.push_back(output_BSD);
+      };
+    }
+    output.last_hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, visitors);
     if (replaces_last) collector.add(num_layers() - 1, output.last_hidden_BSD);
     collector.move_to(output);
     return output;
@@ -93,7 +105,7 @@ class TransformerTeacher final : public Teacher {
   Tensor forward_step(const Tensor& tokens_BS, nn::DecodeState& state) override {
     auto* cache = dynamic_cast<nn::KvCache*>(&state);
     if (!cache) throw ValueError("teacher: the decoding state was made by another model");
-    return transformer_.forward(tokens_BS, {}, config::LayerState::block_output, {}, cache);
+    return transformer_.forward(tokens_BS, {}, {}, cache);
   }
 
   void for_each_weight(const nn::TensorVisitor& visit, std::string_view prefix) const override {
@@ -102,11 +114,11 @@ class TransformerTeacher final : public Teacher {
 
   Tensor forward_shown(const Tensor& tokens_BS, const Tensor& is_start_BS, const nn::TensorVisitor& visit) override {
     visit("model.embed_tokens", at::embedding(embedding_weight(), tokens_BS.to(device())));
-    const nn::LayerVisitor layers = [&](int64_t layer, const Tensor& state_BSD) {
+    const auto layers = [&](int64_t layer, const Tensor& state_BSD) {
       visit(fmt::format("model.layers.{}", layer), state_BSD);
       return false;
     };
-    const Tensor hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, config::LayerState::block_output, layers);
+    const Tensor hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, {.block_output = layers, .attention_output = {}});
     visit("model.norm", hidden_BSD);
     return hidden_BSD;
   }

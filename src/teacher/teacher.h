@@ -19,6 +19,7 @@ struct TeacherForwardOptions {
   bool collect_mean = false;         // running mean over all layers
   std::vector<int64_t> group_sizes;  // running means of consecutive groups of layers ("ratio", "block_wise")
   bool collect_all = false;          // every layer's state
+  bool collect_attention = false;    // of every layer, the stream before it and what its attention adds to that
 
   bool operator==(const TeacherForwardOptions&) const = default;
 };
@@ -28,6 +29,8 @@ struct TeacherOutput {
   Tensor hidden_mean_BSD;               // when collect_mean; float32 whatever the model's dtype, as are the group means
   std::vector<Tensor> group_means_BSD;  // one a group
   std::vector<Tensor> hidden_BSD;       // when collect_all: one a layer
+  // When collect_attention: one a layer each.
+  std::vector<Tensor> layer_inputs_BSD, attention_outputs_BSD;
 };
 
 class Teacher : public nn::LanguageModel {

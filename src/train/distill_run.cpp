@@ -143,10 +143,29 @@ TrainStatus train_session(Session& s, RunRecord& record, const DistillRequest& r
   }
 }
 
+// Of the first epoch; the loader is at its beginning again afterwards.
+nn::DeviceBatch first_batch(Session& s) {
+  data::Batch batch;
+  s.data.train->begin_epoch(0);
+  s.data.train->next(batch);
+  s.data.train->begin_epoch(0);
+  return nn::to_device(batch, s.device);
+}
+
 void load_teacher(Session& s, const io::ModelFiles& files) {
   const auto precision = teacher::parse_precision(s.config.teacher.precision, s.device);
   s.teacher = teacher::load_teacher(files, s.device, precision.dtype);
   spdlog::info("teacher: {}, {}", s.config.teacher.model, s.teacher->description());
+}
+
+// Teacher's weights as they are, a few rows of the first micro-batch.
+void start_student_from_rows(Session& s) {
+  constexpr int64_t kMaxRows = 8;
+  if (!s.student->starts_from_rows()) return;
+  const auto rows = first_batch(s);
+  const auto few = rows.rows(0, std::min<int64_t>(rows.tokens_BS.size(0), kMaxRows));
+  const auto seen = s.teacher->forward(few.tokens_BS, few.is_start_BS, {.collect_attention = true});
+  s.student->start_from_rows(seen.layer_inputs_BSD, few.is_start_BS);
 }
 
 // After the student was made, which may start from the weights as they are. What fp8 does to the teacher's predictions is measured on the
@@ -158,11 +177,7 @@ void use_fp8(Session& s) {
         "teacher.precision = \"fp8\": {} has no fp8 products (GPUs of compute capability 8.9 and later do): its values are "
         "multiplied in float32, slower than without fp8",
         s.device.str());
-  data::Batch batch;
-  s.data.train->begin_epoch(0);
-  s.data.train->next(batch);
-  s.data.train->begin_epoch(0);
-  const auto on_device = nn::to_device(batch, s.device);
+  const auto on_device = first_batch(s);
   const auto effect = teacher::use_fp8_products(*s.teacher, on_device.tokens_BS, on_device.is_start_BS, on_device.mask_BS);
   spdlog::info("teacher in fp8: {}", teacher::description(effect));
 }
@@ -225,6 +240,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   s.source = teacher::make_teacher_source(s.config.teacher.source, *s.teacher);
   choose_head_rows(s, tokenizer);
   make_student(s, start);
+  if (!start) start_student_from_rows(s);
   use_fp8(s);
   start.reset();  // an old run's weights are mapped by it
   spdlog::info("student: {}", s.student->description());

@@ -91,7 +91,7 @@ std::optional<c10::Stream> make_teacher_stream(const teacher::TeacherSource& tea
 }  // namespace
 
 void LossSums::add(const LossSums& other) {
-  head = head.defined() ? head + other.head : other.head;
+  if (other.head.defined()) head = head.defined() ? head + other.head : other.head;
   hidden.resize(std::max(hidden.size(), other.hidden.size()));
   for (size_t i = 0; i < other.hidden.size(); ++i) {
     if (other.hidden[i].defined()) hidden[i] = hidden[i].defined() ? hidden[i] + other.hidden[i] : other.hidden[i];
@@ -177,7 +177,8 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
     for (size_t i = 0; i < batches.size(); ++i) {
       const c10::Event losses_before = mark(current);
       if (settings.takes_teacher_inputs) teacher->done.block(current);
-      const auto output = run_student(student_, on_device[i], &teacher->output, settings);
+      student::StudentOutput output;
+      if (!settings.aligns_layers) output = run_student(student_, on_device[i], &teacher->output, settings);
       std::optional<Ahead> following;
       if (i + 1 < on_device.size()) {
         const bool is_next_step = i + 1 == batches.size();
@@ -185,7 +186,8 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
             start_teacher(on_device[i + 1], is_next_step ? wanted(next->measured, next->takes_teacher_inputs) : options, losses_before);
       }
       teacher->done.block(current);
-      sums.add(run_losses(output, teacher->output, on_device[i], settings, 1));
+      sums.add(settings.aligns_layers ? run_layers(student_, teacher->output, on_device[i], settings)
+                                      : run_losses(output, teacher->output, on_device[i], settings, 1));
       gradients.take();
       teacher = std::move(following);
     }
@@ -205,6 +207,7 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
   const auto options = wanted(settings.measured, settings.takes_teacher_inputs);
   const auto run_rows = [&](student::Student& student, const nn::DeviceBatch& part) {
     const auto teacher = teacher_.signals(part, options);
+    if (settings.aligns_layers) return run_layers(student, teacher, part, settings);
     return run_losses(run_student(student, part, &teacher, settings), teacher, part, settings, shares);
   };
   if (shares == 1) return run_rows(student_, on_device);
@@ -248,6 +251,28 @@ student::StudentOutput MicroBatches::run_student(student::Student& student, cons
   auto options = settings.student;
   if (settings.takes_teacher_inputs) options.layer_inputs_BSD = &teacher->hidden_BSD;
   return student.forward(batch.tokens_BS, batch.is_start_BS, options);
+}
+
+// Layer by layer: each one's graph is gone before the next is made.
+LossSums MicroBatches::run_layers(student::Student& student, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
+                                  const GradientSettings& settings) const {
+  LossSums sums{Tensor(), std::vector<Tensor>(settings.measured.size())};
+  const size_t num_layers = teacher.layer_inputs_BSD.size();
+  for (size_t layer = 0; layer < num_layers; ++layer) {
+    const Tensor mixed_BSD =
+        student.mixer_output(static_cast<int64_t>(layer), teacher.layer_inputs_BSD[layer], batch.is_start_BS, settings.student);
+    Tensor objective;
+    for (size_t i = 0; i < settings.measured.size(); ++i) {
+      if (!settings.measured[i]) continue;
+      const Tensor loss = objective_.hidden()[i]->layer_loss_sum(mixed_BSD, teacher.attention_outputs_BSD[layer], batch.mask_BS) /
+                          static_cast<double>(num_layers);
+      sums.hidden[i] = sums.hidden[i].defined() ? sums.hidden[i] + loss.detach() : loss.detach();
+      const double scale = settings.hidden_scales.at(i);
+      if (scale != 0.0) objective = objective.defined() ? objective + scale * loss : scale * loss;
+    }
+    if (objective.defined() && objective.requires_grad()) objective.backward();
+  }
+  return sums;
 }
 
 LossSums MicroBatches::run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,

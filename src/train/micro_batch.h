@@ -24,13 +24,13 @@ struct GradientSettings {
   double target_scale = 1.0;          // of the head losses' sum in the gradient: loss scale / targets of the step
   distill::Measured measured;         // of the objective's hidden terms; empty: none
   std::vector<double> hidden_scales;  // of each one's sum in the gradient: loss scale * weight / rows of the step; 0: measured only
-  bool takes_teacher_inputs = false;  // distill::Stage
+  bool takes_teacher_inputs = false, aligns_layers = false;  // distill::Stage
   student::StudentForwardOptions student;
 };
 
 // Sums over what was run so far.
 struct LossSums {
-  Tensor head;                 // ops::HeadLosses::sums, on the student's device
+  Tensor head;                 // ops::HeadLosses::sums, on the student's device; undefined where layers are aligned
   std::vector<Tensor> hidden;  // scalars, one a hidden term, undefined where it is not measured
 
   void add(const LossSums& other);
@@ -82,6 +82,9 @@ class MicroBatches {
   void drop_ahead();
   [[nodiscard]] c10::Stream current_stream() const;
   [[nodiscard]] teacher::TeacherForwardOptions wanted(const distill::Measured& measured, bool takes_teacher_inputs) const;
+  // These three: of a micro-batch, or of some rows of it.
+  [[nodiscard]] LossSums run_layers(student::Student& student, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
+                                    const GradientSettings& settings) const;
   [[nodiscard]] student::StudentOutput run_student(student::Student& student, const nn::DeviceBatch& batch,
                                                    const teacher::TeacherOutput* teacher, const GradientSettings& settings) const;
   LossSums run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,

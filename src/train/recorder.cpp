@@ -75,9 +75,16 @@ std::string Recorder::progress_text(const StepResult& r, const RunState& state) 
     const auto& [name, weight, mean] = r.terms[i];
     if (mean) hidden += fmt::format(" {} {:.3f}", name == "alignment_loss" ? "align" : name, *mean);
   }
-  return fmt::format("step {}/{}  loss {:.3f}  ce {:.3f} kd {:.3f}{}  alpha {:.3f} T {:.2f}  lr {:.2e}  grad {:.2f}  {} tokens/s  {} left",
-                     state.step, in_.length.total_steps, r.loss, r.mean("ce_loss"), r.mean("kd_loss"), hidden, r.plan.alpha,
-                     r.plan.temperature, r.learning_rate, r.grad_norm, format_count(tokens_per_second_), format_duration(seconds_left));
+  std::string heads, weights;
+  if (r.is_measured("ce_loss")) {
+    heads = fmt::format("  ce {:.3f} kd {:.3f}", r.mean("ce_loss"), r.mean("kd_loss"));
+    weights = fmt::format("  alpha {:.3f} T {:.2f}", r.plan.alpha, r.plan.temperature);
+  } else if (!hidden.empty()) {
+    hidden = " " + hidden;
+  }
+  return fmt::format("step {}/{}  loss {:.3f}{}{}{}  lr {:.2e}  grad {:.2f}  {} tokens/s  {} left", state.step, in_.length.total_steps,
+                     r.loss, heads, hidden, weights, r.learning_rate, r.grad_norm, format_count(tokens_per_second_),
+                     format_duration(seconds_left));
 }
 
 void Recorder::skipped(const StepResult& r, const RunState& state, const std::string& message) {

@@ -37,6 +37,10 @@ void check_groups(const distill::Stage& stage, const std::vector<student::Parame
 
 }  // namespace
 
+bool StepResult::is_measured(std::string_view name) const {
+  return std::ranges::any_of(terms, [&](const TermMean& term) { return term.name == name && term.mean.has_value(); });
+}
+
 double StepResult::mean(std::string_view name) const {
   for (const TermMean& term : terms) {
     if (term.name == name) return term.mean.value_or(std::numeric_limits<double>::quiet_NaN());
@@ -54,6 +58,11 @@ TrainingStep::TrainingStep(const StepParts& parts)
 }
 
 void TrainingStep::check_stage(const distill::Stage& stage) const {
+  if (stage.aligns_layers && !in_.student.shape().keeps_teacher_layers()) {
+    throw ConfigError(
+        "{}: compares each layer of the student with its teacher's, which student.kind = \"{}\" does not keep: \"convert\" does",
+        stage.name, in_.student.shape().kind());
+  }
   check_groups(stage, in_.student.parameter_traits());
   if (!stage.takes_teacher_inputs) return;
   if (const int64_t layers = in_.teacher.shape().num_layers, blocks = in_.student.shape().num_layers(); layers != blocks) {
@@ -109,9 +118,11 @@ StepResult TrainingStep::begin(const std::vector<data::Batch>& batches, const di
   r.counts = count_step(in_.ranks, batches);
   const auto& optimizer = in_.config.optimizer;
   r.learning_rate_scale = backoff_.scale();
-  r.learning_rate = r.learning_rate_scale * optimizer.learning_rate *
-                    optim::learning_rate_factor(optimizer.schedule, context.step, context.total_steps, optimizer.warmup_ratio,
-                                                optimizer.min_learning_rate_ratio);
+  const double peak = stage_.learning_rate > 0.0 ? stage_.learning_rate : optimizer.learning_rate;
+  const int64_t end = stage_.end_step > 0 ? stage_.end_step : context.total_steps;
+  r.learning_rate = r.learning_rate_scale * peak *
+                    optim::learning_rate_factor(optimizer.schedule, context.step - stage_.begin_step, end - stage_.begin_step,
+                                                optimizer.warmup_ratio, optimizer.min_learning_rate_ratio);
   r.loss_scale = scaler_.scale();
   return r;
 }
@@ -125,6 +136,7 @@ GradientSettings TrainingStep::gradient_settings(const StepResult& r, const dist
   for (const double weight : r.plan.hidden_weights)
     settings.hidden_scales.push_back(r.loss_scale * weight / at_least_one(r.counts.num_rows));
   settings.takes_teacher_inputs = stage_.takes_teacher_inputs;
+  settings.aligns_layers = stage_.aligns_layers;
   settings.student.compute_dtype = in_.compute_dtype;
   settings.student.collect_layers = in_.objective.needs_layers(settings.measured);
   settings.student.activation_checkpointing = in_.config.train.checkpointing == config::Checkpointing::blocks;
@@ -141,12 +153,13 @@ std::optional<NextBatch> TrainingStep::next_batch(const data::Batch* next, disti
 void TrainingStep::read_means(StepResult& r, const LossSums& sums) const {
   const auto names = in_.objective.names();
   const auto weights = in_.objective.weights(r.plan);
-  const Tensor host = sums.head.to(at::kCPU);
-  const auto num_head = static_cast<size_t>(host.numel());
+  const bool has_heads = sums.head.defined();
+  const Tensor host = has_heads ? sums.head.to(at::kCPU) : Tensor();
+  const size_t num_head = names.size() - sums.hidden.size();
   for (size_t i = 0; i < names.size(); ++i) {
     TermMean term{.name = names[i], .weight = weights[i], .mean = std::nullopt};
     if (i < num_head) {
-      term.mean = host.const_data_ptr<double>()[i] / at_least_one(r.counts.num_targets);
+      if (has_heads) term.mean = host.const_data_ptr<double>()[i] / at_least_one(r.counts.num_targets);
     } else if (const Tensor& sum = sums.hidden[i - num_head]; sum.defined()) {
       term.mean = sum.item<double>() / at_least_one(r.counts.num_rows);
     }
@@ -156,21 +169,29 @@ void TrainingStep::read_means(StepResult& r, const LossSums& sums) const {
 
 // A skipped step's: the teacher's where its figures are not finite, else the student's where its loss is not.
 void TrainingStep::find_problem(StepResult& r, const std::vector<data::Batch>& batches) const {
-  r.is_teachers_problem = !std::isfinite(r.mean("teacher_nll"));
-  if (!r.is_teachers_problem && std::isfinite(r.mean("ce_loss"))) return;
-  nn::LanguageModel* model = r.is_teachers_problem ? in_.teacher.model() : &in_.student;
-  if (model == nullptr) {
-    r.model_problem = "the teacher's signals are not finite";
-    return;
+  const auto is_bad = [&](std::string_view name) { return r.is_measured(name) && !std::isfinite(r.mean(name)); };
+  const auto look_at = [&](nn::LanguageModel& model) {
+    nn::NonFinite found;
+    for (const auto& batch : batches) {
+      const auto on_device = nn::to_device(batch, in_.student.device());
+      found = nn::find_non_finite(model, on_device.tokens_BS, on_device.is_start_BS);
+      if (!found.part.empty()) break;
+    }
+    return found;
+  };
+  // Where layers are aligned no head says whose figures they are.
+  const bool may_be_teachers = stage_.aligns_layers ? !std::isfinite(r.loss) : is_bad("teacher_nll");
+  if (may_be_teachers) {
+    auto* model = in_.teacher.model();
+    const auto found = model != nullptr ? look_at(*model) : nn::NonFinite{};
+    r.is_teachers_problem = !stage_.aligns_layers || !found.part.empty();
+    if (r.is_teachers_problem) {
+      r.model_problem = model == nullptr ? "the teacher's signals are not finite"
+                                         : nn::description(found, in_.config.teacher.model) + ": " + nn::remedy(found, "teacher.precision");
+      return;
+    }
   }
-  nn::NonFinite found;
-  for (const auto& batch : batches) {
-    const auto on_device = nn::to_device(batch, in_.student.device());
-    found = nn::find_non_finite(*model, on_device.tokens_BS, on_device.is_start_BS);
-    if (!found.part.empty()) break;
-  }
-  r.model_problem = nn::description(found, r.is_teachers_problem ? in_.config.teacher.model : "the student");
-  if (r.is_teachers_problem) r.model_problem += ": " + nn::remedy(found, "teacher.precision");
+  if (is_bad("ce_loss") || may_be_teachers) r.model_problem = nn::description(look_at(in_.student), "the student");
 }
 
 // Clips and applies the gradients, unless the step is skipped, and moves the scales.

@@ -40,6 +40,7 @@ struct StepResult {
   bool is_teachers_problem = false;
   std::vector<std::string> bad_parameters;  // of a skipped step: those whose gradient is not finite
 
+  [[nodiscard]] bool is_measured(std::string_view name) const;
   // NaN where it was not measured. Throws ValueError where there is no such term.
   [[nodiscard]] double mean(std::string_view name) const;
 };

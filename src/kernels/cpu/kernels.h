@@ -65,6 +65,7 @@ struct ConvArgs {
   // Backward only; weights and bias get one partial sum per row of the batch.
   const T *grad_y_BSF, *grad_state_BJF;
   T *grad_x_BSF, *grad_initial_BJF, *grad_weight_BKF, *grad_bias_BF;
+  bool has_silu = true;  // y is the sum alone where not
 };
 
 // Tasks are blocks of `block_rows` rows; weight gradients get one partial sum per block.
@@ -163,8 +164,18 @@ struct CpuKernels {
   void (*layer_norm_forward)(const LayerNormArgs<T>&, int64_t begin, int64_t end);
   void (*layer_norm_backward)(const LayerNormArgs<T>&, int64_t begin, int64_t end);
   void (*rms_norm)(int64_t width, double eps, const T* x, const T* weight, T* y, int64_t begin_row, int64_t end_row);
+  // Adds to grad_weight, which holds `width` values.
+  void (*rms_norm_backward)(int64_t width, double eps, const T* x, const T* weight, const T* grad_y, T* grad_x, T* grad_weight,
+                            int64_t begin_row, int64_t end_row);
   // Rows of [gate, up], `width` each: y = gate sigmoid(gate) up.
   void (*swiglu)(int64_t width, const T* gate_up, T* y, int64_t begin_row, int64_t end_row);
+  void (*swiglu_backward)(int64_t width, const T* grad_y, const T* gate_up, T* grad_gate_up, int64_t begin_row, int64_t end_row);
+  void (*sigmoid_gate_forward)(const T* gate, const T* value, T* y, int64_t n);  // sigmoid(gate) value
+  void (*sigmoid_gate_backward)(const T* grad_y, const T* gate, const T* value, T* grad_gate, T* grad_value, int64_t n);
+  // Rows of M logits z: scale * [softmax(z), softmax(-z)], 2 M features a row; and the logits' gradient from the features and theirs.
+  void (*softmax_pair)(int64_t M, double scale, const T* logits_RM, T* features_RF, int64_t begin_row, int64_t end_row);
+  void (*softmax_pair_backward)(int64_t M, double scale, const T* grad_RF, const T* features_RF, T* grad_RM, int64_t begin_row,
+                                int64_t end_row);
   int64_t lanes;  // elements of a vector
   void (*headwise_forward)(const HeadwiseArgs<T>&, int64_t begin, int64_t end);
   int64_t (*headwise_workspace)(const HeadwiseArgs<T>&);

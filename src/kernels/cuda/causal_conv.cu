@@ -38,7 +38,7 @@ __global__ void forward_kernel(CausalConv x) {
   for (int t = blockIdx.y; t < x.S + J; t += gridDim.y) {
     if (t < x.S) {
       const float pre = pre_activation<T>(x, b, t, f);
-      static_cast<T*>(x.y_BSF)[(int64_t(b) * x.S + t) * x.F + f] = from_float<T>(pre * sigmoid(pre));
+      static_cast<T*>(x.y_BSF)[(int64_t(b) * x.S + t) * x.F + f] = from_float<T>(x.has_silu ? pre * sigmoid(pre) : pre);
     } else {
       const int p = t - J;
       bool cut = false;
@@ -48,7 +48,7 @@ __global__ void forward_kernel(CausalConv x) {
   }
 }
 
-// grid: (features, chunks of tokens, batch): gradients before SiLU, and one partial sum of the weight's and the bias's gradients.
+// grid: (features, chunks of tokens, batch): gradients of the sums, and one partial sum of the weight's and the bias's gradients.
 template <typename T>
 __global__ void weight_kernel(CausalConvBackward g) {
   const CausalConv& x = g.forward;
@@ -58,8 +58,11 @@ __global__ void weight_kernel(CausalConvBackward g) {
   const int first = blockIdx.y * kConvChunk, last = min(first + kConvChunk, x.S);
   for (int t = first; t < last; ++t) {
     const int64_t at = (int64_t(b) * x.S + t) * x.F + f;
-    const float pre = pre_activation<T>(x, b, t, f), s = sigmoid(pre);
-    const float grad = to_float(static_cast<const T*>(g.grad_y_BSF)[at]) * s * (1.0f + pre * (1.0f - s));
+    float grad = to_float(static_cast<const T*>(g.grad_y_BSF)[at]);
+    if (x.has_silu) {
+      const float pre = pre_activation<T>(x, b, t, f), s = sigmoid(pre);
+      grad = grad * s * (1.0f + pre * (1.0f - s));
+    }
     g.grad_pre_BSF[at] = grad;
     bias += grad;
     bool open = true;
@@ -167,7 +170,7 @@ struct Window {
 
   __device__ float tap(int j, int age) const { return weight[j][kTail - age]; }
 
-  // Feature j before SiLU.
+  // The sum of feature j.
   __device__ float pre_activation(int j) const {
     float sum = bias[j];
 #pragma unroll
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) window_forward_kernel(const __grid_c
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
         const float pre = window.pre_activation(j);
-        y[j] = pre * fast_sigmoid<T>(pre);
+        y[j] = x.has_silu ? pre * fast_sigmoid<T>(pre) : pre;
       }
       if (t + i < last) store_values(static_cast<T*>(x.y_BSF) + (int64_t(b) * x.S + t + i) * x.F + f, y);
     }
@@ -269,8 +272,10 @@ __global__ void __launch_bounds__(kThreads, 5) window_backward_kernel(const __gr
       given.grads[i].unpack_into(grad);
 #pragma unroll
       for (int j = 0; j < kFeatures; ++j) {
-        const float pre = window.pre_activation(j), s = fast_sigmoid<T>(pre);
-        grad[j] *= s * (1.0f + pre * (1.0f - s));
+        if (x.has_silu) {
+          const float pre = window.pre_activation(j), s = fast_sigmoid<T>(pre);
+          grad[j] *= s * (1.0f + pre * (1.0f - s));
+        }
         owned[j] = t < last ? grad[j] : 0.0f;
         grad_bias[j] += owned[j];
       }

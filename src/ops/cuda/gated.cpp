@@ -63,6 +63,26 @@ Tensor swiglu_cuda(const Tensor& gate_up) {
   return out;
 }
 
+Tensor swiglu_backward_cuda(const Tensor& grad, const Tensor& gate_up) {
+  const c10::cuda::CUDAGuard guard(gate_up.device());
+  const int64_t P = gate_up.size(-1) / 2;
+  const Tensor in = aligned(gate_up), grad_out = aligned(grad), grad_in = at::empty_like(in);
+  const auto second_half = [&](const Tensor& x) { return static_cast<char*>(pointer(x)) + P * x.element_size(); };
+  gpu::GatedActivation args{};
+  args.type = type_of(in);
+  args.act = gpu::Activation::swish;
+  args.N = grad_out.numel() / P;
+  args.P = int(P);
+  args.stride = args.grad_stride = 2 * P;
+  args.gate_NP = pointer(in);
+  args.value_NP = second_half(in);
+  args.grad_out_NP = pointer(grad_out);
+  args.grad_gate_NP = pointer(grad_in);
+  args.grad_value_NP = second_half(grad_in);
+  check(gpu::gated_activation_backward(args, c10::cuda::getCurrentCUDAStream()), "swiglu backward, gate_up", gate_up);
+  return grad_in;
+}
+
 gpu::SkipGate skip_arguments(const Tensor& h_NF, const Tensor& skip_F, const Tensor& c_NF, const Tensor& z_NF) {
   gpu::SkipGate args{};
   args.type = type_of(z_NF);
@@ -105,6 +125,7 @@ SkipGateGradients skip_gate_backward_cuda(const Tensor& grad_NF, const Tensor& h
 
 void register_gated(CudaBackend& table) {
   table.swiglu = swiglu_cuda;
+  table.swiglu_backward = swiglu_backward_cuda;
   table.gated_activation = gated_activation_cuda;
   table.gated_activation_backward = gated_activation_backward_cuda;
   table.skip_gate = skip_gate_cuda;

@@ -63,6 +63,7 @@ void register_mlstm_chunkwise(CudaBackend& table);
 void register_rms_norm(CudaBackend& table);
 void register_rotary(CudaBackend& table);
 void register_slstm_scan(CudaBackend& table);
+void register_softmax_pair(CudaBackend& table);
 void register_state_sum(CudaBackend& table);
 void register_swiglu_product(CudaBackend& table);
 

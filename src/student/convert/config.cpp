@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/error.h"
+#include "config/names.h"
 
 namespace distil_xlstm::student {
 
@@ -20,6 +21,7 @@ json ConvertConfig::to_json() const {
             {"conv1d_kernel_size", conv1d_kernel_size},
             {"feature_factor", feature_factor},
             {"rope", has_rope},
+            {"mixers", mixers},
             {"o_bias", decoder.has_o_bias},
             {"chunk_size", chunk_size},
             {"teacher_config", teacher_config}}}};
@@ -29,8 +31,8 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   const std::string place = where + ": distil_xlstm";
   const json own = require<json>(config, "distil_xlstm", where);
   for (const auto& [key, value] : own.items()) {
-    constexpr std::array kKeys = {"format_version", "kind",       "context_length", "conv1d_kernel_size", "feature_factor",
-                                  "rope",           "chunk_size", "o_bias",         "teacher_config"};
+    constexpr std::array kKeys = {"format_version", "kind",       "context_length", "conv1d_kernel_size", "feature_factor", "rope",
+                                  "mixers",         "chunk_size", "o_bias",         "teacher_config"};
     if (std::ranges::find(kKeys, key) == kKeys.end()) throw ConfigError("{}: '{}' is not known to this version", place, key);
   }
   ConvertConfig result;
@@ -42,6 +44,7 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   result.conv1d_kernel_size = require<int64_t>(own, "conv1d_kernel_size", place);
   result.feature_factor = require<int64_t>(own, "feature_factor", place);
   result.has_rope = require<bool>(own, "rope", place);
+  result.mixers = require<std::vector<std::string>>(own, "mixers", place);
   result.chunk_size = require<int64_t>(own, "chunk_size", place);
   try {
     result.check();
@@ -56,7 +59,16 @@ void ConvertConfig::check() const {
     throw ConfigError("student.conv1d_kernel_size = {}: must lie in 0 to 64", conv1d_kernel_size);
   if (feature_factor < 2 || feature_factor % 2 != 0)
     throw ConfigError("student.feature_factor = {}: must be an even number, the maps of both signs share it", feature_factor);
+  if (mixers.empty()) throw ConfigError("student.mixers: names no mixer");
+  const auto known = convert_mixer_names();
+  for (const auto& name : mixers) {
+    if (std::ranges::find(known, name) == known.end()) throw config::unknown_name(name, known, "student.mixers");
+  }
   if (chunk_size < 1) throw ConfigError("student.chunk_size = {}: must be at least 1", chunk_size);
+}
+
+std::vector<std::string> convert_mixer_names() {
+  return {"mlstm"};
 }
 
 ConvertConfig derive_convert(const config::StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length) {
@@ -67,6 +79,8 @@ ConvertConfig derive_convert(const config::StudentSettings& settings, const teac
   config.conv1d_kernel_size = settings.conv1d_kernel_size;
   config.feature_factor = settings.feature_factor;
   config.has_rope = settings.rope;
+  config.mixers = settings.mixers;
+  config.gate_init = settings.gate_init;
   config.chunk_size = settings.chunk_size;
   config.check();
   return config;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "config/run_config.h"
@@ -18,16 +19,23 @@ struct ConvertConfig {
   int64_t conv1d_kernel_size = 4;  // taps of the convolutions on q, k, v; 0: none
   int64_t feature_factor = 2;      // width of phi(q), phi(k) / head width; even
   bool has_rope = true;
+  std::vector<std::string> mixers = {"mlstm"};  // names of convert_mixer_names(): layer i has mixers[i % size]
   int64_t chunk_size = 64;
+  config::GateInit gate_init = config::GateInit::spread;  // of a fresh one; not stored
 
   [[nodiscard]] int64_t feature_size() const { return feature_factor * decoder.head_dim; }
   [[nodiscard]] int64_t inner_size() const { return decoder.num_heads * decoder.head_dim; }
+
+  [[nodiscard]] const std::string& mixer_of(int64_t layer) const { return mixers[static_cast<size_t>(layer) % mixers.size()]; }
 
   [[nodiscard]] json to_json() const;
   // Throws ConfigError that names unknown keys.
   static ConvertConfig from_json(const json& config, const std::string& where);
   void check() const;  // throws ConfigError that names key and value
 };
+
+// What may stand in attention's place.
+std::vector<std::string> convert_mixer_names();
 
 // Throws ConfigError.
 ConvertConfig derive_convert(const config::StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length);

@@ -1,5 +1,7 @@
 #include "student/convert/student.h"
 
+#include <map>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "nn/matrix.h"
@@ -7,16 +9,17 @@
 #include "student/block_student.h"
 #include "student/convert/block.h"
 #include "student/convert/config.h"
+#include "student/convert/look_back.h"
+#include "student/convert/weights.h"
 
 namespace distil_xlstm::student {
 namespace {
 
 std::vector<ParameterSpec> specs_of(const ConvertConfig& config) {
   std::vector<ParameterSpec> specs;
-  const auto block = make_convert_block(config);
   for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
-    for (ParameterSpec spec : block->parameters()) {
-      spec.name = convert_block_prefix(layer) + spec.name;
+    for (ParameterSpec spec : convert_parameters(config)) {
+      spec.name = convert_layer_prefix(layer) + spec.name;
       specs.push_back(std::move(spec));
     }
   }
@@ -43,11 +46,16 @@ class ConvertShape final : public StudentShape {
     return count;
   }
   [[nodiscard]] std::vector<KeptValues> kept_values() const override {
-    return std::vector<KeptValues>(static_cast<size_t>(num_layers()), make_convert_block(config_)->kept_values());
+    std::vector<KeptValues> values;
+    for (int64_t layer = 0; layer < num_layers(); ++layer)
+      values.push_back(make_convert_block(config_, config_.mixer_of(layer))->kept_values());
+    return values;
   }
+  [[nodiscard]] bool keeps_teacher_layers() const override { return true; }
   [[nodiscard]] std::string description() const override {
-    return fmt::format("the teacher's {} layers, attention replaced by mLSTMs of {} heads, {} features of a head{}", num_layers(),
-                       config_.decoder.num_heads, config_.feature_size(), config_.has_rope ? "" : ", no rotary positions");
+    return fmt::format("the teacher's {} layers, attention replaced by {} of {} heads, {} features of a head{}", num_layers(),
+                       join(config_.mixers, ", "), config_.decoder.num_heads, config_.feature_size(),
+                       config_.has_rope ? "" : ", no rotary positions");
   }
   [[nodiscard]] json to_json(std::string_view /*layout*/) const override { return config_.to_json(); }
   [[nodiscard]] std::vector<std::string> differences(const StudentShape& found) const override {
@@ -82,6 +90,18 @@ class ConvertStudent final : public BlockStudent {
   ConvertStudent(const ConvertConfig& config, BlockParts parts) : BlockStudent(std::move(parts)), shape_(config) {}
 
   [[nodiscard]] const StudentShape& shape() const override { return shape_; }
+  [[nodiscard]] bool starts_from_rows() const override { return shape_.config().gate_init == config::GateInit::look_back; }
+  void start_from_rows(const std::vector<Tensor>& layer_inputs_BSD, const Tensor& is_start_BS) override {
+    const at::NoGradGuard no_grad;
+    const ConvertConfig& config = shape_.config();
+    const WeightBinder<ConvertWeights> bind(convert_parameters(config));
+    const nn::Rotary rotary(config.decoder.rope, config.decoder.head_dim, device());
+    for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
+      const ConvertWeights weights = bind(&block_weights(layer));
+      const Tensor half_life_H = mean_look_back(config, weights, rotary, layer_inputs_BSD.at(static_cast<size_t>(layer)), is_start_BS);
+      Tensor(weights.forget_gate_bias_H).copy_(forget_gate_of(half_life_H));
+    }
+  }
   [[nodiscard]] std::string description() const override {
     return fmt::format("converted, {}, {} trainable parameters", shape_.description(),
                        format_parameters(static_cast<double>(shape_.num_trainable_parameters())));
@@ -120,8 +140,9 @@ std::unique_ptr<ConvertStudent> assemble(const ConvertConfig& config, NamedTenso
                    .embedding = "token_embedding",
                    .block_prefix = "model.layers.",
                    .last_norm = "model.norm"};
-  const std::shared_ptr<const Mixer> block = make_convert_block(config);  // has no tensors: one serves all layers
-  parts.mixers.assign(static_cast<size_t>(config.decoder.num_layers), block);
+  std::map<std::string, std::shared_ptr<const Mixer>> blocks;  // they have no tensors: one serves all layers of its kind
+  for (const auto& mixer : config.mixers) blocks[mixer] = make_convert_block(config, mixer);
+  for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) parts.mixers.push_back(blocks.at(config.mixer_of(layer)));
   return std::make_unique<ConvertStudent>(config, std::move(parts));
 }
 

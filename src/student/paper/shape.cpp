@@ -74,7 +74,7 @@ StudentKind paper_kind() {
               [](const io::ModelFiles& files, const StudentPlace& place) {
                 return PaperStudent::load(files, place.device, place.parameter_dtype, place.embedding_VD, place.head_VD);
               },
-          .ignored_keys = {"feature_factor", "rope"}};
+          .ignored_keys = {"feature_factor", "rope", "mixers", "gate_init"}};
 }
 
 }  // namespace distil_xlstm::student

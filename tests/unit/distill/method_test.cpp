@@ -37,7 +37,7 @@ const double kHalf = 1.0 / (1.0 + std::log(3.0));  // what is left of the range 
 
 TEST(Method, NamesInOrder) {
   EXPECT_EQ(method_names(), (std::vector<std::string>{"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius",
-                                                      "hinton-frobenius", "ce-frobenius"}));
+                                                      "hinton-frobenius", "ce-frobenius", "convert"}));
   EXPECT_EQ(config::find_setting("distill.method")->names, method_names());
   for (const auto& name : method_names()) {
     const auto method = make_method(settings_of(name), 100, 4);
@@ -140,7 +140,7 @@ TEST(Method, RefusesBeforeAnythingLoads) {
   auto settings = settings_of("delta-frobenus");
   EXPECT_EQ(message_of(settings),
             "distill.method = \"delta-frobenus\": allowed are ce, hinton, teacher-annealing, annealing-kd, delta, delta-frobenius, "
-            "hinton-frobenius, ce-frobenius (did you mean 'delta-frobenius'?)");
+            "hinton-frobenius, ce-frobenius, convert (did you mean 'delta-frobenius'?)");
   const auto expect_refusal = [](auto change, const std::string& part, const std::string& method = "delta-frobenius") {
     auto changed = settings_of(method);
     change(changed);
@@ -212,6 +212,36 @@ TEST(Method, SumsAreCheckedOverTheRunsOwnSteps) {
   EXPECT_NE(refusal(settings, 4, 2, 3).find("at step 3"), std::string::npos) << refusal(settings, 4, 2, 3);
 }
 
+TEST(Method, ConvertAlignsLayersAndThenDistils) {
+  auto settings = settings_of("convert");
+  settings.convert = {
+      .align_fraction = 0.25, .align_learning_rate = 0.3, .align_attention_rate = 0.0, .attention_rate = 0.5, .body_rate = 0.1};
+  settings.alpha = {.schedule = "linear", .start = 1.0, .final = 0.0};
+  const auto method = make_method(settings, 40, 1);
+  const auto stages = method->stages();
+  ASSERT_EQ(stages.size(), 2);
+  EXPECT_TRUE(stages[0].aligns_layers);
+  EXPECT_EQ(stages[0].until_step, 10);
+  EXPECT_EQ(stages[0].rates, (std::map<std::string, double>{{"mixer", 1.0}}));
+  EXPECT_EQ(stages[0].learning_rate, 0.3);
+  EXPECT_EQ(stages[0].end_step, 10);
+  EXPECT_FALSE(stages[1].aligns_layers);
+  EXPECT_EQ(stages[1].rates, (std::map<std::string, double>{{"mixer", 1.0}, {"attention", 0.5}, {"feed_forward", 0.1}, {"norm", 0.1}}));
+  EXPECT_EQ(stages[1].learning_rate, 0.0) << "the optimizer's";
+  EXPECT_EQ(stages[1].begin_step, 10);
+  EXPECT_EQ(stages[1].end_step, 40);
+  expect_weights(method->plan({.step = 9, .total_steps = 40}), 0, 0, 0, 0, 1);
+  expect_weights(method->plan({.step = 10, .total_steps = 40, .stage = 1}), 0, 1, 0, 0, 0);
+  expect_weights(method->plan({.step = 39, .total_steps = 40, .stage = 1}), 1, 0, 0, 0, 0);
+
+  settings.convert.align_fraction = 0.0;
+  EXPECT_EQ(make_method(settings, 40, 1)->stages().size(), 1);
+  settings.convert.align_fraction = 1.0;
+  EXPECT_EQ(make_method(settings, 40, 1)->stages()[0].until_step, 39) << "a step is left for the second stage";
+  EXPECT_THROW((void)make_method(settings, 1, 1), ConfigError);
+  EXPECT_EQ(method_terms("convert").hidden, (std::vector<std::string>{"layer_error"}));
+}
+
 TEST(Method, StatesWhatItIgnores) {
   const auto has = [](const std::string& method, const std::string& key) { return std::ranges::count(ignored_keys(method), key) == 1; };
   EXPECT_TRUE(has("ce", "alpha"));
@@ -222,6 +252,9 @@ TEST(Method, StatesWhatItIgnores) {
   EXPECT_FALSE(has("delta-frobenius", "beta"));
   EXPECT_TRUE(has("annealing-kd", "temperature"));
   EXPECT_FALSE(has("annealing-kd", "temperature_max"));
+  EXPECT_TRUE(has("convert", "alignment"));
+  EXPECT_TRUE(has("delta", "convert"));
+  EXPECT_FALSE(has("convert", "convert"));
   EXPECT_THROW(ignored_keys("nothing"), ConfigError);
 }
 

@@ -97,7 +97,7 @@ TEST(Transformer, CacheInPiecesEqualsTheWhole) {
       KvCache cache(transformer.config(), 3, 13, transformer.options());
       std::vector<Tensor> parts;
       for (const int64_t length : pieces) {
-        parts.push_back(transformer.forward(tokens.narrow(1, cache.num_tokens(), length), {}, LayerState::block_output, {}, &cache));
+        parts.push_back(transformer.forward(tokens.narrow(1, cache.num_tokens(), length), {}, {}, &cache));
       }
       EXPECT_EQ(cache.num_tokens(), 13);
       EXPECT_LT(relative_error(at::cat(parts, 1), whole), 1e-5) << "first piece " << pieces[0];
@@ -122,11 +122,14 @@ TEST(Transformer, KeptStatesStayAsTheyWere) {
       if (has_fp8) transformer.use_fp8_products();
       const Tensor tokens = random_tokens(2, 7).to(device), expected = transformer.forward(tokens);
       std::vector<Tensor> kept, copies;
-      const Tensor out = transformer.forward(tokens, {}, LayerState::block_output, [&](int64_t index, const Tensor& state) {
-        copies.push_back(state.clone());
-        kept.push_back(index % 3 == 1 ? copies.back() : state);
-        return index % 3 != 1;
-      });
+      const Tensor out = transformer.forward(tokens, {},
+                                             {.block_output =
+                                                  [&](int64_t index, const Tensor& state) {
+                                                    copies.push_back(state.clone());
+                                                    kept.push_back(index % 3 == 1 ? copies.back() : state);
+                                                    return index % 3 != 1;
+                                                  },
+                                              .attention_output = {}});
       EXPECT_TRUE(at::equal(out, expected));
       for (size_t i = 0; i < kept.size(); ++i) EXPECT_TRUE(at::equal(kept[i], copies[i])) << device.str() << " layer " << i;
     }
@@ -152,15 +155,13 @@ TEST(Transformer, Fp8ProductsStayNear) {
         // Token by token, and what a layer's attention adds.
         KvCache cache(config, 2, 9, transformer.options());
         std::vector<Tensor> steps;
-        for (int64_t t = 0; t < 9; ++t)
-          steps.push_back(transformer.forward(tokens.narrow(1, t, 1), {}, LayerState::block_output, {}, &cache));
+        for (int64_t t = 0; t < 9; ++t) steps.push_back(transformer.forward(tokens.narrow(1, t, 1), {}, {}, &cache));
         EXPECT_LT(relative_error(at::cat(steps, 1), transformer.forward(tokens)), 0.2);
         int64_t seen = 0;
-        std::ignore = transformer.forward(tokens, {}, LayerState::attention_output, [&](int64_t, const Tensor& state) {
-          EXPECT_EQ(state.sizes(), at::IntArrayRef({2, 9, config.hidden_size}));
-          ++seen;
-          return false;
-        });
+        std::ignore = transformer.forward(tokens, {}, {.block_output = {}, .attention_output = [&](int64_t, const Tensor& output) {
+                                                         EXPECT_EQ(output.sizes(), at::IntArrayRef({2, 9, config.hidden_size}));
+                                                         ++seen;
+                                                       }});
         EXPECT_EQ(seen, config.num_layers);
       }
     }
@@ -209,8 +210,8 @@ TEST(Transformer, EveryDeviceAndTypeComputesTheSame) {
           const Tensor hidden = transformer.forward(tokens.to(device));
           EXPECT_LT(relative_error(hidden, expected), limit);
           KvCache cache(config, 3, 21, transformer.options());
-          const Tensor first = transformer.forward(tokens.narrow(1, 0, 20).to(device), {}, LayerState::block_output, {}, &cache);
-          const Tensor last = transformer.forward(tokens.narrow(1, 20, 1).to(device), {}, LayerState::block_output, {}, &cache);
+          const Tensor first = transformer.forward(tokens.narrow(1, 0, 20).to(device), {}, {}, &cache);
+          const Tensor last = transformer.forward(tokens.narrow(1, 20, 1).to(device), {}, {}, &cache);
           EXPECT_LT(relative_error(at::cat({first, last}, 1), expected), limit);
         }
       }
@@ -232,7 +233,7 @@ TEST(Transformer, NamesWrongInputs) {
   EXPECT_NE(error_of<ShapeError>([&] { transformer.forward(at::zeros({3}, at::kLong)); }).find("[batch, sequence]"), std::string::npos);
   KvCache cache(transformer.config(), 2, 4, transformer.options());
   auto step = [&](int64_t batch, int64_t length, const Tensor& is_start = {}) {
-    transformer.forward(random_tokens(batch, length), is_start, LayerState::block_output, {}, &cache);
+    transformer.forward(random_tokens(batch, length), is_start, {}, &cache);
   };
   EXPECT_NE(error_of<ShapeError>([&] { step(3, 1); }).find("3 sequences for a KV cache of 2"), std::string::npos);
   EXPECT_NE(error_of<ValueError>([&] { step(2, 5); }).find("max_tokens"), std::string::npos);

@@ -62,26 +62,39 @@ std::map<std::string, Tensor> named(const Student& student) {
   return {student.parameters().begin(), student.parameters().end()};
 }
 
+// Keys or values of groups, once for each of their heads.
+Tensor for_each_head(const Tensor& grouped, int64_t heads, int64_t groups, int64_t width) {
+  std::vector<Tensor> rows;
+  for (int64_t head = 0; head < heads; ++head) rows.push_back(grouped.narrow(0, head / (heads / groups) * width, width));
+  return at::cat(rows);
+}
+
 TEST(Convert, StartsFromItsTeacher) {
   for (const auto& [name, config] : families()) {
     SCOPED_TRACE(name);
     const Pair pair = convert(config);
     const auto parameters = named(*pair.student);
     const int64_t heads = config["num_attention_heads"], groups = config["num_key_value_heads"], width = config["head_dim"];
-    int compared = 0;
+    std::map<std::string, Tensor> teacher;
     pair.teacher->for_each_weight([&](const std::string& weight, const Tensor& values) {
-      if (const auto found = parameters.find(weight); found != parameters.end()) {
-        if (found->second.sizes() == values.sizes()) {
-          EXPECT_TRUE(at::equal(found->second, values)) << weight;
-        } else {  // keys and values of a group, for each of its heads
-          for (int64_t head = 0; head < heads; ++head) {
-            EXPECT_TRUE(at::equal(found->second.narrow(0, head * width, width), values.narrow(0, head / (heads / groups) * width, width)))
-                << weight;
-          }
-        }
-        ++compared;
-      }
+      const bool is_grouped = weight.find("k_proj") != std::string::npos || weight.find("v_proj") != std::string::npos;
+      teacher[weight] = is_grouped ? for_each_head(values, heads, groups, width) : values;
     });
+    int compared = 0;
+    for (const auto& [parameter, values] : parameters) {
+      if (parameter.find("mixer.") != std::string::npos) continue;
+      const auto joined = [&](const std::string& whole, const std::vector<std::string>& parts) {
+        std::vector<Tensor> tensors;
+        for (const auto& part : parts)
+          tensors.push_back(teacher.at(std::string(parameter).replace(parameter.find(whole), whole.size(), part)));
+        return at::cat(tensors);
+      };
+      const Tensor expected = parameter.find("qkv_proj") != std::string::npos  ? joined("qkv_proj", {"q_proj", "k_proj", "v_proj"})
+                              : parameter.find("gate_up") != std::string::npos ? joined("gate_up_proj", {"gate_proj", "up_proj"})
+                                                                               : teacher.at(parameter);
+      EXPECT_TRUE(at::equal(values, expected)) << parameter;
+      ++compared;
+    }
     EXPECT_GE(compared, 2 * 6 + 1);
     EXPECT_EQ(pair.student->embedding_weight().const_data_ptr(), pair.teacher->embedding_weight().const_data_ptr());
     EXPECT_EQ(pair.student->head_weight().const_data_ptr(), pair.teacher->head_weight().const_data_ptr());
@@ -102,7 +115,7 @@ TEST(Convert, ALayerIsItsDefinition) {
     const auto w = named(*pair.student);
     {
       const at::NoGradGuard no_grad;
-      Tensor(w.at("model.layers.0.self_attn.q_proj.weight")).mul_(sharpness);
+      Tensor(w.at("model.layers.0.self_attn.qkv_proj.weight")).narrow(0, 0, 4 * 6).mul_(sharpness);
     }
     const int64_t S = 11, H = 4, K = 6, M = 12;
     const Tensor tokens = tokens_of(1, S);
@@ -110,8 +123,9 @@ TEST(Convert, ALayerIsItsDefinition) {
     const auto norm = [](const Tensor& x, const Tensor& weight) { return x / (x.square().mean(-1, true) + 1e-6).sqrt() * weight; };
     const Tensor x_SD = at::embedding(pair.student->embedding_weight(), tokens)[0];
     const Tensor u_SD = norm(x_SD, of("input_layernorm.weight"));
-    const auto heads = [&](const char* projection, const char* taps) {
-      const Tensor in_SE = at::linear(u_SD, of(projection)), taps_EJ = of(taps);
+    const auto heads = [&](int64_t part) {
+      const auto rows = [&](const char* name) { return of(name).narrow(0, part * H * K, H * K); };
+      const Tensor in_SE = at::linear(u_SD, rows("self_attn.qkv_proj.weight")), taps_EJ = rows("mixer.conv.weight");
       Tensor out_SE = at::zeros_like(in_SE);
       for (int64_t t = 0; t < S; ++t) {
         for (int64_t j = 0; j < 4 && j <= t; ++j) out_SE[t] += taps_EJ.select(1, 3 - j) * in_SE[t - j];
@@ -129,12 +143,12 @@ TEST(Convert, ALayerIsItsDefinition) {
       const Tensor z_SHM = at::einsum("shk,hkm->shm", {x_SHK, of(map)});
       return at::cat({z_SHM.softmax(2), (-z_SHM).softmax(2)}, 2) * std::sqrt(static_cast<double>(K));
     };
-    const Tensor q = features(turned(heads("self_attn.q_proj.weight", "mlstm.conv_q.weight")), "mlstm.feature_q.weight");
-    const Tensor k = features(turned(heads("self_attn.k_proj.weight", "mlstm.conv_k.weight")), "mlstm.feature_k.weight");
-    const Tensor v = heads("self_attn.v_proj.weight", "mlstm.conv_v.weight");
+    const Tensor q = features(turned(heads(0)), "mixer.feature_q.weight");
+    const Tensor k = features(turned(heads(1)), "mixer.feature_k.weight");
+    const Tensor v = heads(2);
     ASSERT_EQ(q.size(2), 2 * M);
-    const Tensor input_SH = at::linear(u_SD, of("mlstm.igate.weight"), of("mlstm.igate.bias"));
-    const Tensor log_forget_SH = at::log_sigmoid(at::linear(u_SD, of("mlstm.fgate.weight"), of("mlstm.fgate.bias")));
+    const Tensor input_SH = at::linear(u_SD, of("mixer.igate.weight"), of("mixer.igate.bias"));
+    const Tensor log_forget_SH = at::log_sigmoid(at::linear(u_SD, of("mixer.fgate.weight"), of("mixer.fgate.bias")));
     Tensor y_SHK = at::zeros({S, H, K}, at::kDouble);
     for (int64_t i = 0; i < S; ++i) {
       for (int64_t h = 0; h < H; ++h) {
@@ -148,7 +162,7 @@ TEST(Convert, ALayerIsItsDefinition) {
         y_SHK[i][h] /= sum;
       }
     }
-    const Tensor gated = y_SHK.reshape({S, H * K}) * at::sigmoid(at::linear(u_SD, of("mlstm.ogate.weight"), of("mlstm.ogate.bias")));
+    const Tensor gated = y_SHK.reshape({S, H * K}) * at::sigmoid(at::linear(u_SD, of("mixer.ogate.weight"), of("mixer.ogate.bias")));
     Tensor out_SD = x_SD + at::linear(gated, of("self_attn.o_proj.weight"));
     const Tensor both = at::linear(norm(out_SD, of("post_attention_layernorm.weight")), of("mlp.gate_up_proj.weight"));
     out_SD = out_SD + at::linear(at::silu(both.narrow(1, 0, 20)) * both.narrow(1, 20, 20), of("mlp.down_proj.weight"));
@@ -269,6 +283,65 @@ TEST(Convert, GradientsMatchDifferences) {
   }
 }
 
+// One layer's mixer by itself is what that layer adds, and its gradient that of the whole.
+TEST(Convert, AMixerAloneIsWhatItsLayerAdds) {
+  for (const at::Device device : devices()) {
+    const Pair pair = convert(families()[1].config, {}, device);
+    perturb(*pair.student, 0.2);
+    const Tensor x_BSD = at::randn({2, 9, pair.student->hidden_size()}, at::kDouble).to(device);
+    const StudentForwardOptions options{.compute_dtype = at::kDouble};
+    const Tensor alone = pair.student->mixer_output(1, x_BSD, {}, options);
+    alone.square().sum().backward();
+    for (const auto& [name, tensor] : pair.student->parameters()) {
+      const bool is_behind = name.find("mlp") != std::string::npos || name.find("post_attention") != std::string::npos;
+      EXPECT_EQ(tensor.grad().defined(), name.starts_with("model.layers.1.") && !is_behind) << name;
+    }
+    // With a feed-forward that adds nothing the layer's output is its input and what the mixer adds.
+    const at::NoGradGuard no_grad;
+    for (const auto& [name, tensor] : pair.student->parameters()) {
+      if (name.find("down_proj") != std::string::npos) Tensor(tensor).zero_();
+    }
+    const std::vector<Tensor> inputs = {x_BSD};
+    const auto whole = pair.student->forward(tokens_of(2, 9, device), {},
+                                             {.compute_dtype = at::kDouble, .collect_layers = true, .layer_inputs_BSD = &inputs}, nullptr);
+    EXPECT_LT(relative_error(alone.detach(), whole.layer_outputs_BSD[1] - x_BSD), 1e-12);
+  }
+}
+
+// Of a teacher's attention by plain operations; a head that only sees itself looks back 0 tokens.
+TEST(Convert, ForgetGatesStartFromHowFarTheTeacherLooksBack) {
+  for (const auto& [name, config] : families()) {
+    SCOPED_TRACE(name);
+    const Pair pair = convert(config);
+    const Tensor tokens = tokens_of(3, 24);
+    Tensor starts = at::zeros({3, 24}, at::kByte);
+    starts.select(1, 0).fill_(1);
+    starts[2][10] = 1;
+    const auto seen = pair.teacher->forward(tokens, starts, {.collect_attention = true});
+    ASSERT_TRUE(pair.student->starts_from_rows());
+    pair.student->start_from_rows(seen.layer_inputs_BSD, starts);
+    const auto parameters = named(*pair.student);
+    // A half-life lies within the longest distance of a row, and 2 is the least.
+    for (int64_t layer = 0; layer < 2; ++layer) {
+      const Tensor bias = parameters.at(fmt::format("model.layers.{}.mixer.fgate.bias", layer)).detach();
+      const Tensor half_life = -std::log(2.0) / at::log_sigmoid(bias);
+      EXPECT_TRUE((half_life > 2.0 - 1e-6).all().item<bool>()) << half_life;
+      EXPECT_TRUE((half_life < 24.0).all().item<bool>()) << half_life;
+    }
+  }
+  // Queries and keys of nothing attend evenly: i / 2 tokens back in the mean, over the queries from S / 4 on.
+  const Pair pair = convert(families()[0].config);
+  Tensor qkv = named(*pair.student).at("model.layers.0.self_attn.qkv_proj.weight");
+  {
+    const at::NoGradGuard no_grad;
+    qkv.zero_();
+  }
+  const Tensor x_BSD = at::randn({1, 40, pair.student->hidden_size()}, at::kDouble);
+  pair.student->start_from_rows({x_BSD, x_BSD}, {});
+  const Tensor bias = named(*pair.student).at("model.layers.0.mixer.fgate.bias").detach();
+  EXPECT_TRUE(at::allclose(-std::log(2.0) / at::log_sigmoid(bias), at::full({4}, (10 + 39) / 2.0 / 2.0, at::kDouble), 1e-9)) << bias;
+}
+
 TEST(Convert, HalfPrecisionIsNearFloat32) {
   for (const at::Device device : devices()) {
     const Pair pair = convert(families()[1].config, {}, device, at::kFloat);
@@ -303,8 +376,8 @@ TEST(Convert, StoredAndReadAgainIsTheSame) {
     const Tensor tokens = tokens_of(1, 9);
     EXPECT_TRUE(at::equal(again->forward_hidden(tokens), pair.student->forward_hidden(tokens)));
     EXPECT_TRUE(at::equal(again->head_weight(), pair.student->head_weight()));
-    weights->tensors_.erase("model.layers.1.mlstm.fgate.bias");
-    weights->tensors_["model.layers.1.mlstm.gate"] = at::ones({1});
+    weights->tensors_.erase("model.layers.1.mixer.fgate.bias");
+    weights->tensors_["model.layers.1.mixer.gate"] = at::ones({1});
     EXPECT_THROW((void)load_student(memory_files(stored, weights)), DataError);
   }
   // A checkpoint may lack a bias that its configuration speaks of: the student remembers what there was.

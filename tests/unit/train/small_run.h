@@ -13,6 +13,7 @@
 #include "data/shard_writer.h"
 #include "io/model_files.h"
 #include "student/paper/student.h"
+#include "student/registry.h"
 #include "train/checkpoint.h"
 #include "train/trainer.h"
 
@@ -93,7 +94,11 @@ struct SmallRun {
     options.shuffle = false;
     validation = std::make_unique<data::Loader>(options);
     const auto shape = teacher::teacher_shape(io::open_model("stories260K").config);
-    if (resume_from.empty()) {
+    const student::StudentPlace place{.embedding_VD = teacher.embedding_weight(), .head_VD = teacher.head_weight(), .teacher = &teacher};
+    if (config.student.kind != "paper") {
+      student = resume_from.empty() ? student::derive_shape(config.student, shape, 12)->fresh(place, config.seed)
+                                    : student::load_student(io::open_model(resume_from), place);
+    } else if (resume_from.empty()) {
       auto student_config = student::derive_student(config.student, shape, 12);
       student_config.mixers = mixers;
       student = student::PaperStudent::create(student_config, teacher.embedding_weight(), teacher.head_weight(), config.seed, at::kCPU);
@@ -117,7 +122,7 @@ struct SmallRun {
 
   config::RunConfig config;
   std::unique_ptr<data::Loader> train, validation;
-  std::unique_ptr<student::PaperStudent> student;
+  std::unique_ptr<student::Student> student;
   std::optional<RunPlan> plan;
   std::unique_ptr<teacher::TeacherSource> source;
   std::unique_ptr<Trainer> trainer;

@@ -81,7 +81,7 @@ TEST_F(TrainerTest, AMixerFromOutsideIsTrainedAndResumed) {
   EXPECT_LT(steps.back()["loss"].get<double>(), steps.front()["loss"].get<double>());
   SmallRun(config, data_, folder_ / "run", "", 3, mixers).trainer->run();
   SmallRun resumed(config, data_, folder_ / "run", checkpoint_at(folder_ / "run", 3)->string());
-  EXPECT_EQ(resumed.student->config().mixers, mixers);
+  EXPECT_EQ(dynamic_cast<const student::PaperStudent&>(*resumed.student).config().mixers, mixers);
   resumed.trainer->run();
   EXPECT_EQ(max_difference(resumed.student->parameters(), whole.student->parameters()), 0.0);
 }
@@ -150,6 +150,7 @@ TEST_F(TrainerTest, ThreadsShareRowsAndTheirGradientsAreOne) {
 
 TEST_F(TrainerTest, EveryPartIsMeasuredForEveryMethod) {
   for (const auto& method : distill::method_names()) {
+    if (method == "convert") continue;  // it has students and stages of its own
     auto config = small_config();
     config.distill.method = method;
     const auto run_directory = folder_ / method;
@@ -192,8 +193,9 @@ TEST_F(TrainerTest, TheGradientIsThatOfTheFormula) {
   config.optimizer.max_grad_norm = 0.0;
   SmallRun run(config, data_, folder_ / "run");
   const auto batches = batches_of(*run.train, 2);
-  const auto fresh = student::PaperStudent::create(run.student->config(), small_teacher().embedding_weight(), small_teacher().head_weight(),
-                                                   config.seed, at::kCPU);
+  const auto fresh =
+      student::PaperStudent::create(dynamic_cast<const student::PaperStudent&>(*run.student).config(), small_teacher().embedding_weight(),
+                                    small_teacher().head_weight(), config.seed, at::kCPU);
   ASSERT_EQ(max_difference(fresh->parameters(), run.student->parameters()), 0.0);
   const auto head_VD = small_teacher().head_weight();
   int64_t targets = 0, rows = 0;
@@ -421,6 +423,109 @@ TEST_F(TrainerTest, SchedulesAdvanceByStepsAndDecayOnceAnEpoch) {
 }
 
 // The weights with which stage II begins are those of stage I's lowest validation loss: the last ones too, whenever validation is due.
+config::RunConfig convert_config() {
+  auto config = small_config();
+  config.student.kind = "convert";
+  config.distill.method = "convert";
+  config.distill.alpha = config.distill.temperature = {.start = 1.0, .final = 1.0};
+  config.distill.convert.align_fraction = 0.5;
+  config.distill.convert.align_learning_rate = 2e-3;
+  config.optimizer.learning_rate = 3e-4;
+  return config;
+}
+
+// Mean of a figure over these steps.
+double mean_of(const std::vector<json>& steps, const char* key, size_t begin, size_t end) {
+  double sum = 0.0;
+  for (size_t i = begin; i < end; ++i) sum += steps.at(i)[key].get<double>();
+  return sum / static_cast<double>(end - begin);
+}
+
+// Alone the mixers take on their attention, without a head; then everything learns from the teacher's distribution.
+TEST_F(TrainerTest, ConversionAlignsLayersAndThenDistils) {
+  auto config = convert_config();
+  config.train.num_epochs = 4;
+  config.optimizer.schedule = config::LearningRateSchedule::constant;
+  config.optimizer.warmup_ratio = 0.0;
+  SmallRun run(config, data_, folder_ / "run");
+  const auto before = copies_of(run.student->parameters());
+  run.trainer->run();
+  const auto steps = records_of(folder_ / "run", "train");
+  ASSERT_EQ(steps.size(), 24);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const bool is_first = i < 12;
+    EXPECT_EQ(steps[i]["stage"], is_first ? 1 : 2);
+    EXPECT_EQ(steps[i]["layer_error"].is_number(), is_first);
+    for (const char* name : {"ce_loss", "kd_loss", "teacher_nll", "agreement"}) EXPECT_EQ(steps[i][name].is_number(), !is_first) << name;
+    EXPECT_EQ(steps[i]["loss"], steps[i][is_first ? "layer_error" : "kd_loss"]);
+    EXPECT_DOUBLE_EQ(steps[i]["learning_rate"].get<double>(), is_first ? 2e-3 : 3e-4);
+  }
+  // Epochs of six steps, so that the same rows are compared.
+  EXPECT_LT(mean_of(steps, "layer_error", 6, 12), 0.9 * mean_of(steps, "layer_error", 0, 6));
+  EXPECT_LT(mean_of(steps, "kd_loss", 18, 24), 0.9 * mean_of(steps, "kd_loss", 12, 18));
+
+  SmallRun first(config, data_, folder_ / "first", "", 12);
+  first.trainer->run();
+  const auto traits = first.student->parameter_traits();
+  for (size_t i = 0; i < traits.size(); ++i) {
+    const auto& [name, now] = first.student->parameters()[i];
+    const bool is_trained = traits[i].group == "mixer" || traits[i].group == "attention";
+    EXPECT_EQ(at::equal(now.detach(), before[i].second), !is_trained) << name;
+  }
+}
+
+// The gradient of the first stage against differences of the mean that it reports.
+TEST_F(TrainerTest, TheGradientOfAlignedLayersIsThatOfTheirError) {
+  const auto config = convert_config();
+  SmallRun run(config, data_, folder_ / "run");
+  MicroBatches micro_batches(*run.source, *run.student, run.plan->objective);
+  GradientSettings settings;
+  settings.measured = {true};
+  settings.hidden_scales = {1.0};
+  settings.aligns_layers = true;
+  run.train->begin_epoch(0);
+  data::Batch batch;
+  ASSERT_TRUE(run.train->next(batch));
+  const auto error = [&] {
+    const LossSums sums = micro_batches.run({batch}, settings);
+    EXPECT_FALSE(sums.head.defined());
+    return sums.hidden.at(0).item<double>();
+  };
+  (void)error();
+  const auto gradients = [&] {
+    std::map<std::string, Tensor> copies;
+    for (const auto& [name, parameter] : run.student->parameters())
+      copies[name] = parameter.grad().defined() ? parameter.grad().clone() : Tensor();
+    return copies;
+  }();
+  EXPECT_FALSE(gradients.at("model.layers.1.mlp.down_proj.weight").defined()) << "nothing behind the mixer runs";
+  for (const char* name : {"self_attn.qkv_proj.weight", "mixer.feature_k.weight", "mixer.fgate.bias", "mixer.conv.weight"}) {
+    const std::string full = std::string("model.layers.1.") + name;
+    const auto found = std::ranges::find(run.student->parameters(), full, &std::pair<std::string, Tensor>::first);
+    ASSERT_NE(found, run.student->parameters().end());
+    const Tensor& parameter = found->second;
+    const Tensor &gradient = gradients.at(full), direction = gradient / gradient.norm();
+    const auto moved = [&](double by) {
+      {
+        const at::NoGradGuard no_grad;
+        Tensor(parameter).add_(direction, by);
+      }
+      const double value = error();
+      const at::NoGradGuard no_grad;
+      Tensor(parameter).add_(direction, -by);
+      return value;
+    };
+    const double step = 1e-2 / std::max(1.0, gradient.norm().item<double>()), difference = (moved(step) - moved(-step)) / (2 * step);
+    EXPECT_NEAR(difference, gradient.norm().item<double>(), 2e-2 * gradient.norm().item<double>()) << name;
+  }
+}
+
+TEST_F(TrainerTest, OnlyLayersOfTheTeachersCanBeAligned) {
+  auto config = convert_config();
+  config.student.kind = "paper";
+  EXPECT_THROW(SmallRun(config, data_, folder_ / "run"), ConfigError);
+}
+
 TEST_F(TrainerTest, StageTwoBeginsFromTheBestOfStageOne) {
   for (const double learning_rate : {0.3, 1e-3}) {  // so large that the newest is hardly ever the best; so small that it is
     SCOPED_TRACE(learning_rate);
@@ -502,6 +607,7 @@ const std::vector<ResumeCase>& resume_cases() {
          c.distill.alignment.kind = config::AlignmentKind::ratio, c.train.checkpointing = config::Checkpointing::blocks,
          c.student.slstm_layout = config::SlstmLayout::vanilla;
        }},
+      {"convert", [](auto& c) { c = convert_config(); }},
   };
   return cases;
 }
@@ -531,7 +637,7 @@ TEST_P(ResumeTest, StoppedAndResumedEqualsUninterrupted) {
   expect_same_metrics(folder_ / "whole", parts);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 6));
+INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 7));
 
 // A kill between the checkpoint and the pointer to the best, or after a checkpoint and before `last`: resuming puts both right.
 TEST_F(TrainerTest, ResumingRepairsWhatAKillLeft) {

@@ -1,0 +1,25 @@
+// How far each layer's mixer is from its teacher's attention on the same inputs: what the first stage of a conversion minimises
+// (docs/mathematics.md 12).
+#pragma once
+
+#include "distill/hidden_term.h"
+
+namespace distil_xlstm::distill {
+
+// Sum over rows of |student - teacher|^2 / |teacher|^2 over the tokens of the row that count (mask_BS uint8), in float32 or float64;
+// differentiable in the student's. A row without any, or whose teacher has only zeros, counts as 0. Throws ShapeError.
+Tensor relative_error_sum(const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& mask_BS);
+
+class LayerError final : public HiddenTerm {
+ public:
+  [[nodiscard]] std::string name() const override { return "layer_error"; }
+  [[nodiscard]] teacher::TeacherForwardOptions teacher_options() const override { return {.collect_attention = true}; }
+  [[nodiscard]] bool needs_layers() const override { return false; }
+  [[nodiscard]] bool is_sum_over_rows() const override { return true; }
+  [[nodiscard]] int64_t measured_every() const override { return 0; }
+  [[nodiscard]] Tensor layer_loss_sum(const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& mask_BS) const override {
+    return relative_error_sum(student_BSD, teacher_BSD, mask_BS);
+  }
+};
+
+}  // namespace distil_xlstm::distill

@@ -1,0 +1,77 @@
+#include "student/convert/mixer.h"
+
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "ops/causal_conv.h"
+#include "ops/feature_map.h"
+#include "ops/gated.h"
+#include "student/mlstm_cell.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& product, const Tensor& bias) {
+  const nn::Matrix matrix = product.defined() ? nn::Matrix(weight, product) : nn::Matrix(weight);
+  return matrix.product(u, bias.defined() ? bias.to(u.values.scalar_type()) : bias);
+}
+
+}  // namespace
+
+void ConvertState::for_each(const std::function<void(Tensor&)>& visit) {
+  if (tail_BJT.defined()) visit(tail_BJT);
+  for_each_tensor(cell, visit);
+}
+
+Tensor ConvertMixer::mix(const nn::MatrixInput& u_BSD) {
+  std::optional<ConvertState> next;  // takes the state's place at the end: an error leaves that as it was
+  if (state_) next = *state_;
+  const Heads x = heads(u_BSD, next ? &next->tail_BJT : nullptr);
+  const Tensor h_BSHK = run_cell(u_BSD, x, next ? &next->cell : nullptr);
+  const Tensor gate_BSE = projected(u_BSD, w_.output_gate_ED, products_.output_gate_ED, w_.output_gate_bias_E);
+  if (next) {
+    next->num_tokens += gate_BSE.size(1);
+    *state_ = std::move(*next);
+  }
+  return ops::gated_activation(gate_BSE, h_BSHK.reshape(gate_BSE.sizes()).to(gate_BSE.scalar_type()), ops::Activation::sigmoid);
+}
+
+// `tail_BJT`, unless null, holds the convolution's inputs before the first, and takes the last.
+ConvertMixer::Heads ConvertMixer::heads(const nn::MatrixInput& u_BSD, Tensor* tail_BJT) const {
+  const int64_t B = u_BSD.sizes[0], S = u_BSD.sizes[1], H = config_.decoder.num_heads, K = config_.decoder.head_dim;
+  Tensor qkv_BST = projected(u_BSD, w_.qkv_TD, products_.qkv_TD, w_.qkv_bias_T);
+  if (w_.conv_TJ.defined()) {
+    const Tensor before = tail_BJT ? tail_BJT->to(qkv_BST.scalar_type()) : Tensor();
+    ops::CausalConvOutput out = ops::causal_conv(qkv_BST, w_.conv_TJ.unsqueeze(1), before, call_.is_start_BS);
+    if (tail_BJT) *tail_BJT = std::move(out.state_BJF);
+    qkv_BST = std::move(out.y_BSF);
+  }
+  const auto parts = qkv_BST.split(H * K, 2);  // its gradient is one copy
+  const auto part = [&](size_t i) { return parts[i].view({B, S, H, K}); };
+  return {placed(part(0), w_.q_norm_K), placed(part(1), w_.k_norm_K), part(2)};
+}
+
+// Normed where the teacher's are, and turned by its place.
+Tensor ConvertMixer::placed(const Tensor& x_BSHK, const Tensor& norm_K) const {
+  const Tensor x =
+      norm_K.defined() ? nn::rms_norm_input(x_BSHK, norm_K, config_.decoder.rms_norm_eps, nn::ProductType::same_as_weights).values : x_BSHK;
+  return rotary_ ? rotary_->rotate(x, state_ ? state_->num_tokens : 0) : x;
+}
+
+Tensor ConvertMixer::run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, ops::MlstmState* cell) const {
+  // The cell divides by at least e^-m, which a large factor on q keeps out of the way: what is left is the plain sum.
+  constexpr double kAboveBound = 0x1p24;
+  const at::ScalarType type = cell_dtype(call_.compute_dtype);
+  const double scale = std::sqrt(static_cast<double>(config_.decoder.head_dim));
+  const Tensor gate_input = u_BSD.values.to(w_.input_gate_HD.scalar_type());
+  return run_mlstm_cell({.q_BSHK = ops::feature_map(heads.q_BSHK, w_.feature_q_HKM, scale * kAboveBound, type),
+                         .k_BSHK = ops::feature_map(heads.k_BSHK, w_.feature_k_HKM, scale, type),
+                         .v_BSHV = heads.v_BSHK.to(type).contiguous(),
+                         .igate_BSH = at::linear(gate_input, w_.input_gate_HD, w_.input_gate_bias_H),
+                         .fgate_BSH = at::linear(gate_input, w_.forget_gate_HD, w_.forget_gate_bias_H),
+                         .is_start_BS = call_.is_start_BS},
+                        call_.form, config_.chunk_size, cell);
+}
+
+}  // namespace distil_xlstm::student

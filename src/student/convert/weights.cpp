@@ -1,0 +1,120 @@
+#include "student/convert/weights.h"
+
+#include <cmath>
+#include <map>
+#include <utility>
+
+#include "base/error.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+// K^(-1/4) I, so that phi(q) phi(k) begins near the attention's exp(q k / sqrt(K)); of wider maps each copy is sharper than the one before,
+// and a little noise tells them apart.
+Initializer feature_start(int64_t heads, int64_t K, int64_t M) {
+  return [=](Random& random, std::span<double> out) {
+    const int64_t copies = (M + K - 1) / K;
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t k = 0; k < K; ++k) {
+        for (int64_t m = 0; m < M; ++m) {
+          double value = m % K == k ? std::pow(static_cast<double>(K), -0.25) : 0.0;
+          if (copies > 1) value = (value + 0.02 * random.normal()) * linspace_at(1.0, 2.0, m / K, copies);
+          out[static_cast<size_t>((h * K + k) * M + m)] = value;
+        }
+      }
+    }
+  };
+}
+
+// The last tap 1, the others 0: the convolution begins as none.
+Initializer identity_taps(int64_t taps) {
+  return [=](Random&, std::span<double> out) {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = (static_cast<int64_t>(i) + 1) % taps == 0 ? 1.0 : 0.0;
+  };
+}
+
+// Keys and values of a group, once for each of its queries' heads: [G K, ...] -> [H K, ...].
+Tensor repeated(const Tensor& x, int64_t groups, int64_t repeats) {
+  std::vector<int64_t> shape = x.sizes().vec();
+  const Tensor grouped = x.reshape({groups, 1, -1}).expand({groups, repeats, x.numel() / groups});
+  shape[0] *= repeats;
+  return grouped.reshape(shape);
+}
+
+}  // namespace
+
+std::vector<ParameterSpec> convert_parameters(const ConvertConfig& config) {
+  const auto& decoder = config.decoder;
+  const int64_t D = decoder.hidden_size, E = config.inner_size(), H = decoder.num_heads, K = decoder.head_dim,
+                I = decoder.intermediate_size;
+  const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
+  std::vector<ParameterSpec> specs;
+  // What is a factor of a large product has its type, and decays.
+  const auto add = [&](std::string name, Shape shape, std::string group, bool is_product, Initializer initialize = constant(0.0)) {
+    specs.push_back({.name = std::move(name),
+                     .shape = std::move(shape),
+                     .initialize = std::move(initialize),
+                     .group = std::move(group),
+                     .decays = is_product,
+                     .product_type = is_product ? in_compute_type() : ProductType{}});
+  };
+  const auto add_linear = [&](const std::string& name, int64_t out, int64_t in, const std::string& group, bool has_bias) {
+    add(name + ".weight", {out, in}, group, true);
+    if (has_bias) add(name + ".bias", {out}, group, false);
+  };
+  add("input_layernorm.weight", {D}, "norm", false);
+  add_linear("self_attn.qkv_proj", 3 * E, D, "attention", decoder.has_qkv_bias);
+  if (decoder.has_qk_norm) {
+    add("self_attn.q_norm.weight", {K}, "norm", false);
+    add("self_attn.k_norm.weight", {K}, "norm", false);
+  }
+  if (J > 0) add("mixer.conv.weight", {3 * E, J}, "mixer", false, identity_taps(J));
+  for (const char* name : {"feature_q", "feature_k"})
+    add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, feature_start(H, K, M));
+  add("mixer.igate.weight", {H, D}, "mixer", false);
+  add("mixer.igate.bias", {H}, "mixer", false);
+  add("mixer.fgate.weight", {H, D}, "mixer", false);
+  add("mixer.fgate.bias", {H}, "mixer", false, linspace(3.0, 8.0));  // memories of 20 to 3 000 tokens
+  add("mixer.ogate.weight", {E, D}, "mixer", true);
+  add("mixer.ogate.bias", {E}, "mixer", false, constant(4.0));  // near open
+  add_linear("self_attn.o_proj", D, E, "attention", decoder.has_o_bias);
+  add("post_attention_layernorm.weight", {D}, "norm", false);
+  add_linear("mlp.gate_up_proj", 2 * I, D, "feed_forward", decoder.has_mlp_bias);
+  add_linear("mlp.down_proj", D, I, "feed_forward", decoder.has_mlp_bias);
+  return specs;
+}
+
+std::string convert_layer_prefix(int64_t layer) {
+  return fmt::format("model.layers.{}.", layer);
+}
+
+void copy_from_teacher(const ConvertConfig& config, const nn::LanguageModel& teacher, NamedTensors& parameters) {
+  const at::NoGradGuard no_grad;
+  const int64_t G = config.decoder.num_kv_heads, repeats = config.decoder.num_heads / G;
+  const std::map<std::string, std::vector<std::string>> joined = {{"qkv_proj", {"q_proj", "k_proj", "v_proj"}},
+                                                                  {"gate_up_proj", {"gate_proj", "up_proj"}}};
+  std::map<std::string, Tensor> stored;
+  const auto find = [&](const std::string& name) {
+    const auto found = stored.find(name);
+    if (found == stored.end()) throw DataError("the teacher has no tensor '{}' for the student to start from", name);
+    const bool is_grouped = name.find(".k_proj.") != std::string::npos || name.find(".v_proj.") != std::string::npos;
+    return is_grouped ? repeated(found->second, G, repeats) : found->second;
+  };
+  for (int64_t layer = 0; layer <= config.decoder.num_layers; ++layer) {
+    const std::string prefix = layer < config.decoder.num_layers ? convert_layer_prefix(layer) : "model.norm.";
+    stored.clear();
+    teacher.for_each_weight([&](const std::string& name, const Tensor& tensor) { stored[name] = tensor; }, prefix);
+    for (auto& [name, parameter] : parameters) {
+      if (!name.starts_with(prefix) || name.starts_with(prefix + "mixer.")) continue;
+      std::vector<Tensor> parts;
+      for (const auto& [whole, names] : joined) {
+        const size_t at = name.find(whole);
+        if (at == std::string::npos) continue;
+        for (const auto& part : names) parts.push_back(find(std::string(name).replace(at, whole.size(), part)));
+      }
+      parameter.copy_(parts.empty() ? find(name) : at::cat(parts));
+    }
+  }
+}
+
+}  // namespace distil_xlstm::student

@@ -1,0 +1,63 @@
+// The parameters of a converted layer: their names, shapes and first values, and what of them is copied from the teacher
+// (docs/convert.md). Letters: D width of the stream, H heads of K channels, E = H K, T = 3 E, M = F / 2 of the F features of a head, J
+// taps, I width of the feed-forward.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nn/language_model.h"
+#include "student/convert/config.h"
+#include "student/parameter.h"
+
+namespace distil_xlstm::student {
+
+// By their names, undefined where the teacher has none.
+struct ConvertWeights {
+  Tensor input_norm_D;
+  Tensor qkv_TD, qkv_bias_T, q_norm_K, k_norm_K;
+  Tensor conv_TJ, feature_q_HKM, feature_k_HKM;
+  // Of the gate that lets a token into the state (mLSTM: exponential; gated delta rule: how much of what is there it overwrites), and of
+  // the forget gate.
+  Tensor input_gate_HD, input_gate_bias_H, forget_gate_HD, forget_gate_bias_H, output_gate_ED, output_gate_bias_E;
+  Tensor o_DE, o_bias_D, mlp_norm_D, gate_up_2ID, gate_up_bias_2I, down_DI, down_bias_D;
+
+  template <typename Visit>
+  void for_each(const Visit& visit) {
+    visit("input_layernorm.weight", input_norm_D);
+    visit("self_attn.qkv_proj.weight", qkv_TD);
+    visit("self_attn.qkv_proj.bias", qkv_bias_T);
+    visit("self_attn.q_norm.weight", q_norm_K);
+    visit("self_attn.k_norm.weight", k_norm_K);
+    visit("mixer.conv.weight", conv_TJ);
+    visit("mixer.feature_q.weight", feature_q_HKM);
+    visit("mixer.feature_k.weight", feature_k_HKM);
+    visit("mixer.igate.weight", input_gate_HD);
+    visit("mixer.igate.bias", input_gate_bias_H);
+    visit("mixer.fgate.weight", forget_gate_HD);
+    visit("mixer.fgate.bias", forget_gate_bias_H);
+    visit("mixer.ogate.weight", output_gate_ED);
+    visit("mixer.ogate.bias", output_gate_bias_E);
+    visit("self_attn.o_proj.weight", o_DE);
+    visit("self_attn.o_proj.bias", o_bias_D);
+    visit("post_attention_layernorm.weight", mlp_norm_D);
+    visit("mlp.gate_up_proj.weight", gate_up_2ID);
+    visit("mlp.gate_up_proj.bias", gate_up_bias_2I);
+    visit("mlp.down_proj.weight", down_DI);
+    visit("mlp.down_proj.bias", down_bias_D);
+  }
+};
+
+// Of one layer, in their stored order. Groups: "norm", "attention" (q, k, v, o), "mixer" (what is new) and "feed_forward".
+std::vector<ParameterSpec> convert_parameters(const ConvertConfig& config);
+
+// "model.layers.3."
+std::string convert_layer_prefix(int64_t layer);
+
+// Fills the parameters that start from the teacher, which are all of a layer's but the mixer's own: grouped keys and values repeated;
+// q, k, v and gate, up joined. `parameters` are those of the whole student by their full names. Throws DataError where the teacher lacks
+// one.
+void copy_from_teacher(const ConvertConfig& config, const nn::LanguageModel& teacher, NamedTensors& parameters);
+
+}  // namespace distil_xlstm::student

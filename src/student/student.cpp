@@ -1,0 +1,17 @@
+#include "student/student.h"
+
+#include "base/error.h"
+#include "student/mixer.h"
+
+namespace distil_xlstm::student {
+
+Tensor Student::mixer_output(int64_t /*layer*/, const Tensor& /*x_BSD*/, const Tensor& /*is_start_BS*/,
+                             const StudentForwardOptions& /*options*/) {
+  throw ValueError("student: the layers of kind '{}' are not its teacher's", shape().kind());
+}
+
+Tensor Mixer::mixer_output(const MixerWeights& /*weights*/, const Tensor& /*x_BSD*/, const MixerCall& /*call*/) const {
+  throw ValueError("student: a block of kind '{}' is no decoder layer with another mixer", kind());
+}
+
+}  // namespace distil_xlstm::student
