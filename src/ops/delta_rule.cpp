@@ -40,7 +40,7 @@ void check_inputs(const char* name, const DeltaRuleInputs& in, const DeltaRuleSt
 }
 
 DeltaRuleOutput run_chunkwise(const DeltaRuleInputs& in, int64_t chunk_size, const DeltaRuleState& initial, bool returns_state) {
-  DeltaRuleOutput out = delta_rule_chunkwise_aten(in, chunk_size, initial);
+  DeltaRuleOutput out = (in.q_BSHK.is_cpu() ? delta_rule_chunkwise_cpu : delta_rule_chunkwise_aten)(in, chunk_size, initial);
   if (!returns_state) out.state = {};
   return out;
 }
@@ -70,8 +70,8 @@ struct DeltaRuleFunction : torch::autograd::Function<DeltaRuleFunction> {
     const DeltaRuleState given{s[6]}, given_final{grads.size() > 1 ? grads[1] : Tensor()};
     const auto types = ctx->saved_data["types"].toIntVector();
     const Tensor grad_h = or_zeros(grads[0], in.v_BSHV.sizes(), in.v_BSHV.options());
-    const DeltaRuleBackward out =
-        delta_rule_backward_aten(in, ctx->saved_data["chunk_size"].toInt(), prepared(given, in), grad_h, prepared(given_final, in));
+    const auto run = in.q_BSHK.is_cpu() ? delta_rule_backward_cpu : delta_rule_backward_aten;
+    const DeltaRuleBackward out = run(in, ctx->saved_data["chunk_size"].toInt(), prepared(given, in), grad_h, prepared(given_final, in));
     const DeltaRuleInputs& g = out.grad_inputs;
     variable_list result;
     for (const Tensor* x : {&g.q_BSHK, &g.k_BSHK, &g.v_BSHV, &g.igate_BSH, &g.fgate_BSH}) {
@@ -106,7 +106,7 @@ DeltaRuleOutput delta_rule_recurrent(const DeltaRuleInputs& inputs, const DeltaR
   check_inputs("delta_rule_recurrent", inputs, initial);
   at::NoGradGuard no_grad;
   const DeltaRuleInputs in = prepared(inputs);
-  DeltaRuleOutput out = delta_rule_recurrent_aten(in, prepared(initial, in));
+  DeltaRuleOutput out = (in.q_BSHK.is_cpu() ? delta_rule_recurrent_cpu : delta_rule_recurrent_aten)(in, prepared(initial, in));
   out.h_BSHV = out.h_BSHV.to(inputs.v_BSHV.scalar_type());
   return out;
 }

@@ -284,20 +284,35 @@ TEST_F(DeltaRuleTest, NearlyParallelKeysKeepTheirDigits) {
   expect_gradients_of_the_recurrence(c, {}, point_of(d), {16, 64, 128});
 }
 
-// Inputs stay as they were even where their chunks are views of them.
-TEST_F(DeltaRuleTest, TheTensorFormLeavesItsInputs) {
-  const Case c{2, 8, 1, 4, 4, true, true};
-  const Data d(c);
-  const auto inputs = point_of(d);
-  std::vector<Tensor> before;
-  before.reserve(inputs.size());
-  for (const Tensor& x : inputs) before.push_back(x.clone());
-  for (const int64_t chunk_size : {1, 4, 8}) {
-    delta_rule_chunkwise_aten(d.in, chunk_size, d.initial);
-    delta_rule_backward_aten(d.in, chunk_size, d.initial, randn({c.B, c.S, c.H, c.V}), {randn({c.B, c.H, c.K, c.V})});
-    delta_rule_recurrent_aten(d.in, d.initial);
+// The form that other devices run, on the CPU: the same values, and inputs that stay as they were even where their chunks are views of
+// them.
+TEST_F(DeltaRuleTest, TheTensorFormEqualsTheKernelsAndLeavesItsInputs) {
+  auto cases = kCases;
+  cases.push_back({2, 8, 1, 4, 4, false, true});
+  for (const Case& c : cases) {
+    Data d(c);
+    if (!c.with_state) d.initial = {at::zeros({c.B, c.H, c.K, c.V}, at::kDouble)};
+    const auto inputs = point_of(d);
+    std::vector<Tensor> before;
+    for (const Tensor& x : inputs) before.push_back(x.clone());
+    expect_equal(delta_rule_recurrent_aten(d.in, d.initial), delta_rule_recurrent_cpu(d.in, d.initial), tolerance(at::kDouble));
+    for (const int64_t chunk_size : {int64_t{1}, int64_t{4}, c.S}) {
+      SCOPED_TRACE(fmt::format("{} chunk {}", name(c), chunk_size));
+      expect_equal(delta_rule_chunkwise_aten(d.in, chunk_size, d.initial), delta_rule_chunkwise_cpu(d.in, chunk_size, d.initial),
+                   tolerance(at::kDouble));
+      const Tensor grad_h = randn({c.B, c.S, c.H, c.V});
+      const DeltaRuleState grad_final{randn({c.B, c.H, c.K, c.V})};
+      const auto [grads, grad_initial] = delta_rule_backward_aten(d.in, chunk_size, d.initial, grad_h, grad_final);
+      const auto [expected, expected_initial] = delta_rule_backward_cpu(d.in, chunk_size, d.initial, grad_h, grad_final);
+      EXPECT_LT(relative_error(grads.q_BSHK, expected.q_BSHK), tolerance(at::kDouble));
+      EXPECT_LT(relative_error(grads.k_BSHK, expected.k_BSHK), tolerance(at::kDouble));
+      EXPECT_LT(relative_error(grads.v_BSHV, expected.v_BSHV), tolerance(at::kDouble));
+      EXPECT_LT(relative_error(grads.igate_BSH, expected.igate_BSH), tolerance(at::kDouble));
+      EXPECT_LT(relative_error(grads.fgate_BSH, expected.fgate_BSH), tolerance(at::kDouble));
+      EXPECT_LT(relative_error(grad_initial.cell_BHKV, expected_initial.cell_BHKV), tolerance(at::kDouble));
+    }
+    for (size_t i = 0; i < inputs.size(); ++i) EXPECT_TRUE(at::equal(inputs[i], before[i])) << i;
   }
-  for (size_t i = 0; i < inputs.size(); ++i) EXPECT_TRUE(at::equal(inputs[i], before[i])) << i;
 }
 
 TEST_F(DeltaRuleTest, ASplitSequenceGivesTheSameGradients) {
