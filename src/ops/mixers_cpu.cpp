@@ -82,6 +82,12 @@ kernels::MlstmForwardArgs<T> mlstm_arguments(const MlstmInputs& in, int64_t chun
           .h_BSHV = data<T>(h)};
 }
 
+// Likewise.
+int64_t delta_rule_chunk(int64_t S, int64_t chunk_size, int64_t K, int64_t V) {
+  const int64_t best = K * V <= 32 * 32 ? 16 : 32;
+  return std::min({S, chunk_size, best});
+}
+
 template <typename T>
 kernels::DeltaRuleForwardArgs<T> delta_rule_arguments(const DeltaRuleInputs& in, int64_t chunk_size, const DeltaRuleState& initial,
                                                       const DeltaRuleState& final_state, const Tensor& h) {
@@ -91,7 +97,7 @@ kernels::DeltaRuleForwardArgs<T> delta_rule_arguments(const DeltaRuleInputs& in,
           .H = H,
           .K = K,
           .V = V,
-          .L = mlstm_chunk(S, chunk_size, K, V),
+          .L = delta_rule_chunk(S, chunk_size, K, V),
           .q_BSHK = data<T>(in.q_BSHK),
           .k_BSHK = data<T>(in.k_BSHK),
           .v_BSHV = data<T>(in.v_BSHV),
