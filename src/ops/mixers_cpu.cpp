@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/kernels.h"
 #include "ops/causal_conv_forms.h"
+#include "ops/delta_rule_forms.h"
 #include "ops/feature_map_forms.h"
 #include "ops/mlstm_forms.h"
 #include "ops/norm_forms.h"
@@ -79,6 +80,33 @@ kernels::MlstmForwardArgs<T> mlstm_arguments(const MlstmInputs& in, int64_t chun
           .cell_BHKV = data<T>(final_state.cell_BHKV),
           .normalizer_BHK = data<T>(final_state.normalizer_BHK),
           .stabilizer_BH = data<T>(final_state.stabilizer_BH),
+          .h_BSHV = data<T>(h)};
+}
+
+// Likewise.
+int64_t delta_rule_chunk(int64_t S, int64_t chunk_size, int64_t K, int64_t V) {
+  const int64_t best = K * V <= 32 * 32 ? 16 : 32;
+  return std::min({S, chunk_size, best});
+}
+
+template <typename T>
+kernels::DeltaRuleForwardArgs<T> delta_rule_arguments(const DeltaRuleInputs& in, int64_t chunk_size, const DeltaRuleState& initial,
+                                                      const DeltaRuleState& final_state, const Tensor& h) {
+  const int64_t B = in.q_BSHK.size(0), S = in.q_BSHK.size(1), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
+  return {.B = B,
+          .S = S,
+          .H = H,
+          .K = K,
+          .V = V,
+          .L = delta_rule_chunk(S, chunk_size, K, V),
+          .q_BSHK = data<T>(in.q_BSHK),
+          .k_BSHK = data<T>(in.k_BSHK),
+          .v_BSHV = data<T>(in.v_BSHV),
+          .igate_BSH = data<T>(in.igate_BSH),
+          .fgate_BSH = data<T>(in.fgate_BSH),
+          .is_start_BS = starts(in.is_start_BS),
+          .initial_cell_BHKV = data<T>(initial.cell_BHKV),
+          .cell_BHKV = data<T>(final_state.cell_BHKV),
           .h_BSHV = data<T>(h)};
 }
 
@@ -200,6 +228,57 @@ MlstmOutput mlstm_recurrent_cpu(const MlstmInputs& inputs, const MlstmState& ini
     using T = decltype(zero);
     const auto args = mlstm_arguments<T>(inputs, 1, initial, out.state, out.h_BSHV);
     at::parallel_for(0, args.B * args.H, 1, [&](int64_t begin, int64_t end) { cpu_kernels<T>().mlstm_recurrent(args, begin, end); });
+  });
+  return out;
+}
+
+DeltaRuleOutput delta_rule_chunkwise_cpu(const DeltaRuleInputs& inputs, int64_t chunk_size, const DeltaRuleState& initial) {
+  const Profiled profiled("distil_xlstm::delta_rule_chunkwise");
+  DeltaRuleOutput out{at::empty_like(inputs.v_BSHV), {at::empty_like(initial.cell_BHKV)}};
+  with_type(inputs.q_BSHK, [&](auto zero) {
+    using T = decltype(zero);
+    const auto args = delta_rule_arguments<T>(inputs, chunk_size, initial, out.state, out.h_BSHV);
+    run_tasks<T>(args.B * args.H, cpu_kernels<T>().delta_rule_forward_workspace(args),
+                 [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().delta_rule_forward(args, begin, end, workspace); });
+  });
+  return out;
+}
+
+DeltaRuleBackward delta_rule_backward_cpu(const DeltaRuleInputs& inputs, int64_t chunk_size, const DeltaRuleState& initial,
+                                          const Tensor& grad_h_BSHV, const DeltaRuleState& grad_final) {
+  const Profiled profiled("distil_xlstm::delta_rule_backward");
+  DeltaRuleBackward out{{at::empty_like(inputs.q_BSHK),
+                         at::empty_like(inputs.k_BSHK),
+                         at::empty_like(inputs.v_BSHV),
+                         at::empty_like(inputs.igate_BSH),
+                         at::empty_like(inputs.fgate_BSH),
+                         {}},
+                        {at::empty_like(initial.cell_BHKV)}};
+  with_type(inputs.q_BSHK, [&](auto zero) {
+    using T = decltype(zero);
+    const DeltaRuleInputs& g = out.grad_inputs;
+    const kernels::DeltaRuleBackwardArgs<T> args{.forward = delta_rule_arguments<T>(inputs, chunk_size, initial, {}, {}),
+                                                 .grad_h_BSHV = data<T>(grad_h_BSHV),
+                                                 .grad_final_cell_BHKV = data<T>(grad_final.cell_BHKV),
+                                                 .grad_q_BSHK = data<T>(g.q_BSHK),
+                                                 .grad_k_BSHK = data<T>(g.k_BSHK),
+                                                 .grad_v_BSHV = data<T>(g.v_BSHV),
+                                                 .grad_igate_BSH = data<T>(g.igate_BSH),
+                                                 .grad_fgate_BSH = data<T>(g.fgate_BSH),
+                                                 .grad_cell_BHKV = data<T>(out.grad_initial.cell_BHKV)};
+    run_tasks<T>(args.forward.B * args.forward.H, cpu_kernels<T>().delta_rule_backward_workspace(args.forward),
+                 [&](int64_t begin, int64_t end, T* workspace) { cpu_kernels<T>().delta_rule_backward(args, begin, end, workspace); });
+  });
+  return out;
+}
+
+DeltaRuleOutput delta_rule_recurrent_cpu(const DeltaRuleInputs& inputs, const DeltaRuleState& initial) {
+  const Profiled profiled("distil_xlstm::delta_rule_recurrent");
+  DeltaRuleOutput out{at::empty_like(inputs.v_BSHV), {initial.cell_BHKV.clone()}};
+  with_type(inputs.q_BSHK, [&](auto zero) {
+    using T = decltype(zero);
+    const auto args = delta_rule_arguments<T>(inputs, 1, initial, out.state, out.h_BSHV);
+    at::parallel_for(0, args.B * args.H, 1, [&](int64_t begin, int64_t end) { cpu_kernels<T>().delta_rule_recurrent(args, begin, end); });
   });
   return out;
 }

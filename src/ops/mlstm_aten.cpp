@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/chunks.h"
 #include "ops/internal.h"
 #include "ops/mlstm_forms.h"
 
@@ -9,23 +10,6 @@ namespace distil_xlstm::ops {
 namespace {
 
 constexpr double kNone = -std::numeric_limits<double>::infinity();
-
-// [B, S, H, ...] -> [B, H, N, L, ...], the tail filled up.
-Tensor chunked(const Tensor& x, int64_t L, double fill) {
-  const int64_t S = x.size(1), missing = (L - S % L) % L;
-  Tensor y = x;
-  if (missing > 0) {
-    auto sizes = x.sizes().vec();
-    sizes[1] = missing;
-    y = at::cat({x, at::full(sizes, fill, x.options())}, 1);
-  }
-  return y.unflatten(1, {-1, L}).movedim(3, 1).contiguous();
-}
-
-// The inverse of chunked().
-Tensor unchunked(const Tensor& x, int64_t S) {
-  return x.movedim(1, 3).flatten(1, 2).narrow(1, 0, S).contiguous();
-}
 
 using at::matmul;
 
@@ -47,8 +31,7 @@ void make_gates(Chunks& c, const MlstmInputs& in, int64_t L, const MlstmState& i
   c.fgate_BHNL = chunked(in.fgate_BSH, L, 0);
   const Tensor log_forget = chunked(at::log_sigmoid(in.fgate_BSH), L, 0);
   const Tensor lower = at::ones({L, L}, igate.options().dtype(at::kBool)).tril();
-  // Sums over u in (j, t], each from its own start: no differences of long sums.
-  const Tensor between = log_forget.unsqueeze(-1).expand({-1, -1, -1, L, L}).tril(-1).cumsum(-2);
+  const Tensor between = sums_between(log_forget);
   Tensor valid = lower, enters, source = igate;
   if (in.is_start_BS.defined()) {
     const int64_t H = in.q_BSHK.size(2);

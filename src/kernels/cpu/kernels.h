@@ -54,6 +54,23 @@ struct MlstmBackwardArgs {
   T *grad_cell_BHKV, *grad_normalizer_BHK, *grad_stabilizer_BH;
 };
 
+// Tasks: B * H. As the mLSTM's.
+template <typename T>
+struct DeltaRuleForwardArgs {
+  int64_t B, S, H, K, V, L;
+  const T *q_BSHK, *k_BSHK, *v_BSHV, *igate_BSH, *fgate_BSH;
+  const uint8_t* is_start_BS;
+  const T* initial_cell_BHKV;
+  T *cell_BHKV, *h_BSHV;
+};
+
+template <typename T>
+struct DeltaRuleBackwardArgs {
+  DeltaRuleForwardArgs<T> forward;  // cell and h unused
+  const T *grad_h_BSHV, *grad_final_cell_BHKV;
+  T *grad_q_BSHK, *grad_k_BSHK, *grad_v_BSHV, *grad_igate_BSH, *grad_fgate_BSH, *grad_cell_BHKV;
+};
+
 // Features per task of the convolution: tasks are B * ceil(F / kConvFeatures).
 inline constexpr int64_t kConvFeatures = 64;
 template <typename T>
@@ -158,6 +175,11 @@ struct CpuKernels {
   void (*mlstm_forward)(const MlstmForwardArgs<T>&, int64_t begin, int64_t end, T* workspace);
   void (*mlstm_backward)(const MlstmBackwardArgs<T>&, int64_t begin, int64_t end, T* workspace);
   void (*mlstm_recurrent)(const MlstmForwardArgs<T>&, int64_t begin, int64_t end);
+  int64_t (*delta_rule_forward_workspace)(const DeltaRuleForwardArgs<T>&);
+  int64_t (*delta_rule_backward_workspace)(const DeltaRuleForwardArgs<T>&);
+  void (*delta_rule_forward)(const DeltaRuleForwardArgs<T>&, int64_t begin, int64_t end, T* workspace);
+  void (*delta_rule_backward)(const DeltaRuleBackwardArgs<T>&, int64_t begin, int64_t end, T* workspace);
+  void (*delta_rule_recurrent)(const DeltaRuleForwardArgs<T>&, int64_t begin, int64_t end);
   void (*conv_forward)(const ConvArgs<T>&, int64_t begin, int64_t end);
   void (*conv_backward)(const ConvArgs<T>&, int64_t begin, int64_t end, T* workspace);
   int64_t (*conv_workspace)(const ConvArgs<T>&);

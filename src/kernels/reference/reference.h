@@ -30,6 +30,16 @@ struct MlstmStateView {
 // xLSTM v1's mLSTM step, token by token (docs/mathematics.md 3).
 void mlstm(const MlstmSizes& sizes, const MlstmInputsView& inputs, MlstmStateView state, double* h_BSHV);
 
+struct DeltaRuleSizes {
+  int64_t B, S, H, K, V;
+};
+struct DeltaRuleInputsView {
+  const double *q_BSHK, *k_BSHK, *v_BSHV, *igate_BSH, *fgate_BSH;
+  const uint8_t* is_start_BS;
+};
+// The gated delta rule, token by token (docs/mathematics.md 11).
+void delta_rule(const DeltaRuleSizes& sizes, const DeltaRuleInputsView& inputs, double* cell_BHKV, double* h_BSHV);
+
 struct ConvSizes {
   int64_t B, S, F, K;
 };

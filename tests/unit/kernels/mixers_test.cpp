@@ -202,6 +202,59 @@ TEST_F(MixerKernels, MlstmAgreesInAllInstructionSets) {
   }
 }
 
+struct DeltaRuleData {
+  std::vector<double> q, k, v, igate, fgate, cell, grad_h, grad_cell;
+  std::vector<uint8_t> is_start;
+};
+
+template <typename T>
+std::vector<std::vector<double>> run_delta_rule(const CpuKernels<T>& kernels, const Case& c, const DeltaRuleData& d) {
+  const int64_t tokens = c.B * c.S * c.H, tasks = c.B * c.H;
+  const Array<T> q(d.q), k(d.k), v(d.v), igate(d.igate), fgate(d.fgate), cell0(d.cell);
+  Array<T> cell(tasks * c.K * c.V), h(tokens * c.V);
+  const DeltaRuleForwardArgs<T> forward{c.B,   c.S,  c.H, c.K, c.V, std::min(c.L, c.S), q, k, v, igate, fgate, d.is_start.data(),
+                                        cell0, cell, h};
+  const Array<T> workspace(std::max(kernels.delta_rule_forward_workspace(forward), kernels.delta_rule_backward_workspace(forward)));
+  std::vector<double> cell_expected = d.cell, h_expected(tokens * c.V);
+  reference::delta_rule({c.B, c.S, c.H, c.K, c.V}, {d.q.data(), d.k.data(), d.v.data(), d.igate.data(), d.fgate.data(), d.is_start.data()},
+                        cell_expected.data(), h_expected.data());
+  Array<T> cell1(d.cell);
+  DeltaRuleForwardArgs<T> recurrent = forward;
+  recurrent.cell_BHKV = cell1;
+  kernels.delta_rule_recurrent(recurrent, 0, tasks);
+  expect_near(h, h_expected, "h, token by token");
+  expect_near(cell1, cell_expected, "C, token by token");
+  kernels.delta_rule_forward(forward, 0, tasks, workspace);
+  expect_near(h, h_expected, "h");
+  expect_near(cell, cell_expected, "C");
+
+  const Array<T> grad_h(d.grad_h), grad_final_cell(d.grad_cell);
+  Array<T> dq(tokens * c.K), dk(tokens * c.K), dv(tokens * c.V), di(tokens), df(tokens), dcell(tasks * c.K * c.V);
+  const DeltaRuleBackwardArgs<T> backward{forward, grad_h, grad_final_cell, dq, dk, dv, di, df, dcell};
+  kernels.delta_rule_backward(backward, 0, tasks, workspace);
+  return {dq.values(), dk.values(), dv.values(), di.values(), df.values(), dcell.values()};
+}
+
+TEST_F(MixerKernels, DeltaRuleAgreesInAllInstructionSets) {
+  for (const Case& c : kCases) {
+    const int64_t tokens = c.B * c.S * c.H, heads = c.B * c.H;
+    const double unit = 1 / std::sqrt(double(c.K));  // longer keys let the state grow
+    const DeltaRuleData d{
+        random(tokens * c.K, unit), random(tokens * c.K, unit), random(tokens * c.V),      random(tokens),   random(tokens),
+        random(heads * c.K * c.V),  random(tokens * c.V),       random(heads * c.K * c.V), starts(c.B * c.S)};
+    const auto expected = run_delta_rule<double>(cpu_kernels<double>(InstructionSet::baseline), c, d);
+    for (const InstructionSet set : supported_instruction_sets()) {
+      SCOPED_TRACE(::testing::Message() << name(set) << " B=" << c.B << " S=" << c.S << " K=" << c.K << " V=" << c.V << " L=" << c.L);
+      const auto wide = run_delta_rule<double>(cpu_kernels<double>(set), c, d);
+      const auto single = run_delta_rule<float>(cpu_kernels<float>(set), c, d);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_LT(relative_error(wide[i], expected[i]), kLimit<double>) << "gradient " << i;
+        EXPECT_LT(relative_error(single[i], expected[i]), kLimit<float>) << "gradient " << i;
+      }
+    }
+  }
+}
+
 template <typename T>
 void check_elementwise(const CpuKernels<T>& k, const std::vector<double>& x_values, const std::vector<double>& weight_values, int64_t rows,
                        int64_t width) {
