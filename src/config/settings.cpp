@@ -107,7 +107,7 @@ void add_student(TableBuilder& t) {
   t.integer(AT(student.feature_factor), {.low = 2, .high = 8}, "convert: width of the feature maps / head width; an even number");
   t.flag(AT(student.rope), "convert: the teacher's rotary positions on queries and keys");
   t.custom(AT(student.mixers), "the name of a mixer, or a list of them that the layers take by turns",
-           "convert: in attention's place; \"mlstm\"", "", read_mixers);
+           "convert: in attention's place; mlstm, gated-delta", "", read_mixers);
   t.choice(AT(student.gate_init),
            "convert: of the forget gates: from how far the teacher's heads look back on the first rows, or spread over the heads");
   t.integer(AT(student.qkv_proj_blocksize), kAtLeastOne, "block size of the mLSTM's q, k, v projections");

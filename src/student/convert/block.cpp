@@ -47,6 +47,7 @@ class ConvertBlock final : public Mixer {
   ConvertBlock(const ConvertConfig& config, std::string mixer)
       : config_(config),
         mixer_(std::move(mixer)),
+        cell_(find_convert_cell(mixer_)),
         parameters_(convert_parameters(config)),
         bind_(parameters_),
         rotary_(config.decoder.rope, config.decoder.head_dim) {}
@@ -63,26 +64,26 @@ class ConvertBlock final : public Mixer {
 
   [[nodiscard]] std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
                                                        at::TensorOptions options) const override {
-    const int64_t H = config_.decoder.num_heads, K = config_.decoder.head_dim, F = config_.feature_size(), J = config_.conv1d_kernel_size;
+    const int64_t J = config_.conv1d_kernel_size;
     auto state = std::make_unique<ConvertState>();
-    if (J > 0) state->tail_BJT = at::zeros({batch, J - 1, 3 * H * K}, options.dtype(compute_dtype));
-    state->cell = {at::zeros({batch, H, F, K}, options), at::zeros({batch, H, F}, options), at::zeros({batch, H}, options)};
+    if (J > 0) state->tail_BJT = at::zeros({batch, J - 1, 3 * config_.inner_size()}, options.dtype(compute_dtype));
+    state->cell = cell_.zero_state(batch, config_, options);
     return state;
   }
 
-  // Norms' inputs and outputs, q, k, v before and after the convolution and turned, features, cell, gate, feed-forward; a matrix state a
-  // chunk and head.
+  // Norms' inputs and outputs, q, k, v before and after the convolution and turned, gates, feed-forward, and the cell's.
   [[nodiscard]] KeptValues kept_values() const override {
-    const int64_t D = config_.decoder.hidden_size, E = config_.inner_size(), H = config_.decoder.num_heads, F = config_.feature_size();
-    return {.compute = 3 * D + 12 * E + 2 * H * F + 3 * config_.decoder.intermediate_size,
-            .full = 2 * D + H * F * config_.decoder.head_dim / config_.chunk_size + 6 * H};
+    const int64_t D = config_.decoder.hidden_size, E = config_.inner_size();
+    const KeptValues cell = cell_.kept_values(config_);
+    return {.compute = cell.compute + 3 * D + 12 * E + 3 * config_.decoder.intermediate_size,
+            .full = cell.full + 3 * D + 2 * config_.decoder.num_heads};
   }
 
  private:
   Tensor run(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call, MixerState* state,
              Tensor (*layer)(const nn::DecoderWeights&, nn::TokenMixer&, const Tensor&, const nn::LayerCall&)) const {
     const ConvertWeights w = bind_(&weights), products = bind_(call.products);
-    ConvertMixer mixer(config_, w, products, call, config_.has_rope ? &rotary_.on(x_BSD.device()) : nullptr,
+    ConvertMixer mixer(config_, cell_, w, products, call, config_.has_rope ? &rotary_.on(x_BSD.device()) : nullptr,
                        own_state<ConvertState>(state));
     return layer(layer_weights(w, products), mixer, x_BSD,
                  {.rms_norm_eps = config_.decoder.rms_norm_eps, .compute_dtype = call.compute_dtype});
@@ -90,6 +91,7 @@ class ConvertBlock final : public Mixer {
 
   ConvertConfig config_;
   std::string mixer_;
+  const ConvertCell& cell_;
   std::vector<ParameterSpec> parameters_;
   WeightBinder<ConvertWeights> bind_;
   mutable SharedRotary rotary_;

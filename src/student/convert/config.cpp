@@ -67,10 +67,6 @@ void ConvertConfig::check() const {
   if (chunk_size < 1) throw ConfigError("student.chunk_size = {}: must be at least 1", chunk_size);
 }
 
-std::vector<std::string> convert_mixer_names() {
-  return {"mlstm"};
-}
-
 ConvertConfig derive_convert(const config::StudentSettings& settings, const teacher::TeacherShape& teacher, int64_t context_length) {
   ConvertConfig config;
   config.teacher_config = teacher.config;

@@ -52,8 +52,4 @@ Tensor mean_look_back(const ConvertConfig& config, const ConvertWeights& weights
   return sum_H / static_cast<double>(B);
 }
 
-Tensor forget_gate_of(const Tensor& half_life) {
-  return at::logit(at::pow(2.0, -half_life.clamp(2.0, 2000.0).reciprocal()).clamp_max(1.0 - 1e-4));
-}
-
 }  // namespace distil_xlstm::student

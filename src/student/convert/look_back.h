@@ -1,4 +1,4 @@
-// How far the teacher's heads look back, and the forget gates that a converted layer starts with from it (docs/convert.md).
+// How far the teacher's heads look back, which forget gates start from (docs/convert.md).
 #pragma once
 
 #include "nn/rotary.h"
@@ -11,8 +11,5 @@ namespace distil_xlstm::student {
 // is_start_BS (uint8, or undefined) cuts attention. No gradient.
 Tensor mean_look_back(const ConvertConfig& config, const ConvertWeights& weights, const nn::Rotary& rotary, const Tensor& x_BSD,
                       const Tensor& is_start_BS);
-
-// Pre-activation of a forget gate whose memory halves in so many tokens, held within 2 to 2 000.
-Tensor forget_gate_of(const Tensor& half_life);
 
 }  // namespace distil_xlstm::student

@@ -1,13 +1,10 @@
 #include "student/convert/mixer.h"
 
-#include <cmath>
 #include <optional>
 #include <utility>
 
 #include "ops/causal_conv.h"
-#include "ops/feature_map.h"
 #include "ops/gated.h"
-#include "student/mlstm_cell.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -21,7 +18,7 @@ Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& p
 
 void ConvertState::for_each(const std::function<void(Tensor&)>& visit) {
   if (tail_BJT.defined()) visit(tail_BJT);
-  for_each_tensor(cell, visit);
+  for (Tensor& tensor : cell) visit(tensor);
 }
 
 Tensor ConvertMixer::mix(const nn::MatrixInput& u_BSD) {
@@ -59,19 +56,20 @@ Tensor ConvertMixer::placed(const Tensor& x_BSHK, const Tensor& norm_K) const {
   return rotary_ ? rotary_->rotate(x, state_ ? state_->num_tokens : 0) : x;
 }
 
-Tensor ConvertMixer::run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, ops::MlstmState* cell) const {
-  // The cell divides by at least e^-m, which a large factor on q keeps out of the way: what is left is the plain sum.
-  constexpr double kAboveBound = 0x1p24;
-  const at::ScalarType type = cell_dtype(call_.compute_dtype);
-  const double scale = std::sqrt(static_cast<double>(config_.decoder.head_dim));
+Tensor ConvertMixer::run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, std::vector<Tensor>* state) const {
   const Tensor gate_input = u_BSD.values.to(w_.input_gate_HD.scalar_type());
-  return run_mlstm_cell({.q_BSHK = ops::feature_map(heads.q_BSHK, w_.feature_q_HKM, scale * kAboveBound, type),
-                         .k_BSHK = ops::feature_map(heads.k_BSHK, w_.feature_k_HKM, scale, type),
-                         .v_BSHV = heads.v_BSHK.to(type).contiguous(),
-                         .igate_BSH = at::linear(gate_input, w_.input_gate_HD, w_.input_gate_bias_H),
-                         .fgate_BSH = at::linear(gate_input, w_.forget_gate_HD, w_.forget_gate_bias_H),
-                         .is_start_BS = call_.is_start_BS},
-                        call_.form, config_.chunk_size, cell);
+  return cell_.run({.q_BSHK = heads.q_BSHK,
+                    .k_BSHK = heads.k_BSHK,
+                    .v_BSHK = heads.v_BSHK,
+                    .feature_q_HKM = w_.feature_q_HKM,
+                    .feature_k_HKM = w_.feature_k_HKM,
+                    .input_gate_BSH = at::linear(gate_input, w_.input_gate_HD, w_.input_gate_bias_H),
+                    .forget_gate_BSH = at::linear(gate_input, w_.forget_gate_HD, w_.forget_gate_bias_H),
+                    .is_start_BS = call_.is_start_BS,
+                    .type = cell_dtype(call_.compute_dtype),
+                    .form = call_.form,
+                    .chunk_size = config_.chunk_size},
+                   state);
 }
 
 }  // namespace distil_xlstm::student

@@ -2,31 +2,33 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "nn/rotary.h"
 #include "nn/token_mixer.h"
+#include "student/convert/cells.h"
 #include "student/convert/weights.h"
 #include "student/mixer.h"
 
 namespace distil_xlstm::student {
 
 struct ConvertState final : MixerState {
-  Tensor tail_BJT;  // the convolution's last J - 1 inputs; undefined without one
-  ops::MlstmState cell;
-  int64_t num_tokens = 0;  // seen, by every row: the position of the next one
+  Tensor tail_BJT;           // the convolution's last J - 1 inputs; undefined without one
+  std::vector<Tensor> cell;  // ConvertCell::zero_state
+  int64_t num_tokens = 0;    // seen, by every row: the position of the next one
 
   void for_each(const std::function<void(Tensor&)>& visit) override;
   [[nodiscard]] std::unique_ptr<MixerState> clone() const override { return std::make_unique<ConvertState>(*this); }
 };
 
-// y_i = sum_j phi(q_i) phi(k_j) e^D_ij v_j / sum_j phi(q_i) phi(k_j) e^D_ij, times the output gate.
+// A cell on queries, keys and values of the teacher's, and its output gate.
 class ConvertMixer final : public nn::TokenMixer {
  public:
   // All must outlive the mixer. `products`: the weights as products take them (MixerCall::products), undefined where they are converted
   // where they are used; `rotary` and `state`, or null.
-  ConvertMixer(const ConvertConfig& config, const ConvertWeights& weights, const ConvertWeights& products, const MixerCall& call,
-               const nn::Rotary* rotary, ConvertState* state)
-      : config_(config), w_(weights), products_(products), call_(call), rotary_(rotary), state_(state) {}
+  ConvertMixer(const ConvertConfig& config, const ConvertCell& cell, const ConvertWeights& weights, const ConvertWeights& products,
+               const MixerCall& call, const nn::Rotary* rotary, ConvertState* state)
+      : config_(config), cell_(cell), w_(weights), products_(products), call_(call), rotary_(rotary), state_(state) {}
 
   [[nodiscard]] Tensor mix(const nn::MatrixInput& u_BSD) override;
 
@@ -37,9 +39,10 @@ class ConvertMixer final : public nn::TokenMixer {
   };
   [[nodiscard]] Heads heads(const nn::MatrixInput& u_BSD, Tensor* tail_BJT) const;
   [[nodiscard]] Tensor placed(const Tensor& x_BSHK, const Tensor& norm_K) const;
-  [[nodiscard]] Tensor run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, ops::MlstmState* cell) const;
+  [[nodiscard]] Tensor run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, std::vector<Tensor>* state) const;
 
   const ConvertConfig& config_;
+  const ConvertCell& cell_;
   const ConvertWeights &w_, &products_;
   const MixerCall& call_;
   const nn::Rotary* rotary_;

@@ -8,6 +8,7 @@
 #include "nn/stored.h"
 #include "student/block_student.h"
 #include "student/convert/block.h"
+#include "student/convert/cells.h"
 #include "student/convert/config.h"
 #include "student/convert/look_back.h"
 #include "student/convert/weights.h"
@@ -99,7 +100,7 @@ class ConvertStudent final : public BlockStudent {
     for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
       const ConvertWeights weights = bind(&block_weights(layer));
       const Tensor half_life_H = mean_look_back(config, weights, rotary, layer_inputs_BSD.at(static_cast<size_t>(layer)), is_start_BS);
-      Tensor(weights.forget_gate_bias_H).copy_(forget_gate_of(half_life_H));
+      Tensor(weights.forget_gate_bias_H).copy_(find_convert_cell(config.mixer_of(layer)).forget_gate_of(half_life_H));
     }
   }
   [[nodiscard]] std::string description() const override {

@@ -174,9 +174,12 @@ TEST(Convert, ALayerIsItsDefinition) {
 TEST(Convert, EveryFormIsOne) {
   for (const at::Device device : devices()) {
     for (const auto& [name, config] : families()) {
-      for (const int64_t taps : {4, 0}) {
-        SCOPED_TRACE(fmt::format("{} {} taps {}", device.str(), name, taps));
-        const Pair pair = convert(config, {.conv1d_kernel_size = taps}, device);
+      for (const auto& [taps, mixers] : {std::pair<int64_t, std::vector<std::string>>{4, {"mlstm"}},
+                                         {0, {"mlstm"}},
+                                         {4, {"gated-delta"}},
+                                         {0, {"mlstm", "gated-delta"}}}) {
+        SCOPED_TRACE(fmt::format("{} {} taps {} {}", device.str(), name, taps, mixers.back()));
+        const Pair pair = convert(config, {.conv1d_kernel_size = taps, .mixers = mixers}, device);
         perturb(*pair.student, 0.2);
         const at::NoGradGuard no_grad;
         const int64_t S = 19;
@@ -201,7 +204,7 @@ TEST(Convert, EveryFormIsOne) {
 
 // A document that begins in a prompt leaves nothing of the one before in the state.
 TEST(Convert, StatesForgetWhatADocumentEnds) {
-  const Pair pair = convert(families()[1].config, {.rope = false});
+  const Pair pair = convert(families()[1].config, {.rope = false, .mixers = {"mlstm", "gated-delta"}});
   perturb(*pair.student, 0.2);
   const at::NoGradGuard no_grad;
   const Tensor tokens = tokens_of(1, 12);
@@ -224,7 +227,7 @@ TEST(Convert, StatesForgetWhatADocumentEnds) {
 // Without rotary positions a document does not know where in its row it begins.
 TEST(Convert, DocumentsAreApart) {
   for (const at::Device device : devices()) {
-    const Pair pair = convert(families()[1].config, {.rope = false}, device);
+    const Pair pair = convert(families()[1].config, {.rope = false, .mixers = {"gated-delta", "mlstm"}}, device);
     perturb(*pair.student, 0.2);
     const at::NoGradGuard no_grad;
     const Tensor tokens = tokens_of(1, 20, device);
@@ -244,7 +247,7 @@ TEST(Convert, GradientsMatchDifferences) {
   for (const at::Device device : devices()) {
     for (const auto& [name, config] : {families()[1], families()[3]}) {
       SCOPED_TRACE(device.str() + " " + name);
-      const Pair pair = convert(config, {}, device);
+      const Pair pair = convert(config, {.mixers = {"mlstm", "gated-delta"}}, device);
       perturb(*pair.student, 0.2);
       const Tensor tokens = tokens_of(2, 13, device);
       Tensor starts = at::zeros({2, 13}, at::kByte);
@@ -344,7 +347,7 @@ TEST(Convert, ForgetGatesStartFromHowFarTheTeacherLooksBack) {
 
 TEST(Convert, HalfPrecisionIsNearFloat32) {
   for (const at::Device device : devices()) {
-    const Pair pair = convert(families()[1].config, {}, device, at::kFloat);
+    const Pair pair = convert(families()[1].config, {.mixers = {"mlstm", "gated-delta"}}, device, at::kFloat);
     const Tensor tokens = tokens_of(2, 21, device);
     for (const auto type : {at::kBFloat16, at::kHalf}) {
       const auto run = [&](at::ScalarType compute) {
@@ -365,7 +368,7 @@ TEST(Convert, HalfPrecisionIsNearFloat32) {
 TEST(Convert, StoredAndReadAgainIsTheSame) {
   for (const auto& [name, config] : families()) {
     SCOPED_TRACE(name);
-    const Pair pair = convert(config, {.feature_factor = 4, .rope = false}, at::kCPU, at::kFloat);
+    const Pair pair = convert(config, {.feature_factor = 4, .rope = false, .mixers = {"gated-delta", "mlstm"}}, at::kCPU, at::kFloat);
     perturb(*pair.student, 0.1);
     const json stored = pair.shape->to_json("");
     const auto weights = std::make_shared<MemoryWeights>(pair.student->stored_tensors("", /*with_frozen=*/true));
@@ -393,6 +396,8 @@ TEST(Convert, StoredAndReadAgainIsTheSame) {
 
   const Pair wide = convert(families()[0].config, {.feature_factor = 4}), narrow = convert(families()[0].config);
   EXPECT_THAT(wide.shape->differences(*narrow.shape), ::testing::ElementsAre(::testing::HasSubstr("feature_factor")));
+  EXPECT_THROW((void)derive_shape({.kind = "convert", .mixers = {"mlstm", "delta"}}, teacher::teacher_shape(families()[0].config), 8),
+               ConfigError);
   EXPECT_THROW((void)derive_shape({.kind = "convert", .feature_factor = 3}, teacher::teacher_shape(families()[0].config), 8), ConfigError);
   EXPECT_THROW((void)narrow.shape->fresh({.embedding_VD = narrow.teacher->embedding_weight(), .head_VD = narrow.teacher->head_weight()}, 0),
                ValueError);

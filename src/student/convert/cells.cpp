@@ -1,0 +1,112 @@
+#include "student/convert/cells.h"
+
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+#include "config/names.h"
+#include "ops/delta_rule.h"
+#include "ops/feature_map.h"
+#include "student/mlstm_cell.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+// y_i = sum_j phi(q_i) phi(k_j) e^D_ij v_j / sum_j phi(q_i) phi(k_j) e^D_ij.
+class Mlstm final : public ConvertCell {
+ public:
+  [[nodiscard]] Tensor run(const CellInputs& in, std::vector<Tensor>* state) const override {
+    // The cell divides by at least e^-m, which a large factor on q keeps out of the way: what is left is the plain sum.
+    constexpr double kAboveBound = 0x1p24;
+    const double scale = std::sqrt(static_cast<double>(in.q_BSHK.size(3)));
+    ops::MlstmState cell;
+    if (state) cell = {state->at(0), state->at(1), state->at(2)};
+    const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = ops::feature_map(in.q_BSHK, in.feature_q_HKM, scale * kAboveBound, in.type),
+                                          .k_BSHK = ops::feature_map(in.k_BSHK, in.feature_k_HKM, scale, in.type),
+                                          .v_BSHV = in.v_BSHK.to(in.type).contiguous(),
+                                          .igate_BSH = in.input_gate_BSH,
+                                          .fgate_BSH = in.forget_gate_BSH,
+                                          .is_start_BS = in.is_start_BS},
+                                         in.form, in.chunk_size, state ? &cell : nullptr);
+    if (state) *state = {cell.cell_BHKV, cell.normalizer_BHK, cell.stabilizer_BH};
+    return h_BSHK;
+  }
+
+  [[nodiscard]] std::vector<Tensor> zero_state(int64_t batch, const ConvertConfig& config,
+                                               const at::TensorOptions& options) const override {
+    const int64_t H = config.decoder.num_heads, K = config.decoder.head_dim, F = config.feature_size();
+    return {at::zeros({batch, H, F, K}, options), at::zeros({batch, H, F}, options), at::zeros({batch, H}, options)};
+  }
+
+  [[nodiscard]] KeptValues kept_values(const ConvertConfig& config) const override {
+    const int64_t H = config.decoder.num_heads, F = config.feature_size();
+    return {.compute = 2 * H * F, .full = H * F * config.decoder.head_dim / config.chunk_size + 4 * H};
+  }
+};
+
+// C <- g (I - beta k k^T) C + beta k v^T, read by q: features of unit length, no normaliser (docs/mathematics.md 11).
+class GatedDelta final : public ConvertCell {
+ public:
+  [[nodiscard]] Tensor run(const CellInputs& in, std::vector<Tensor>* state) const override {
+    const ops::DeltaRuleInputs inputs{.q_BSHK = unit_features(in.q_BSHK, in.feature_q_HKM, in.type),
+                                      .k_BSHK = unit_features(in.k_BSHK, in.feature_k_HKM, in.type),
+                                      .v_BSHV = in.v_BSHK.to(in.type).contiguous(),
+                                      .igate_BSH = in.input_gate_BSH,
+                                      .fgate_BSH = in.forget_gate_BSH,
+                                      .is_start_BS = in.is_start_BS};
+    const ops::DeltaRuleState initial{state ? state->at(0) : Tensor()};
+    if (in.form == ops::MlstmForm::recurrent && in.v_BSHK.requires_grad())
+      throw ValueError("student: the recurrent form of the gated delta rule has no gradient: use form = chunkwise");
+    ops::DeltaRuleOutput out = in.form == ops::MlstmForm::recurrent
+                                   ? ops::delta_rule_recurrent(inputs, initial)
+                                   : ops::delta_rule_chunkwise(inputs, in.chunk_size, initial, /*returns_state=*/state != nullptr);
+    if (state) *state = {out.state.cell_BHKV};
+    return std::move(out.h_BSHV);
+  }
+
+  [[nodiscard]] std::vector<Tensor> zero_state(int64_t batch, const ConvertConfig& config,
+                                               const at::TensorOptions& options) const override {
+    return {at::zeros({batch, config.decoder.num_heads, config.feature_size(), config.decoder.head_dim}, options)};
+  }
+
+  [[nodiscard]] KeptValues kept_values(const ConvertConfig& config) const override {
+    const int64_t H = config.decoder.num_heads, F = config.feature_size(), K = config.decoder.head_dim;
+    return {.compute = 4 * H * F, .full = 2 * H * F + H * K + H * F * K / config.chunk_size + 4 * H};
+  }
+
+ private:
+  static Tensor unit_features(const Tensor& x_BSHK, const Tensor& map_HKM, at::ScalarType type) {
+    const Tensor phi_BSHF = ops::feature_map(x_BSHK, map_HKM, 1.0, type);
+    constexpr std::array<int64_t, 1> kLast = {3};
+    return phi_BSHF / at::linalg_vector_norm(phi_BSHF, 2, kLast, /*keepdim=*/true);  // a softmax is never 0 throughout
+  }
+};
+
+const std::vector<std::pair<std::string, const ConvertCell*>>& cells() {
+  static const Mlstm mlstm;
+  static const GatedDelta gated_delta;
+  static const std::vector<std::pair<std::string, const ConvertCell*>> all = {{"mlstm", &mlstm}, {"gated-delta", &gated_delta}};
+  return all;
+}
+
+}  // namespace
+
+Tensor ConvertCell::forget_gate_of(const Tensor& half_life_H) const {
+  return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()).clamp_max(1.0 - 1e-4));
+}
+
+std::vector<std::string> convert_mixer_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, cell] : cells()) names.push_back(name);
+  return names;
+}
+
+const ConvertCell& find_convert_cell(const std::string& name) {
+  for (const auto& [known, cell] : cells()) {
+    if (known == name) return *cell;
+  }
+  throw config::unknown_name(name, convert_mixer_names(), "student.mixers");
+}
+
+}  // namespace distil_xlstm::student
