@@ -29,11 +29,12 @@ struct CudaBackend {
                                              const Tensor& x_BSF, const Tensor& weight_FK, const Tensor& bias_F, const Tensor& initial_BJF,
                                              const Tensor& is_start_BS, bool has_silu) = nullptr;
   // x and its gradient in y's type or in float32, y and its gradient in any of theirs, everything contiguous. `added`, in y's type, or
-  // undefined: the norm is of x + added. grad_residual, in x's type, or undefined: is added to the gradient of x.
+  // undefined: the norm is of x + added. grad_residual, in x's type, or undefined: is added to the gradient of x. is_rms: RMSNorm, whose
+  // factor is the weight itself; means are 0 then.
   LayerNormForward (*layer_norm_forward)(const Tensor& x_NGK, const Tensor& added_NGK, const Tensor& weight_GK, double eps,
-                                         at::ScalarType y_type) = nullptr;
+                                         at::ScalarType y_type, bool is_rms) = nullptr;
   LayerNormBackward (*layer_norm_backward)(const Tensor& grad_y_NGK, const Tensor& grad_residual_NGK, const Tensor& x_NGK,
-                                           const Tensor& weight_GK, const Tensor& mean_NG, const Tensor& rstd_NG) = nullptr;
+                                           const Tensor& weight_GK, const Tensor& mean_NG, const Tensor& rstd_NG, bool is_rms) = nullptr;
   // x and weight contiguous and of one type; rows of at most max_rms_norm_vectors 16-byte vectors, or values where those do not fit.
   // The norm and, where asked for, a copy of x.
   std::pair<Tensor, Tensor> (*rms_norm)(const Tensor& x, const Tensor& weight, double eps, bool copies) = nullptr;

@@ -72,7 +72,40 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 };
 
+struct WideLinearFunction : torch::autograd::Function<WideLinearFunction> {
+  static bool has_half_products(const Tensor& x, const Tensor& weight) {
+    return x.is_cuda() && c10::elementSize(x.scalar_type()) == 2 && weight.scalar_type() == at::kFloat;
+  }
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E) {
+    ctx->save_for_backward({x, weight_EK});
+    if (!has_half_products(x, weight_EK)) return at::linear(x.to(weight_EK.scalar_type()), weight_EK, bias_E);
+    const Tensor out_NE = at::mm(x.reshape({-1, x.size(-1)}), weight_EK.to(x.scalar_type()).t(), at::kFloat).add_(bias_E);
+    std::vector<int64_t> sizes = x.sizes().vec();
+    sizes.back() = weight_EK.size(0);
+    return out_NE.view(sizes);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor x_NK = saved[0].reshape({-1, saved[0].size(-1)}), &weight_EK = saved[1];
+    const Tensor grad_NE = grads[0].reshape({-1, weight_EK.size(0)}), grad_bias = grad_NE.sum(0);
+    if (!has_half_products(x_NK, weight_EK)) {
+      const Tensor wide_NK = x_NK.to(weight_EK.scalar_type());
+      return {at::mm(grad_NE, weight_EK).to(x_NK.scalar_type()).view(saved[0].sizes()), at::mm(grad_NE.t(), wide_NK), grad_bias};
+    }
+    const Tensor half_NE = grad_NE.to(x_NK.scalar_type());
+    return {at::mm(half_NE, weight_EK.to(x_NK.scalar_type())).view(saved[0].sizes()), at::mm(half_NE.t(), x_NK, at::kFloat), grad_bias};
+  }
+};
+
 }  // namespace
+
+Tensor wide_linear(const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E) {
+  check(x, weight_EK, bias_E);
+  check_device("linear: x", x, {weight_EK, bias_E});
+  return WideLinearFunction::apply(x, weight_EK, bias_E);
+}
 
 Tensor linear_with_grad(const Tensor& x, const LinearWeight& weight_EK, const Tensor& bias_E) {
   check(x, weight_EK.weight, bias_E);

@@ -17,6 +17,10 @@ struct LinearWeight {
 // their types. Neither a product nor memory goes into the gradient of what needs none: a frozen matrix keeps no x. Throws ShapeError.
 Tensor linear_with_grad(const Tensor& x, const LinearWeight& weight_EK, const Tensor& bias_E = {});
 
+// x W^T + b in the weight's type, float32 or float64, for x [..., K] of any: what goes into exponentials (docs/mathematics.md 9). Half
+// precision x on CUDA is multiplied by the weight rounded to its type, with sums in float32. Differentiable in all. Throws ShapeError.
+Tensor wide_linear(const Tensor& x, const Tensor& weight_EK, const Tensor& bias_E);
+
 // x W^T + b for x [..., K], W [E, K]; bias_E may be undefined; nothing is recorded for a gradient. One row in float32 or float64 on a CPU
 // (a token that is decoded) goes through a kernel whose bits do not depend on the number of threads; all else through LibTorch. Throws
 // ShapeError.

@@ -28,7 +28,11 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr double kEps = 1e-5;
+// Which norm it is: LayerNorm with the residual weight, or RMSNorm.
+struct NormKind {
+  bool is_rms = false;
+  double eps = 1e-5;
+};
 
 bool uses_kernels(const Tensor& x, at::ScalarType y_type) {
   return has_cuda_kernels(x) && y_type != at::kDouble;
@@ -47,36 +51,62 @@ Tensor grouped_weight(const Tensor& x, const Tensor& weight, int64_t num_groups)
   return weight.to(compute_type(x)).contiguous().view({num_groups, -1});
 }
 
+// Without our CUDA kernels. On a CPU backward makes rstd again.
+LayerNormForward rms_norm_forward_plain(const Tensor& x_NGK, const Tensor& weight_GK, double eps) {
+  if (x_NGK.is_cpu()) return {rms_norm_cpu(x_NGK, weight_GK.flatten(), eps), Tensor(), Tensor(), Tensor()};
+  const auto [y, rstd] = at::_fused_rms_norm(x_NGK, {x_NGK.size(2)}, weight_GK.flatten(), eps);
+  return {y, Tensor(), rstd, Tensor()};
+}
+
+LayerNormBackward rms_norm_backward_plain(const Tensor& grad_NGK, const Tensor& x_NGK, const Tensor& weight_GK, const Tensor& rstd_NG,
+                                          double eps) {
+  const Tensor weight_K = weight_GK.flatten();
+  if (x_NGK.is_cpu()) {
+    auto [grad_x, grad_weight] = rms_norm_backward_cpu(grad_NGK, x_NGK, weight_K, eps);
+    return {grad_x, grad_weight};
+  }
+  const auto [grad_x, grad_weight] = at::_fused_rms_norm_backward(grad_NGK, x_NGK, {x_NGK.size(2)}, rstd_NG, weight_K, {true, true});
+  return {grad_x, grad_weight};
+}
+
 // `added` or undefined: what is normalized is then the sum of both, which the kernel makes where `added` has y's type.
-LayerNormForward run_forward(const Tensor& x, const Tensor& added, const Tensor& weight, int64_t num_groups, at::ScalarType y_type) {
+LayerNormForward run_forward(const NormKind& kind, const Tensor& x, const Tensor& added, const Tensor& weight, int64_t num_groups,
+                             at::ScalarType y_type) {
   const Tensor weight_GK = grouped_weight(x, weight, num_groups);
   if (uses_kernels(x, y_type)) {
     const bool adds = added.defined() && added.scalar_type() == y_type && input_type(x, y_type) == x.scalar_type();
     const Tensor sum = added.defined() && !adds ? (x + added).to(x.scalar_type()) : x;
     const Tensor x_NGK = grouped(sum, input_type(x, y_type), weight, num_groups);
-    LayerNormForward out =
-        cuda_backend().layer_norm_forward(x_NGK, adds ? grouped(added, y_type, weight, num_groups) : Tensor(), weight_GK, kEps, y_type);
+    LayerNormForward out = cuda_backend().layer_norm_forward(x_NGK, adds ? grouped(added, y_type, weight, num_groups) : Tensor(), weight_GK,
+                                                             kind.eps, y_type, kind.is_rms);
     if (!adds) out.sum_NGK = added.defined() ? sum : Tensor();
     return out;
   }
   const Tensor sum = added.defined() ? (x + added).to(x.scalar_type()) : x;
   const Tensor x_NGK = grouped(sum, input_type(x, y_type), weight, num_groups);
-  LayerNormForward out =
-      x.is_cpu() ? layer_norm_forward_cpu(x_NGK, weight_GK, kEps) : layer_norm_forward_aten(x_NGK, weight_GK, kEps, y_type);
+  LayerNormForward out;
+  if (kind.is_rms) {
+    out = rms_norm_forward_plain(x_NGK, weight_GK, kind.eps);
+  } else {
+    out = x.is_cpu() ? layer_norm_forward_cpu(x_NGK, weight_GK, kind.eps) : layer_norm_forward_aten(x_NGK, weight_GK, kind.eps, y_type);
+  }
   out.y_NGK = out.y_NGK.to(y_type);
   if (added.defined()) out.sum_NGK = sum;
   return out;
 }
 
 // x (+ added) and its norm. Backward adds both gradients: where the others read the sum from here, nothing else adds what comes back to x.
-struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
+struct NormFunction : torch::autograd::Function<NormFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& added, const Tensor& weight,
-                               int64_t num_groups, int64_t dtype_index) {
-    const LayerNormForward out = run_forward(x, added.value_or(Tensor()), weight, num_groups, static_cast<at::ScalarType>(dtype_index));
+                               int64_t num_groups, int64_t dtype_index, bool is_rms, double eps) {
+    const auto y_type = static_cast<at::ScalarType>(dtype_index);
+    const LayerNormForward out = run_forward({is_rms, eps}, x, added.value_or(Tensor()), weight, num_groups, y_type);
     const Tensor sum = added ? out.sum_NGK.view(x.sizes()) : x.detach();
     // The input keeps its own type while it waits: half the memory for half-precision activations.
     ctx->save_for_backward({added ? sum : x, weight, out.mean_NG, out.rstd_NG});
     ctx->saved_data["num_groups"] = num_groups;
+    ctx->saved_data["is_rms"] = is_rms;
+    ctx->saved_data["eps"] = eps;
     if (added) ctx->saved_data["added_type"] = static_cast<int64_t>(added->scalar_type());
     ctx->set_materialize_grads(false);
     return {sum, out.y_NGK.view(x.sizes())};
@@ -87,7 +117,8 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
     const Tensor &x = s[0], &weight = s[1], &grad_sum = grads[0], &grad_y = grads[1];
     Tensor grad_x = grad_sum, grad_weight;
     if (grad_y.defined()) {
-      LayerNormBackward out = run_backward(grad_sum, grad_y, x, weight, s[2], s[3], ctx->saved_data["num_groups"].toInt());
+      const NormKind kind{ctx->saved_data["is_rms"].toBool(), ctx->saved_data["eps"].toDouble()};
+      LayerNormBackward out = run_backward(kind, grad_sum, grad_y, x, weight, s[2], s[3], ctx->saved_data["num_groups"].toInt());
       grad_x = out.grad_x_NGK.view(x.sizes()).to(x.scalar_type());
       grad_weight = out.grad_weight_GK.view(weight.sizes()).to(weight.scalar_type());
     }
@@ -95,19 +126,23 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
     const Tensor grad_added = added_type != ctx->saved_data.end() && grad_x.defined()
                                   ? grad_x.to(static_cast<at::ScalarType>(added_type->second.toInt()))
                                   : Tensor();
-    return {grad_x, grad_added, grad_weight, Tensor(), Tensor()};
+    return {grad_x, grad_added, grad_weight, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
-  static LayerNormBackward run_backward(const Tensor& grad_sum, const Tensor& grad_y, const Tensor& x, const Tensor& weight,
-                                        const Tensor& mean, const Tensor& rstd, int64_t num_groups) {
+  static LayerNormBackward run_backward(const NormKind& kind, const Tensor& grad_sum, const Tensor& grad_y, const Tensor& x,
+                                        const Tensor& weight, const Tensor& mean, const Tensor& rstd, int64_t num_groups) {
     const at::ScalarType y_type = grad_y.scalar_type();
     const bool has_kernel = uses_kernels(x, y_type);
     const Tensor x_NGK = grouped(x, input_type(x, y_type), weight, num_groups), weight_GK = grouped_weight(x, weight, num_groups);
     const Tensor grad_NGK = grouped(grad_y, has_kernel ? y_type : x_NGK.scalar_type(), weight, num_groups);
     const Tensor residual_NGK = grad_sum.defined() ? grouped(grad_sum, x_NGK.scalar_type(), weight, num_groups) : Tensor();
-    if (has_kernel) return cuda_backend().layer_norm_backward(grad_NGK, residual_NGK, x_NGK, weight_GK, mean, rstd);
-    const auto run = x.is_cpu() ? layer_norm_backward_cpu : layer_norm_backward_aten;
-    LayerNormBackward out = run(grad_NGK, x_NGK, weight_GK, mean, rstd);
+    if (has_kernel) return cuda_backend().layer_norm_backward(grad_NGK, residual_NGK, x_NGK, weight_GK, mean, rstd, kind.is_rms);
+    LayerNormBackward out;
+    if (kind.is_rms) {
+      out = rms_norm_backward_plain(grad_NGK, x_NGK, weight_GK, rstd, kind.eps);
+    } else {
+      out = (x.is_cpu() ? layer_norm_backward_cpu : layer_norm_backward_aten)(grad_NGK, x_NGK, weight_GK, mean, rstd);
+    }
     if (residual_NGK.defined()) out.grad_x_NGK.add_(residual_NGK);
     return out;
   }
@@ -136,61 +171,40 @@ Tensor residual_layer_norm(const Tensor& x, const Tensor& weight, int64_t num_gr
   const at::ScalarType y_type = dtype.value_or(x.scalar_type());
   if (x.numel() == 0) return x.to(y_type, /*non_blocking=*/false, /*copy=*/true);
   if (any_requires_grad({x, weight})) {
-    return LayerNormFunction::apply(x, std::optional<Tensor>(), weight, num_groups, static_cast<int64_t>(y_type))[1];
+    return NormFunction::apply(x, std::optional<Tensor>(), weight, num_groups, static_cast<int64_t>(y_type), false, NormKind().eps)[1];
   }
   at::NoGradGuard no_grad;
-  return run_forward(x, Tensor(), weight, num_groups, y_type).y_NGK.view(x.sizes());
-}
-
-AddNorm add_norm(const Tensor& x, const Tensor& added, const Tensor& weight, std::optional<at::ScalarType> dtype) {
-  check_weight("add_norm", x, weight);
-  if (added.defined() && added.sizes() != x.sizes())
-    throw ShapeError("add_norm: added {} does not fit x {}: they must be equal", shape_text(added.sizes()), shape_text(x.sizes()));
-  check_device("add_norm: x", x, {added});
-  const at::ScalarType y_type = dtype.value_or(x.scalar_type());
-  if (x.numel() == 0) return {x, x.to(y_type, /*non_blocking=*/false, /*copy=*/true)};
-  if (any_requires_grad({x, added, weight})) {
-    const variable_list out = LayerNormFunction::apply(x, as_optional(added), weight, 1, static_cast<int64_t>(y_type));
-    return {out[0], out[1]};
-  }
-  at::NoGradGuard no_grad;
-  const LayerNormForward out = run_forward(x, added, weight, 1, y_type);
-  return {added.defined() ? out.sum_NGK.view(x.sizes()) : x, out.y_NGK.view(x.sizes())};
+  return run_forward({}, x, Tensor(), weight, num_groups, y_type).y_NGK.view(x.sizes());
 }
 
 namespace {
 
-// Keeps x; what else backward needs is a number a row.
-struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in, double eps) {
-    const at::ScalarType type = compute_type(x_in);
-    const Tensor x = x_in.to(type).contiguous(), weight = weight_in.to(type).contiguous();
-    Tensor y, rstd;
-    if (x.is_cpu()) {
-      y = rms_norm_cpu(x, weight, eps);
-    } else {
-      std::tie(y, rstd) = at::_fused_rms_norm(x, {x.size(-1)}, weight, eps);
-    }
-    ctx->save_for_backward({x_in, weight_in, rstd});
-    ctx->saved_data["eps"] = eps;
-    return y.to(x_in.scalar_type());
+AddNorm run_add_norm(const char* name, const NormKind& kind, const Tensor& x, const Tensor& added, const Tensor& weight,
+                     std::optional<at::ScalarType> dtype) {
+  check_weight(name, x, weight);
+  if (added.defined() && added.sizes() != x.sizes())
+    throw ShapeError("{}: added {} does not fit x {}: they must be equal", name, shape_text(added.sizes()), shape_text(x.sizes()));
+  check_device(fmt::format("{}: x", name), x, {added});
+  const at::ScalarType y_type = dtype.value_or(x.scalar_type());
+  if (x.numel() == 0) return {x, x.to(y_type, /*non_blocking=*/false, /*copy=*/true)};
+  if (any_requires_grad({x, added, weight})) {
+    const variable_list out = NormFunction::apply(x, as_optional(added), weight, 1, static_cast<int64_t>(y_type), kind.is_rms, kind.eps);
+    return {out[0], out[1]};
   }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const at::ScalarType type = compute_type(saved[0]);
-    const Tensor x = saved[0].to(type).contiguous(), weight = saved[1].to(type).contiguous(), grad = grads[0].to(type).contiguous();
-    Tensor grad_x, grad_weight;
-    if (x.is_cpu()) {
-      std::tie(grad_x, grad_weight) = rms_norm_backward_cpu(grad, x, weight, ctx->saved_data["eps"].toDouble());
-    } else {
-      std::tie(grad_x, grad_weight) = at::_fused_rms_norm_backward(grad, x, {x.size(-1)}, saved[2], weight, {true, true});
-    }
-    return {grad_x.to(saved[0].scalar_type()), grad_weight.to(saved[1].scalar_type()), {}};
-  }
-};
+  at::NoGradGuard no_grad;
+  const LayerNormForward out = run_forward(kind, x, added, weight, 1, y_type);
+  return {added.defined() ? out.sum_NGK.view(x.sizes()) : x, out.y_NGK.view(x.sizes())};
+}
 
 }  // namespace
+
+AddNorm add_norm(const Tensor& x, const Tensor& added, const Tensor& weight, std::optional<at::ScalarType> dtype) {
+  return run_add_norm("add_norm", {}, x, added, weight, dtype);
+}
+
+AddNorm add_rms_norm(const Tensor& x, const Tensor& added, const Tensor& weight, double eps, std::optional<at::ScalarType> dtype) {
+  return run_add_norm("add_rms_norm", {.is_rms = true, .eps = eps}, x, added, weight, dtype);
+}
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   check_weight("rms_norm", x, weight);
@@ -200,7 +214,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
     if (x.is_cpu()) return rms_norm_cpu(x.to(type).contiguous(), weight.to(type).contiguous(), eps).to(x.scalar_type());
     if (has_rms_norm_kernel(x, weight)) return cuda_backend().rms_norm(x.contiguous(), weight.contiguous(), eps, /*copies=*/false).first;
   }
-  return RmsNormFunction::apply(x, weight, eps);
+  return add_rms_norm(x, {}, weight, eps).normed;
 }
 
 std::pair<Tensor, Tensor> rms_norm_and_copy(const Tensor& x, const Tensor& weight, double eps) {

@@ -22,6 +22,9 @@ struct AddNorm {
 // read the stream after the norm from `sum`. `added` may have another type; the sum has x's.
 AddNorm add_norm(const Tensor& x, const Tensor& added, const Tensor& weight, std::optional<at::ScalarType> dtype = {});
 
+// The same with RMSNorm, x * rsqrt(mean(x^2) + eps) * weight.
+AddNorm add_rms_norm(const Tensor& x, const Tensor& added, const Tensor& weight, double eps, std::optional<at::ScalarType> dtype = {});
+
 // x * rsqrt(mean(x^2) + eps) * weight, reduction in float32, in x's type. Differentiable in x and weight, whose gradients have their types.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 // The same and a copy of x, which a GPU's kernel writes while it reads x.

@@ -52,6 +52,11 @@ __device__ inline float2 sum_team(float2 x, int turn) {
   return x;
 }
 
+// What the weight is added to.
+__device__ inline float offset(const LayerNorm& x) {
+  return x.is_rms ? 0.0f : 1.0f;
+}
+
 // What kLanes threads work on: one group of one row. Where none is left the width is 0, and only the sums go on.
 struct Place {
   int64_t group;  // of all N * G
@@ -87,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) forward_vectors(const __grid_constan
 #pragma unroll
     for (int j = 0; j < W; ++j) sum += values[i][j];
   }
-  const float mean = sum_lanes<kLanes>(sum) / x.K;
+  const float mean = x.is_rms ? 0.0f : sum_lanes<kLanes>(sum) / x.K;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     if ((at.lane + i * kLanes) * W >= at.width) break;
@@ -105,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) forward_vectors(const __grid_constan
     float factor[W];
     load_values(factor, weight + k);
 #pragma unroll
-    for (int j = 0; j < W; ++j) values[i][j] *= rstd * (1.0f + factor[j]);
+    for (int j = 0; j < W; ++j) values[i][j] *= rstd * (offset(x) + factor[j]);
     store_values(out + k, values[i]);
   }
   if (at.lane == 0 && at.width > 0) {
@@ -142,7 +147,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) backward_vectors(const __gri
     if (k >= width) continue;
     load_values(factor[i], x.weight_GK + int64_t(group) * x.K + k);
 #pragma unroll
-    for (int j = 0; j < W; ++j) factor[i][j] += 1.0f;
+    for (int j = 0; j < W; ++j) factor[i][j] += offset(x);
   }
 
   Packed<T, W> next_in[kHeld];
@@ -193,7 +198,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) backward_vectors(const __gri
       }
     }
     sums = sum_team<kBlockThreads, kLanes>(sums, step % 2);
-    const float average = sums.x / x.K, average_normalized = sums.y / x.K;
+    const float average = x.is_rms ? 0.0f : sums.x / x.K, average_normalized = sums.y / x.K;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int k = (lane + i * kLanes) * W;
@@ -251,13 +256,13 @@ __global__ void forward_values(const __grid_constant__ LayerNorm x) {
     in = total;  // each lane reads what it wrote
   }
   for (int i = lane; i < x.K; i += 32) sum += to_float(in[i]);
-  const float mean = sum_lanes<32>(sum) / x.K;
+  const float mean = x.is_rms ? 0.0f : sum_lanes<32>(sum) / x.K;
   for (int i = lane; i < x.K; i += 32) {
     const float centered = to_float(in[i]) - mean;
     squares += centered * centered;
   }
   const float rstd = rsqrtf(sum_lanes<32>(squares) / x.K + x.eps);
-  for (int i = lane; i < x.K; i += 32) out[i] = from_float<Y>((to_float(in[i]) - mean) * rstd * (1.0f + weight[i]));
+  for (int i = lane; i < x.K; i += 32) out[i] = from_float<Y>((to_float(in[i]) - mean) * rstd * (offset(x) + weight[i]));
   if (lane == 0) {
     x.mean_NG[group] = mean;
     x.rstd_NG[group] = rstd;
@@ -276,14 +281,14 @@ __global__ void input_values(const __grid_constant__ LayerNorm x) {
   const float *weight = x.weight_GK + group % x.G * x.K, mean = x.mean_NG[group], rstd = x.rstd_NG[group];
   float sum = 0.0f, sum_normalized = 0.0f;
   for (int i = lane; i < x.K; i += 32) {
-    const float grad = to_float(dy[i]) * (1.0f + weight[i]);
+    const float grad = to_float(dy[i]) * (offset(x) + weight[i]);
     sum += grad;
     sum_normalized += grad * (to_float(in[i]) - mean) * rstd;
   }
-  const float average = sum_lanes<32>(sum) / x.K, average_normalized = sum_lanes<32>(sum_normalized) / x.K;
+  const float average = x.is_rms ? 0.0f : sum_lanes<32>(sum) / x.K, average_normalized = sum_lanes<32>(sum_normalized) / x.K;
   for (int i = lane; i < x.K; i += 32) {
     const float normalized = (to_float(in[i]) - mean) * rstd;
-    const float grad = rstd * (to_float(dy[i]) * (1.0f + weight[i]) - average - normalized * average_normalized);
+    const float grad = rstd * (to_float(dy[i]) * (offset(x) + weight[i]) - average - normalized * average_normalized);
     out[i] = from_float<T>(grad + (residual ? to_float(residual[i]) : 0.0f));
   }
 }

@@ -1,5 +1,5 @@
-// Grouped LayerNorm with factor (1 + weight) on CUDA (docs/mathematics.md 1). Letters: N rows, G groups, K width of a group; statistics in
-// float.
+// Grouped LayerNorm with factor (1 + weight) on CUDA (docs/mathematics.md 1), and RMSNorm by the same kernels: mean 0, factor weight.
+// Letters: N rows, G groups, K width of a group; statistics in float.
 #pragma once
 
 #include "kernels/cuda/types.h"
@@ -27,6 +27,7 @@ struct LayerNorm {
   const void* grad_residual_NGK;
   void* grad_x_NGK;
   float* grad_weight_PGK;
+  bool is_rms = false;  // RMSNorm
 };
 cudaError_t layer_norm_forward(const LayerNorm& x, cudaStream_t stream);
 cudaError_t layer_norm_backward(const LayerNorm& x, cudaStream_t stream);

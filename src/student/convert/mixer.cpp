@@ -5,6 +5,7 @@
 
 #include "ops/causal_conv.h"
 #include "ops/gated.h"
+#include "ops/linear.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -57,14 +58,16 @@ Tensor ConvertMixer::placed(const Tensor& x_BSHK, const Tensor& norm_K) const {
 }
 
 Tensor ConvertMixer::run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, std::vector<Tensor>* state) const {
-  const Tensor gate_input = u_BSD.values.to(w_.input_gate_HD.scalar_type());
+  const Tensor gates_BSG = ops::wide_linear(u_BSD.values, at::cat({w_.input_gate_HD, w_.forget_gate_HD}),
+                                            at::cat({w_.input_gate_bias_H, w_.forget_gate_bias_H}));
+  const auto gates = gates_BSG.chunk(2, 2);
   return cell_.run({.q_BSHK = heads.q_BSHK,
                     .k_BSHK = heads.k_BSHK,
                     .v_BSHK = heads.v_BSHK,
                     .feature_q_HKM = w_.feature_q_HKM,
                     .feature_k_HKM = w_.feature_k_HKM,
-                    .input_gate_BSH = at::linear(gate_input, w_.input_gate_HD, w_.input_gate_bias_H),
-                    .forget_gate_BSH = at::linear(gate_input, w_.forget_gate_HD, w_.forget_gate_bias_H),
+                    .input_gate_BSH = gates[0],
+                    .forget_gate_BSH = gates[1],
                     .is_start_BS = call_.is_start_BS,
                     .type = cell_dtype(call_.compute_dtype),
                     .form = call_.form,

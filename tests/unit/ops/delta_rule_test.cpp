@@ -278,7 +278,10 @@ TEST_F(DeltaRuleTest, NearlyParallelKeysKeepTheirDigits) {
     for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
       for (const int64_t chunk_size : {16, 64, 128}) {
         SCOPED_TRACE(fmt::format("chunk {} {} {}", chunk_size, device.str(), at::toString(type)));
-        expect_equal(delta_rule_chunkwise(to(d.in, device, type), chunk_size, to(d.initial, device, type)), expected, tolerance(type));
+        const DeltaRuleInputs in = to(d.in, device, type);
+        const DeltaRuleState initial = to(d.initial, device, type);
+        expect_equal(delta_rule_chunkwise(in, chunk_size, initial), expected, tolerance(type));
+        expect_equal(delta_rule_chunkwise_aten(in, chunk_size, initial), expected, tolerance(type));
       }
     }
   }
@@ -297,7 +300,7 @@ TEST_F(DeltaRuleTest, TheTensorFormEqualsTheKernelsAndLeavesItsInputs) {
     std::vector<Tensor> before;
     for (const Tensor& x : inputs) before.push_back(x.clone());
     expect_equal(delta_rule_recurrent_aten(d.in, d.initial), delta_rule_recurrent_cpu(d.in, d.initial), tolerance(at::kDouble));
-    for (const int64_t chunk_size : {int64_t{1}, int64_t{4}, c.S}) {
+    for (const int64_t chunk_size : {int64_t{1}, int64_t{4}, int64_t{8}, int64_t{64}, c.S}) {
       SCOPED_TRACE(fmt::format("{} chunk {}", name(c), chunk_size));
       expect_equal(delta_rule_chunkwise_aten(d.in, chunk_size, d.initial), delta_rule_chunkwise_cpu(d.in, chunk_size, d.initial),
                    tolerance(at::kDouble));

@@ -68,6 +68,30 @@ TEST(Linear, GradientsAreThoseOfDifferences) {
 }
 
 // Every choice of what is trained, and types of their own for the weights.
+// Into the weight's type, whatever x has; half precision x on a GPU sees a rounded weight.
+TEST(Linear, WideProductsAndTheirGradients) {
+  for (const at::Device device : testing::devices()) {
+    for (const auto& [x_type, type] : {std::pair{at::kDouble, at::kDouble}, {at::kFloat, at::kFloat}, {at::kBFloat16, at::kFloat}}) {
+      const Tensor x = testing::randn({2, 7, 24}).to(x_type).to(at::kDouble), weight = testing::randn({6, 24}), bias = testing::randn({6}),
+                   w = testing::randn({2, 7, 6});
+      const double limit = testing::tolerance(x_type);
+      const std::vector<Tensor> inputs = {x.to(device, x_type), weight.to(device, type), bias.to(device, type)};
+      const Tensor out = wide_linear(inputs[0], inputs[1], inputs[2]);
+      EXPECT_EQ(out.scalar_type(), type);
+      EXPECT_LT(testing::relative_error(out, at::linear(x, weight, bias)), limit);
+      const auto found = testing::gradients(
+          [&](const std::vector<Tensor>& p) { return (wide_linear(p[0], p[1], p[2]) * w.to(device)).sum(at::kDouble); }, inputs);
+      const auto expected =
+          testing::gradients([&](const std::vector<Tensor>& p) { return (at::linear(p[0], p[1], p[2]) * w).sum(); }, {x, weight, bias});
+      for (size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(found[i].scalar_type(), inputs[i].scalar_type());
+        EXPECT_LT(testing::relative_error(found[i], expected[i]), limit) << i;
+      }
+    }
+  }
+  EXPECT_THROW((void)wide_linear(testing::randn({2, 3}), testing::randn({4, 5}), testing::randn({4})), ShapeError);
+}
+
 TEST(Linear, GradientsOfWhatAsksForThem) {
   for (const at::Device device : testing::devices()) {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {

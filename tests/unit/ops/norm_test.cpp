@@ -168,6 +168,47 @@ TEST_F(NormTest, AddNormIsASumAndItsNorm) {
 }
 
 // One of the two may have no reader.
+// Values and gradients of both results, each with its reader, against plain operations.
+TEST_F(NormTest, AddRmsNormIsASumAndItsNorm) {
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{1, 3}, {3, 5}, {9, 64}, {65, 130}, {70, 576}, {300, 64}, {3, 4104}}) {
+    const Tensor x = randn({rows, width}), added = randn({rows, width}).to(at::kBFloat16).to(at::kDouble), weight = randn({width}, 0.5) + 1,
+                 w_sum = randn(x.sizes()), w_normed = randn(x.sizes());
+    const auto loss = [&](const auto& norm, const std::vector<Tensor>& p) {
+      const AddNorm out = norm(p[0], p[1], p[2]);
+      return (out.sum * w_sum.to(p[0].device())).sum(at::kDouble) + (out.normed * w_normed.to(p[0].device())).sum(at::kDouble);
+    };
+    const auto plain = [](const Tensor& a, const Tensor& b, const Tensor& w) {
+      const Tensor sum = a + b;
+      return AddNorm{sum, sum * (sum.square().mean(-1, true) + 1e-6).rsqrt() * w};
+    };
+    const auto expected = gradients([&](const std::vector<Tensor>& p) { return loss(plain, p); }, {x, added, weight});
+    const Tensor expected_norm = plain(x, added, weight).normed;
+    for (const at::Device& device : devices()) {
+      for (const auto& [type, y_type] : {std::pair{at::kDouble, at::kDouble}, {at::kFloat, at::kFloat}, {at::kFloat, at::kBFloat16}}) {
+        SCOPED_TRACE(fmt::format("rows={} width={} {} {} {}", rows, width, device.str(), at::toString(type), at::toString(y_type)));
+        const double limit = tolerance(y_type);
+        const auto ours = [&](const Tensor& a, const Tensor& b, const Tensor& w) { return add_rms_norm(a, b, w, 1e-6, y_type); };
+        const std::vector<Tensor> inputs = {x.to(device, type), added.to(device, y_type), weight.to(device, type)};
+        const AddNorm out = ours(inputs[0], inputs[1], inputs[2]);
+        EXPECT_EQ(out.normed.scalar_type(), y_type);
+        EXPECT_EQ(out.sum.scalar_type(), type);
+        EXPECT_LT(relative_error(out.normed, expected_norm), limit);
+        const auto found = gradients([&](const std::vector<Tensor>& p) { return loss(ours, p); }, inputs);
+        for (size_t i = 0; i < 3; ++i) EXPECT_LT(relative_error(found[i], expected[i]), 2 * limit) << i;
+        // Without a sum, and with the stream read by nobody else.
+        const auto alone = gradients(
+            [&](const std::vector<Tensor>& p) {
+              return (add_rms_norm(p[0], {}, p[1], 1e-6, y_type).normed * w_normed.to(device)).sum(at::kDouble);
+            },
+            {inputs[0], inputs[2]});
+        const auto expected_alone = gradients(
+            [&](const std::vector<Tensor>& p) { return (plain(p[0], at::zeros_like(p[0]), p[1]).normed * w_normed).sum(); }, {x, weight});
+        for (size_t i = 0; i < 2; ++i) EXPECT_LT(relative_error(alone[i], expected_alone[i]), 2 * limit) << i;
+      }
+    }
+  }
+}
+
 TEST_F(NormTest, AddNormWithOneReader) {
   const Tensor x = randn({5, 8}), added = randn({5, 8}), weight = randn({8}, 0.3), w = randn({5, 8});
   testing::expect_gradients_match([&](const std::vector<Tensor>& p) { return (add_norm(p[0], p[1], p[2]).sum * w).sum() + 0 * p[2].sum(); },
@@ -290,6 +331,7 @@ TEST_F(NormTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(add_norm(randn({2, 6}), {}, randn({5})), ShapeError);
   EXPECT_THROW(add_norm(randn({2, 6}), randn({3, 6}), randn({6})), ShapeError);
   EXPECT_THROW(rms_norm(randn({2, 6}), randn({5}), 1e-6), ShapeError);
+  EXPECT_THROW(add_rms_norm(randn({2, 6}), randn({3, 6}), randn({6}), 1e-6), ShapeError);
 }
 
 }  // namespace
