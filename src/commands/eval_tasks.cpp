@@ -158,7 +158,8 @@ void print_task(const std::string& name, const json& result) {
 
 void print_average(const json& average) {
   if (average.is_null()) return;
-  fmt::print(kLine, "average", "primary", fmt::format("{} tasks", average["num_tasks"].get<int64_t>()), number(average, "model"),
+  const auto num_tasks = average["num_tasks"].get<int64_t>();
+  fmt::print(kLine, "average", "primary", fmt::format("{} task{}", num_tasks, num_tasks == 1 ? "" : "s"), number(average, "model"),
              number(average, "model_stderr"));
   if (average.contains("teacher")) {
     fmt::print(kTeacherPart, number(average, "teacher"), number(average, "teacher_stderr"), number(average, "kept"),

@@ -193,7 +193,7 @@ std::vector<fs::path> Task::find_data(const fs::path& data_directory) const {
   for (const auto& pattern : data) {
     std::vector<fs::path> files;
     try {
-      files = expand_paths({(data_directory / pattern).string()});
+      files = expand_paths({data_directory == "." ? pattern : (data_directory / pattern).string()});
     } catch (const IoError&) {
       continue;  // nothing there
     }

@@ -14,7 +14,8 @@ void add_eval_command(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
   CLI::App* command = app.add_subcommand("eval", "Measure perplexity on texts, or scores on tasks, also beside a teacher's");
   command->add_option("--model,-m", options->model, "Run, checkpoint, Hugging Face directory, GGUF file or built-in name")->required();
-  command->add_option("--teacher", options->teacher, "A second model: its perplexity, top-1 agreement and KL beside the first's");
+  command->add_option("--teacher", options->teacher,
+                      "A second model: its perplexity, top-1 agreement and KL (of tasks: its scores) beside the first's");
   CLI::Option* text =
       command->add_option("--text", options->texts, "Files, directories or globs: a .txt file is one document, a JSONL row is one");
   CLI::Option* tasks =
@@ -63,7 +64,8 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)")
       ->check(output_file());
-  for (const char* of_texts : {"--stride", "--carry-state", "--stream", "--max-tokens", "--document-end", "--unigram-from"})
+  for (const char* of_texts : {"--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--stream", "--max-tokens",
+                               "--document-end", "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
     command->get_option(of_texts)->needs(text);
   command->callback([options, command] {
     if (options->texts.empty() && options->tasks.empty())

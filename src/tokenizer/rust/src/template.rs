@@ -32,6 +32,8 @@ pub(crate) enum Dialect {
 pub struct DxTemplate {
     environment: Environment<'static>,
     pub(crate) marks_generation: bool,
+    /// Those that a template over rows reads and does not set itself, in alphabetical order.
+    variables: Vec<String>,
 }
 
 fn describe(error: &Error) -> String {
@@ -183,7 +185,7 @@ impl DxTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(is_chat).lstrip_blocks(is_chat).keep_trailing_newline(!is_chat).build();
         let syntax = syntax.map_err(|error| describe(&error))?;
         let checked = template_source::check(source, &syntax)?;
-        environment.set_syntax(syntax);
+        environment.set_syntax(syntax.clone());
         environment.set_fuel(Some(FUEL));
         environment.set_debug(false);
         template_values::add_to(&mut environment);
@@ -201,16 +203,19 @@ impl DxTemplate {
             environment.add_filter("regex_replace", regex_replace);
         }
         environment.add_template_owned(NAME, checked.source).map_err(|error| describe(&error))?;
-        Ok(DxTemplate { environment, marks_generation: checked.marks_generation })
+        let variables = if is_chat { Vec::new() } else { Self::find_variables(source, syntax, &environment)? };
+        Ok(DxTemplate { environment, marks_generation: checked.marks_generation, variables })
     }
 
-    /// The variables that the template reads and does not set itself, as a JSON list in alphabetical order.
-    pub(crate) fn variables(&self) -> Result<String, String> {
-        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
-        let is_global = |name: &str| self.environment.globals().any(|(global, _)| global == name);
+    fn find_variables(source: &str, syntax: SyntaxConfig, environment: &Environment) -> Result<Vec<String>, String> {
+        let source = template_source::with_slices_as_calls(source, &syntax);
+        let mut parsed = Environment::new();
+        parsed.set_syntax(syntax);
+        let template = parsed.template_from_str(&source).map_err(|error| describe(&error))?;
+        let is_global = |name: &str| environment.globals().any(|(global, _)| global == name);
         let mut names: Vec<_> = template.undeclared_variables(false).into_iter().filter(|name| !is_global(name)).collect();
         names.sort();
-        serde_json::to_string(&names).map_err(|error| error.to_string())
+        Ok(names)
     }
 
     fn render_value(&self, context: serde_json::Value, size: usize) -> Result<String, String> {
@@ -260,7 +265,7 @@ pub unsafe extern "C" fn dx_row_template_compile(source: DxText, out: *mut *mut 
 #[no_mangle]
 pub unsafe extern "C" fn dx_template_variables(compiled: *const DxTemplate, out: *mut DxString, error: *mut DxString) -> bool {
     guard(error, || {
-        let names = unsafe { &*compiled }.variables()?;
+        let names = serde_json::to_string(&unsafe { &*compiled }.variables).map_err(|error| error.to_string())?;
         unsafe { out.write(DxString::new(names)) };
         Ok(())
     })
