@@ -2,6 +2,7 @@
 #include "commands/eval_tasks.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <optional>
 #include <utility>
@@ -120,11 +121,13 @@ json settings_json(const Options& options, const ScoredModel& model, int64_t max
 }
 
 constexpr const char* kLine = "{:<18} {:<16} {:>7} {:>9} {:>8}";
-constexpr const char* kTeacherPart = " {:>9} {:>8} {:>8} {:>9} {:>9} {:>8}";
+constexpr const char* kTeacherPart = " {:>9} {:>8} {:>8} {:>12} {:>10} {:>8}";
 
 std::string number(const json& values, const std::string& key) {
   const auto found = values.find(key);
-  return found != values.end() && found->is_number() ? fmt::format("{:.4f}", found->get<double>()) : "-";
+  if (found == values.end() || !found->is_number()) return "-";
+  const auto value = found->get<double>();
+  return std::abs(value) < 1e4 ? fmt::format("{:.4f}", value) : fmt::format("{:.3g}", value);
 }
 
 void end_line() {
@@ -134,7 +137,7 @@ void end_line() {
 
 void print_heading(bool has_teacher) {
   fmt::print(kLine, "task", "metric", "items", "model", "stderr");
-  if (has_teacher) fmt::print(kTeacherPart, "teacher", "stderr", "kept", "> chance", "difference", "stderr");
+  if (has_teacher) fmt::print(kTeacherPart, "teacher", "stderr", "kept", "above chance", "difference", "stderr");
   end_line();
 }
 

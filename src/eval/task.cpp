@@ -147,8 +147,10 @@ bool holds_rows(const fs::path& path, bool takes_text) {
 
 // The task files of the program, by name.
 std::vector<fs::path> task_files() {
+  const fs::path folder = share_directory() / "tasks";
+  if (!fs::is_directory(folder)) throw IoError("{}: no such folder, and the program's tasks lie there: copy share/ whole", folder.string());
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(share_directory() / "tasks")) {
+  for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() == ".toml") files.push_back(entry.path());
   }
   std::ranges::sort(files);

@@ -91,8 +91,9 @@ json metrics_json(const Task& task, std::span<const TaskItem> items, std::span<c
   return values;
 }
 
+// Null where there is nothing to keep a part of: of a teacher that is no better than chance.
 json share_json(double part, double whole) {
-  return whole != 0.0 ? json(part / whole) : json(nullptr);
+  return whole > 0.0 ? json(part / whole) : json(nullptr);
 }
 
 json comparison_json(const Task& task, std::span<const TaskItem> items, std::span<const ItemOutcome> model,

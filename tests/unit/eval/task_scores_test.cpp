@@ -87,6 +87,8 @@ TEST(TaskScores, ComparesWithATeacherPlainAndAboveChance) {
   EXPECT_EQ(json["samples"][2]["model"]["acc"], 0.0);
   EXPECT_EQ(json["samples"][2]["model"]["log_likelihoods"][1], -1.0);
 
+  EXPECT_TRUE(task_json(task, items, model, std::vector(4, wrong), false)["comparison"]["acc"]["kept_above_chance"].is_null());
+
   // The average: over the primary accuracies, perplexities left out.
   auto tasks = json::object();
   tasks["a"] = json;
