@@ -29,7 +29,7 @@ test: build-tests
 	@tools/run_tests $(BUILD)
 	@tools/run_cli_cases $(BUILD)
 
-# Live comparisons with transformers, xlstm, tokenizers, tensorboard: needs the whole environment. ORACLES="test_teacher ..." picks some.
+# Live comparisons with transformers, xlstm, tokenizers, tensorboard, lm_eval: needs the whole environment. ORACLES="test_teacher ..." picks some.
 test-oracles: build-tests
 	@env=$$(CUDA=1 tools/setup) && DISTIL_XLSTM_BUILD=$(BUILD) $$env/bin/python tools/run_oracles $(ORACLES)
 

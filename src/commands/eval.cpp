@@ -1,4 +1,4 @@
-// distil-xlstm eval: perplexity of one model, or of two side by side.
+// distil-xlstm eval: perplexity of one model, or of two side by side (tasks: eval_tasks.cpp).
 #include <cmath>
 #include <functional>
 #include <iostream>
@@ -13,8 +13,9 @@
 #include "base/text.h"
 #include "cli/options/eval.h"
 #include "commands/compute.h"
+#include "commands/eval_tasks.h"
 #include "commands/json_output.h"
-#include "config/choices.h"
+#include "commands/left_out_rows.h"
 #include "data/text_reader.h"
 #include "eval/perplexity.h"
 #include "eval/unigram.h"
@@ -167,19 +168,6 @@ void add_unigram(json& row, double nats, int64_t target_tokens) {
   row["unigram_perplexity"] = std::exp(nats / static_cast<double>(target_tokens));
 }
 
-// The rows of the heads that no token has: whether the distributions run over them is an option.
-std::vector<int32_t> choose_left_out_rows(const load::LoadedModel& model, const Options& options) {
-  const int64_t num_rows = model.model->vocab_size();
-  auto without_token = rows_without_token(model.require_tokenizer(), num_rows);
-  if (without_token.empty()) return {};
-  const bool leaves_out =
-      config::parse_name<config::LossVocabulary>(options.vocabulary, "--vocabulary") == config::LossVocabulary::tokenizer;
-  spdlog::info("{}: rows without a token: {} of {}: the figures {} (--vocabulary {})", options.model, without_token.size(), num_rows,
-               leaves_out ? "leave them out" : "run over them too", options.vocabulary);
-  if (!leaves_out) without_token.clear();
-  return without_token;
-}
-
 // What the figures depend on.
 json settings_json(const Options& options, const load::LoadedModel& student, int64_t max_tokens) {
   const auto& perplexity = options.perplexity;
@@ -297,6 +285,7 @@ std::optional<load::LoadedModel> load_teacher(const Options& options, const Toke
 void run_eval(const cli::EvalOptions& given) {
   Options options = given;
   const SignalGuard guard;
+  if (!options.tasks.empty()) return run_eval_tasks(options);
   const int64_t max_tokens = checked_max_tokens(options);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();
   check_output(options, paths);
@@ -307,7 +296,7 @@ void run_eval(const cli::EvalOptions& given) {
   const std::optional<load::LoadedModel> teacher = load_teacher(options, tokenizer);
   const Models models{student, teacher ? &*teacher : nullptr};
   models.warn_of_length(options.perplexity.context_length, "--context-length");
-  options.perplexity.left_out_rows = choose_left_out_rows(student, options);
+  options.perplexity.left_out_rows = choose_left_out_rows(student, tokenizer, options.model, options.vocabulary);
   options.perplexity.model_name = options.model;
   options.perplexity.teacher_name = options.teacher;
 

@@ -320,6 +320,12 @@ LoadedConfig load_config_text(const std::string& text, const std::string& name, 
   return load_layers(parse_toml(text, name), name, "", overrides);
 }
 
+json parse_toml_tree(const std::string& text, const std::string& name) {
+  auto tree = to_json_value(parse_toml(text, name));
+  if (!tree) throw ConfigError("{}: holds a date or a time, which has no place here", name);
+  return std::move(*tree);
+}
+
 std::string to_toml(const RunConfig& config) {
   std::string page, section, group, group_items;
   const auto end_group = [&] {

@@ -40,6 +40,9 @@ LoadedConfig load_config(const ConfigRequest& request);
 // The same from text; `name` stands for the file in messages.
 LoadedConfig load_config_text(const std::string& text, const std::string& name, const std::vector<Override>& overrides = {});
 
+// Any other TOML text as nested JSON; `name` stands for the file. Throws ConfigError with file and line for what is no TOML, or a date.
+json parse_toml_tree(const std::string& text, const std::string& name);
+
 // All settings as a run file that reads back to the same RunConfig.
 std::string to_toml(const RunConfig& config);
 

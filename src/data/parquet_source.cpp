@@ -1,13 +1,10 @@
-// Rows of a Parquet file, through a shared library that is opened on first use: most runs never need Arrow.
-#include <dlfcn.h>
-
+// Rows of a Parquet file: a text, or a conversation.
 #include <array>
 #include <optional>
 
 #include "base/error.h"
 #include "base/foreign_content.h"
-#include "base/text.h"
-#include "data/plugin/parquet_plugin.h"
+#include "data/parquet_library.h"
 #include "data/row_json.h"
 #include "data/row_keys.h"
 #include "data/text_reader.h"
@@ -15,60 +12,6 @@
 namespace distil_xlstm::data {
 
 namespace {
-
-constexpr const char* kLibrary = "libdistil_xlstm_parquet.so";
-
-// The functions of the library.
-struct ParquetLibrary {
-  decltype(&dx_parquet_open) open;
-  decltype(&dx_parquet_close) close;
-  decltype(&dx_parquet_column_kind) column_kind;
-  decltype(&dx_parquet_column_type) column_type;
-  decltype(&dx_parquet_select) select;
-  decltype(&dx_parquet_next) next;
-  decltype(&dx_parquet_value) value;
-  decltype(&dx_parquet_num_rows) num_rows;
-};
-
-void* open_library() {
-  std::error_code error;
-  const fs::path directory = fs::read_symlink("/proc/self/exe", error).parent_path();
-  std::vector<std::string> tried;
-  for (const auto& path : {directory / kLibrary, directory.parent_path() / kLibrary, directory.parent_path() / "lib" / kLibrary}) {
-    if (!fs::exists(path)) {
-      tried.push_back(path.string());
-      continue;
-    }
-    void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) throw IoError("{}: cannot be loaded, so Parquet files cannot be read: {}", path.string(), ::dlerror());
-    return library;
-  }
-  throw IoError(
-      "Parquet files need {}, which is not beside the program (looked for {}): build it with pyarrow in the environment, or "
-      "convert the files to JSONL",
-      kLibrary, join(tried, ", "));
-}
-
-const ParquetLibrary& parquet_library() {
-  static const ParquetLibrary library = [] {
-    void* handle = open_library();
-    const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(handle, name));
-      if (function == nullptr) throw IoError("{}: no function {}: it belongs to another version of the program", kLibrary, name);
-    };
-    ParquetLibrary found{};
-    find(found.open, "dx_parquet_open");
-    find(found.close, "dx_parquet_close");
-    find(found.column_kind, "dx_parquet_column_kind");
-    find(found.column_type, "dx_parquet_column_type");
-    find(found.select, "dx_parquet_select");
-    find(found.next, "dx_parquet_next");
-    find(found.value, "dx_parquet_value");
-    find(found.num_rows, "dx_parquet_num_rows");
-    return found;
-  }();
-  return library;
-}
 
 class ParquetSource : public RowSource {
  public:
@@ -143,7 +86,7 @@ class ParquetSource : public RowSource {
     return true;
   }
 
-  enum class Kind { none, text, nested, other };  // as the library numbers them
+  using Kind = ColumnKind;
   [[nodiscard]] Kind kind(const std::string& name) const { return static_cast<Kind>(library_.column_kind(file_.get(), name.c_str())); }
   [[nodiscard]] bool has_text(const std::string& name) const { return kind(name) == Kind::text; }
   [[nodiscard]] std::string type(const std::string& name) const { return library_.column_type(file_.get(), name.c_str()); }
@@ -226,16 +169,12 @@ class ParquetSource : public RowSource {
     return num_rows_ > 0;
   }
 
-  struct Close {
-    void operator()(DxParquet* file) const { parquet_library().close(file); }
-  };
-
   fs::path path_;
   const ReaderOptions& options_;
   const ParquetLibrary& library_;
   uint64_t size_bytes_;
   std::array<char, 1024> message_{};
-  std::unique_ptr<DxParquet, Close> file_;
+  std::unique_ptr<DxParquet, CloseParquet> file_;
   std::vector<std::string> columns_;
   std::vector<bool> is_json_;  // for each: whether its strings are JSON
   bool is_chat_ = false;

@@ -29,11 +29,15 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
   return loaded;
 }
 
+std::optional<int64_t> num_positions(const LoadedModel& loaded) {
+  if (loaded.files.kind == io::ModelKind::student) return std::nullopt;
+  return teacher::teacher_shape(loaded.files.config).max_position_embeddings;
+}
+
 bool warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what) {
-  if (loaded.files.kind == io::ModelKind::student) return false;
-  const int64_t positions = teacher::teacher_shape(loaded.files.config).max_position_embeddings;
-  if (num_tokens <= positions) return false;
-  spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, positions, loaded.files.name);
+  const auto positions = num_positions(loaded);
+  if (!positions || num_tokens <= *positions) return false;
+  spdlog::warn("{}: {} tokens are more than the {} positions that {} was made for", what, num_tokens, *positions, loaded.files.name);
   return true;
 }
 

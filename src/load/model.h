@@ -24,6 +24,9 @@ struct LoadedModel {
 // `device` and `precision` as ops/device.h takes them; teachers and students alike.
 LoadedModel load_model(const std::string& name_or_path, const std::string& device, const std::string& precision);
 
+// Positions that a transformer was made for; none for a recurrent model.
+std::optional<int64_t> num_positions(const LoadedModel& loaded);
+
 // Warns when a transformer gets more tokens than it was made for; `what` says what asks for them ("--context-length").
 bool warn_beyond_positions(const LoadedModel& loaded, int64_t num_tokens, std::string_view what);
 

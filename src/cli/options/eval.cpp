@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "base/error.h"
 #include "cli/commands.h"
 #include "cli/compute_commands.h"
 #include "cli/option_checks.h"
@@ -11,20 +12,38 @@ namespace distil_xlstm::cli {
 
 void add_eval_command(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
-  CLI::App* command = app.add_subcommand("eval", "Measure perplexity, also beside a teacher's on the same tokens");
+  CLI::App* command = app.add_subcommand("eval", "Measure perplexity on texts, or scores on tasks, also beside a teacher's");
   command->add_option("--model,-m", options->model, "Run, checkpoint, Hugging Face directory, GGUF file or built-in name")->required();
-  command->add_option("--teacher", options->teacher, "A second model: its perplexity, top-1 agreement and KL beside the first's");
-  command->add_option("--text", options->texts, "Files, directories or globs: a .txt file is one document, a JSONL row is one")->required();
+  command->add_option("--teacher", options->teacher,
+                      "A second model: its perplexity, top-1 agreement and KL (of tasks: its scores) beside the first's");
+  CLI::Option* text =
+      command->add_option("--text", options->texts, "Files, directories or globs: a .txt file is one document, a JSONL row is one");
+  CLI::Option* tasks =
+      command
+          ->add_option("--tasks", options->tasks,
+                       "Tasks by name (piqa,arc_easy,...) or files that define some (*.toml), in place of --text: docs/eval.md")
+          ->delimiter(',')
+          ->excludes(text);
+  command->add_option("--tasks-data", options->tasks_data, "Folder with the tasks' data sets (default: the current one)")->needs(tasks);
+  command->add_option("--limit", options->limit, "Items of each task at most, its first ones; 0 = all")
+      ->check(at_least(0))
+      ->capture_default_str()
+      ->needs(tasks);
+  command->add_flag("--log-samples", options->log_samples, "With --json: also what each item of a task got")->needs(tasks);
   command->add_option("--text-key", options->text_key, "Key of the text in JSONL and Parquet rows")->capture_default_str();
   command->add_option("--format", options->format, "auto (by the name's ending), text, jsonl or parquet")->capture_default_str();
   command->add_option("--bad-rows", options->bad_rows, "Malformed rows and invalid UTF-8: skip, replace or fail")->capture_default_str();
-  command->add_option("--context-length", options->perplexity.context_length, "Targets a window")
+  command
+      ->add_option("--context-length", options->perplexity.context_length,
+                   "Targets a window; of tasks: tokens seen at most, and the default is the model's positions")
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
       ->check(at_least(0))
       ->capture_default_str();
-  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time")->check(at_least(1))->capture_default_str();
+  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time; of tasks: 512 tokens each")
+      ->check(at_least(1))
+      ->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
   command
       ->add_option("--vocabulary", options->vocabulary, "Rows that the distributions run over: model = all, tokenizer = those with a token")
@@ -45,7 +64,15 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)")
       ->check(output_file());
-  command->callback([options] { compute_commands().run_eval(*options); });
+  for (const char* of_texts : {"--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--stream", "--max-tokens",
+                               "--document-end", "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
+    command->get_option(of_texts)->needs(text);
+  command->callback([options, command] {
+    if (options->texts.empty() && options->tasks.empty())
+      throw ConfigError("eval: what is to be measured? Give --text FILE or --tasks NAME");
+    options->has_context_length = command->count("--context-length") > 0;
+    compute_commands().run_eval(*options);
+  });
 }
 
 }  // namespace distil_xlstm::cli

@@ -11,9 +11,12 @@ namespace distil_xlstm::cli {
 struct EvalOptions {
   std::string model, teacher, json_path, text_key = "text", format = "auto", bad_rows = "fail", document_end = "none", device = "auto",
                                          precision = "auto", max_tokens = "0", max_document_size = "16M", vocabulary = "model";
-  std::vector<std::string> texts, unigram_from;
+  std::vector<std::string> texts, unigram_from, tasks;
+  std::string tasks_data;  // "": beside a task file, else the current directory
   eval::PerplexityOptions perplexity;
-  bool stream = false, normalize_newlines = false, strip = false;
+  int64_t limit = 0;  // items of a task, 0: all
+  bool stream = false, normalize_newlines = false, strip = false, log_samples = false;
+  bool has_context_length = false;  // was given
 };
 
 }  // namespace distil_xlstm::cli

@@ -70,7 +70,12 @@ bool dx_tokenizer_piece(const DxTokenizer* tokenizer, int32_t id, DxString* out)
 // A Jinja template in the dialect of `transformers`. It is a program of strangers: source, steps, values and texts have bounds
 // (template.rs, template_source.rs, template_values.rs), and one that passes them is an error.
 bool dx_template_compile(DxText source, DxTemplate** out, DxString* error);
+// One over the rows of a data set, in the dialect of lm-evaluation-harness: white space stays, what is undefined is an error,
+// `regex_replace` is Python's re.sub.
+bool dx_row_template_compile(DxText source, DxTemplate** out, DxString* error);
 void dx_template_free(DxTemplate* compiled);
+// The variables that it reads and does not set, as a JSON list.
+bool dx_template_variables(const DxTemplate* compiled, DxString* out, DxString* error);
 // `context` is a JSON object.
 bool dx_template_render(const DxTemplate* compiled, DxText context, DxString* out, DxString* error);
 // Whether `{% generation %}` stands in the template; the same text with the ranges that it marks.

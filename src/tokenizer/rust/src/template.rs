@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
-use minijinja::{escape_formatter, Environment, Error, ErrorKind, State};
+use minijinja::{escape_formatter, Environment, Error, ErrorKind, State, UndefinedBehavior};
+use regex::{Captures, Regex};
 
 use crate::ffi::{guard, DxRanges, DxString, DxText};
 use crate::python_json::{dumps, Style};
@@ -21,9 +22,18 @@ const MAX_FUEL_PARTS: u64 = 8;
 const MAX_INDENT: usize = 100;
 const MAX_MESSAGE_BYTES: usize = 1000;
 
+/// Chat templates are rendered as `transformers` does, those over the rows of a data set as lm-evaluation-harness does.
+#[derive(Clone, Copy)]
+pub(crate) enum Dialect {
+    Chat,
+    Row,
+}
+
 pub struct DxTemplate {
     environment: Environment<'static>,
     pub(crate) marks_generation: bool,
+    /// Those that a template over rows reads and does not set itself, in alphabetical order.
+    variables: Vec<String>,
 }
 
 fn describe(error: &Error) -> String {
@@ -100,6 +110,30 @@ fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error>
     dumps(&value, &style, usize::try_from(limit).unwrap_or(usize::MAX)).ok_or_else(|| Error::from(ErrorKind::OutOfFuel))
 }
 
+/// What Python's `re.sub` puts in the place of a match: `\1` to `\9` are its groups.
+fn replacement(captures: &Captures, template: &str) -> String {
+    let mut text = String::new();
+    let mut rest = template.chars();
+    while let Some(c) = rest.next() {
+        match (c, rest.clone().next().and_then(|next| next.to_digit(10))) {
+            ('\\', Some(group)) => {
+                text.push_str(captures.get(group as usize).map_or("", |found| found.as_str()));
+                rest.next();
+            }
+            _ => text.push(c),
+        }
+    }
+    text
+}
+
+/// `text | regex_replace(pattern, replacement)`, as the templates of evaluation tasks have it.
+fn regex_replace(state: &State, text: &str, pattern: &str, template: &str) -> Result<String, Error> {
+    state.consume_fuel((text.len() + 16 * pattern.len()) as u64 / FUEL_BYTES + 1)?;
+    let regex = Regex::new(pattern)
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("regex_replace: '{pattern}': {error}")))?;
+    Ok(regex.replace_all(text, |captures: &Captures| replacement(captures, template)).into_owned())
+}
+
 /// The body of `{% generation %}`, between two marks where the parts are asked for.
 fn generation(state: &State, body: String) -> String {
     match state.lookup(MARKS).as_ref().and_then(|marks| marks.as_str()) {
@@ -145,12 +179,13 @@ fn take_out_marks(text: &str, (open, close): (char, char)) -> Result<(String, Ve
 }
 
 impl DxTemplate {
-    pub(crate) fn compile(source: &str) -> Result<Self, String> {
+    pub(crate) fn compile(source: &str, dialect: Dialect) -> Result<Self, String> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let is_chat = matches!(dialect, Dialect::Chat);
+        let syntax = SyntaxConfig::builder().trim_blocks(is_chat).lstrip_blocks(is_chat).keep_trailing_newline(!is_chat).build();
         let syntax = syntax.map_err(|error| describe(&error))?;
         let checked = template_source::check(source, &syntax)?;
-        environment.set_syntax(syntax);
+        environment.set_syntax(syntax.clone());
         environment.set_fuel(Some(FUEL));
         environment.set_debug(false);
         template_values::add_to(&mut environment);
@@ -163,8 +198,24 @@ impl DxTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         environment.add_filter("__generation", generation);
+        if matches!(dialect, Dialect::Row) {
+            environment.set_undefined_behavior(UndefinedBehavior::Strict);
+            environment.add_filter("regex_replace", regex_replace);
+        }
         environment.add_template_owned(NAME, checked.source).map_err(|error| describe(&error))?;
-        Ok(DxTemplate { environment, marks_generation: checked.marks_generation })
+        let variables = if is_chat { Vec::new() } else { Self::find_variables(source, syntax, &environment)? };
+        Ok(DxTemplate { environment, marks_generation: checked.marks_generation, variables })
+    }
+
+    fn find_variables(source: &str, syntax: SyntaxConfig, environment: &Environment) -> Result<Vec<String>, String> {
+        let source = template_source::with_slices_as_calls(source, &syntax);
+        let mut parsed = Environment::new();
+        parsed.set_syntax(syntax);
+        let template = parsed.template_from_str(&source).map_err(|error| describe(&error))?;
+        let is_global = |name: &str| environment.globals().any(|(global, _)| global == name);
+        let mut names: Vec<_> = template.undeclared_variables(false).into_iter().filter(|name| !is_global(name)).collect();
+        names.sort();
+        Ok(names)
     }
 
     fn render_value(&self, context: serde_json::Value, size: usize) -> Result<String, String> {
@@ -196,8 +247,26 @@ impl DxTemplate {
 #[no_mangle]
 pub unsafe extern "C" fn dx_template_compile(source: DxText, out: *mut *mut DxTemplate, error: *mut DxString) -> bool {
     guard(error, || {
-        let compiled = DxTemplate::compile(unsafe { source.text() }?)?;
+        let compiled = DxTemplate::compile(unsafe { source.text() }?, Dialect::Chat)?;
         unsafe { out.write(Box::into_raw(Box::new(compiled))) };
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn dx_row_template_compile(source: DxText, out: *mut *mut DxTemplate, error: *mut DxString) -> bool {
+    guard(error, || {
+        let compiled = DxTemplate::compile(unsafe { source.text() }?, Dialect::Row)?;
+        unsafe { out.write(Box::into_raw(Box::new(compiled))) };
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn dx_template_variables(compiled: *const DxTemplate, out: *mut DxString, error: *mut DxString) -> bool {
+    guard(error, || {
+        let names = serde_json::to_string(&unsafe { &*compiled }.variables).map_err(|error| error.to_string())?;
+        unsafe { out.write(DxString::new(names)) };
         Ok(())
     })
 }

@@ -209,3 +209,37 @@ pub fn check(source: &str, syntax: &SyntaxConfig) -> Result<Checked, String> {
     let marks_generation = rewriter.marks_generation;
     Ok(Checked { source: rewriter.apply(source), marks_generation })
 }
+
+/// The source with `value[a:b]` as `value.slice(a, b)`. minijinja's list of a template's variables passes over a value that is cut.
+pub fn with_slices_as_calls(source: &str, syntax: &SyntaxConfig) -> String {
+    let mut rewriter = Rewriter::default();
+    let tokens: Vec<Spanned> = tokenize(source, false, syntax.clone()).map_while(Result::ok).collect();
+    let mut open: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (index, (token, _)) in tokens.iter().enumerate() {
+        match token {
+            Token::BracketOpen | Token::BraceOpen | Token::ParenOpen => open.push((index, Vec::new())),
+            Token::Colon => open.last_mut().into_iter().for_each(|bracket| bracket.1.push(index)),
+            Token::BraceClose | Token::ParenClose => drop(open.pop()),
+            Token::BracketClose => {
+                let Some((first, colons)) = open.pop() else { continue };
+                if colons.is_empty() {
+                    continue;
+                }
+                rewriter.replace(&tokens[first], ".slice(");
+                for colon in colons {
+                    let is_first = colon == first + 1 || matches!(tokens[colon - 1].0, Token::Colon);
+                    let is_last = colon + 1 == index;
+                    rewriter.replace(&tokens[colon], match (is_first, is_last) {
+                        (true, true) => "0, 0",
+                        (true, false) => "0, ",
+                        (false, true) => ", 0",
+                        (false, false) => ", ",
+                    });
+                }
+                rewriter.replace(&tokens[index], ")");
+            }
+            _ => {}
+        }
+    }
+    rewriter.apply(source)
+}
