@@ -7,6 +7,7 @@
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -112,8 +113,10 @@ int64_t parse_count(std::string_view text, std::string_view what) {
   if (unit == "M") factor = 1e6;
   if (unit == "G" || unit == "B") factor = 1e9;
   if (unit == "T") factor = 1e12;
-  const double count = value * factor;
-  if (error != std::errc() || factor == 0.0 || !(count >= 0) || count > 9e18 || count != std::floor(count)) {
+  // 16.4 times a million is not 16 400 000 in binary, but within a rounding of each factor and the product.
+  const double product = value * factor, count = std::round(product);
+  const bool is_whole = std::abs(product - count) <= 2 * std::numeric_limits<double>::epsilon() * product;
+  if (error != std::errc() || factor == 0.0 || !(product >= 0) || product > 9e18 || !is_whole) {
     throw ValueError("{} = {}: a whole number is needed, as 4096, 1.5k, 512M, 2G", what, text);
   }
   return static_cast<int64_t>(count);

@@ -40,14 +40,14 @@ void check_inputs(const char* name, const DeltaRuleInputs& in, const DeltaRuleSt
   check_device(what("q_BSHK"), in.q_BSHK, {in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, state.cell_BHKV});
 }
 
-// `given`: the type that q came in.
-bool may_take_tf32(const DeltaRuleInputs& in, at::ScalarType given) {
-  return in.q_BSHK.is_cuda() && c10::elementSize(given) == 2;
+// Where nothing but h comes out, in the 2-byte type `given` that q came in. States keep the digits of float32.
+bool may_take_tf32(const DeltaRuleInputs& in, at::ScalarType given, bool has_states) {
+  return in.q_BSHK.is_cuda() && c10::elementSize(given) == 2 && !has_states;
 }
 
-DeltaRuleOutput run_chunkwise(const DeltaRuleInputs& in, at::ScalarType given, int64_t chunk_size, const DeltaRuleState& initial,
+DeltaRuleOutput run_chunkwise(const DeltaRuleInputs& in, bool takes_tf32, int64_t chunk_size, const DeltaRuleState& initial,
                               bool returns_state) {
-  const Tf32Products tf32(may_take_tf32(in, given));
+  const Tf32Products tf32(takes_tf32);
   DeltaRuleOutput out = (in.q_BSHK.is_cpu() ? delta_rule_chunkwise_cpu : delta_rule_chunkwise_aten)(in, chunk_size, initial);
   if (!returns_state) out.state = {};
   return out;
@@ -59,7 +59,8 @@ struct DeltaRuleFunction : torch::autograd::Function<DeltaRuleFunction> {
                                int64_t chunk_size, bool returns_state) {
     const DeltaRuleInputs in = prepared(DeltaRuleInputs{q, k, v, igate, fgate, is_start.value_or(Tensor())});
     const DeltaRuleState given{cell.value_or(Tensor())}, initial = prepared(given, in);
-    const DeltaRuleOutput out = run_chunkwise(in, q.scalar_type(), chunk_size, initial, returns_state);
+    const bool takes_tf32 = may_take_tf32(in, q.scalar_type(), returns_state || cell.has_value());
+    const DeltaRuleOutput out = run_chunkwise(in, takes_tf32, chunk_size, initial, returns_state);
     // Zeros need no memory until the backward pass.
     ctx->save_for_backward({in.q_BSHK, in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, in.is_start_BS,
                             given.cell_BHKV.defined() ? initial.cell_BHKV : Tensor()});
@@ -78,7 +79,7 @@ struct DeltaRuleFunction : torch::autograd::Function<DeltaRuleFunction> {
     const DeltaRuleState given{s[6]}, given_final{grads.size() > 1 ? grads[1] : Tensor()};
     const auto types = ctx->saved_data["types"].toIntVector();
     const Tensor grad_h = or_zeros(grads[0], in.v_BSHV.sizes(), in.v_BSHV.options());
-    const Tf32Products tf32(may_take_tf32(in, static_cast<at::ScalarType>(types[0])));
+    const Tf32Products tf32(may_take_tf32(in, static_cast<at::ScalarType>(types[0]), grads.size() > 1 || given.cell_BHKV.defined()));
     const auto run = in.q_BSHK.is_cpu() ? delta_rule_backward_cpu : delta_rule_backward_aten;
     const DeltaRuleBackward out = run(in, ctx->saved_data["chunk_size"].toInt(), prepared(given, in), grad_h, prepared(given_final, in));
     const DeltaRuleInputs& g = out.grad_inputs;
@@ -106,7 +107,8 @@ DeltaRuleOutput delta_rule_chunkwise(const DeltaRuleInputs& inputs, int64_t chun
   }
   at::NoGradGuard no_grad;
   const DeltaRuleInputs in = prepared(inputs);
-  DeltaRuleOutput out = run_chunkwise(in, inputs.q_BSHK.scalar_type(), chunk_size, prepared(initial, in), returns_state);
+  const bool takes_tf32 = may_take_tf32(in, q.scalar_type(), returns_state || initial.cell_BHKV.defined());
+  DeltaRuleOutput out = run_chunkwise(in, takes_tf32, chunk_size, prepared(initial, in), returns_state);
   out.h_BSHV = out.h_BSHV.to(v.scalar_type());
   return out;
 }

@@ -94,6 +94,27 @@ TEST_F(TaskTest, HellaswagIsCleanedOfItsMarks) {
   EXPECT_EQ(found[0].requests[0].continuation, " eats it");
 }
 
+// Data sets as other harnesses keep them.
+TEST_F(TaskTest, OtherFormsOfRowsGiveTheSamePrompts) {
+  const auto hellaswag = read_items(
+      only_task("hellaswag"), {file("h.jsonl", R"({"id": 0, "ctx": "Baking: Bake [title] A cake. the Dog", "label": 1, "endings": ["a", "[x]b "]})"
+                                               "\n")},
+      0);
+  EXPECT_EQ(hellaswag[0].requests[1].context, "Baking: Bake. A cake. the Dog") << "in the case that it has there";
+  EXPECT_EQ(hellaswag[0].requests[1].continuation, " b");
+  EXPECT_EQ(hellaswag[0].answer, 1);
+  const auto siqa = read_items(
+      only_task("siqa"),
+      {file("s.jsonl", R"({"query": "Context: A ran.\nQuestion: Why?\nChoices:\nA. to win\nB. for fun\nAnswer:", "choices": ["A", "B"], "gold": 1})"
+                       "\n")},
+      0);
+  ASSERT_EQ(siqa[0].requests.size(), 2U);
+  EXPECT_EQ(siqa[0].requests[0].context, "Q: A ran. Why?\nA:");
+  EXPECT_EQ(siqa[0].requests[0].continuation, " to win");
+  EXPECT_EQ(siqa[0].requests[1].continuation, " for fun");
+  EXPECT_EQ(siqa[0].answer, 1);
+}
+
 TEST_F(TaskTest, WikitextPagesBeginAtHeadingsOfTheFirstLevel) {
   const std::string text = " \n = One = \n \n a , b 's 5 @,@ 000 . \n = = Part = = \n c \n = Two = \n d ( e ) \n";
   EXPECT_THAT(split_pages(text), ElementsAre(" = One = \n \n a , b 's 5 @,@ 000 . \n = = Part = = \n c ", " = Two = \n d ( e ) \n"));
