@@ -1,5 +1,7 @@
 // distil-xlstm plan: what a run will need and do, before anything is downloaded or trained.
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -11,6 +13,7 @@
 #include "commands/compute.h"
 #include "data/loader.h"
 #include "data/token_shard.h"
+#include "distill/method.h"
 #include "distill/schedule_table.h"
 #include "eval/validation.h"
 #include "io/model_files.h"
@@ -118,6 +121,66 @@ void print_models(const Plan& p) {
              format_parameters(static_cast<double>(counts.as_paper)), share(counts.trainable, counts.as_paper));
 }
 
+// "model.layers.*.mlp.down_proj.weight": tensors of several layers under one name.
+std::string across_layers(const std::string& name) {
+  std::string out;
+  for (size_t begin = 0; begin < name.size();) {
+    const size_t end = std::min(name.find('.', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    const bool is_number = !part.empty() && std::ranges::all_of(part, [](unsigned char c) { return std::isdigit(c) != 0; });
+    out += (begin > 0 ? "." : "") + (is_number ? "*" : part);
+    begin = end + 1;
+  }
+  return out;
+}
+
+std::string rate_text(const distill::Stage& stage, const std::string& group, double run_rate) {
+  const auto factor = stage.rates.find(group);
+  if (!stage.rates.empty() && factor == stage.rates.end()) return "frozen";
+  const double peak = stage.learning_rate > 0.0 ? stage.learning_rate : run_rate;
+  return fmt::format("{:.3g}", peak * (stage.rates.empty() ? 1.0 : factor->second));
+}
+
+// Every trainable tensor: where it comes from, and at which rate each stage trains it.
+void print_parameters(const Plan& p, const std::vector<distill::Stage>& stages) {
+  struct Row {
+    student::ParameterInfo info;
+    int64_t count = 0;
+  };
+  std::vector<Row> rows;
+  for (const auto& info : p.student->parameters()) {
+    student::ParameterInfo shown = info;
+    shown.name = across_layers(info.name);
+    const auto same = std::ranges::find_if(rows, [&](const Row& row) {
+      return row.info.name == shown.name && row.info.shape == shown.shape && row.info.start == shown.start;
+    });
+    if (same != rows.end()) {
+      ++same->count;
+    } else {
+      rows.push_back({shown, 1});
+    }
+  }
+  if (rows.empty()) return;
+  size_t name_width = 0, shape_width = 0, start_width = 5;
+  const auto shape_of = [](const Row& row) {
+    return fmt::format("[{}]{}", fmt::join(row.info.shape, ", "), row.count > 1 ? fmt::format(" x {}", row.count) : "");
+  };
+  for (const auto& row : rows) {
+    name_width = std::max(name_width, row.info.name.size());
+    shape_width = std::max(shape_width, shape_of(row).size());
+    start_width = std::max(start_width, row.info.start.size());
+  }
+  fmt::print("Parameters and their learning rates\n  {:<{}} {:<{}} {:<{}}", "name", name_width, "shape", shape_width, "start", start_width);
+  for (const auto& stage : stages) fmt::print(" {:>12}", stage.name);
+  fmt::print("\n");
+  for (const auto& row : rows) {
+    fmt::print("  {:<{}} {:<{}} {:<{}}", row.info.name, name_width, shape_of(row), shape_width, row.info.start, start_width);
+    for (const auto& stage : stages) fmt::print(" {:>12}", rate_text(stage, row.info.group, p.config.optimizer.learning_rate));
+    fmt::print("\n");
+  }
+  fmt::print("  embedding and head are the teacher's, and frozen\n\n");
+}
+
 void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) {
   const auto teacher_bytes = static_cast<int64_t>(c10::elementSize(p.teacher_precision.dtype)),
              compute_bytes = static_cast<int64_t>(c10::elementSize(p.compute_dtype));
@@ -139,7 +202,7 @@ void print_memory(const Plan& p, const std::string& limit, int64_t limit_bytes) 
   fmt::print("\n");
 }
 
-void print_schedule(const Plan& p, const train::RunLength& length) {
+void print_schedule(const Plan& p, const train::RunLength& length, const std::vector<distill::Stage>& stages) {
   const auto& optimizer = p.config.optimizer;
   fmt::print("Schedule   {}, {} an epoch{}\n  {:>9} {:>6} {:>7} {:>7} {:>7}\n", p.config.distill.method,
              cli::counted(length.steps_per_epoch, "step"),
@@ -151,11 +214,18 @@ void print_schedule(const Plan& p, const train::RunLength& length) {
     fmt::print("  {:>9} {:>6} {:>7.3f} {:>7.3f} {:>7.3f}   {}\n", row.step, row.epoch + 1, row.plan.alpha, row.plan.temperature,
                row.plan.beta, row.note);
   }
-  const auto warmup = static_cast<int64_t>(std::ceil(optimizer.warmup_ratio * static_cast<double>(length.total_steps)));
-  fmt::print("  learning rate {} after {} of warm-up, then {} to {}\n\n", optimizer.learning_rate, cli::counted(warmup, "step"),
-             config::name_of(optimizer.schedule),
-             optimizer.schedule == config::LearningRateSchedule::constant ? optimizer.learning_rate
-                                                                          : optimizer.learning_rate * optimizer.min_learning_rate_ratio);
+  for (const auto& stage : stages) {
+    const bool has_own = stage.end_step > 0;
+    const int64_t steps = has_own ? stage.end_step - stage.begin_step : length.total_steps;
+    const auto warmup = static_cast<int64_t>(std::ceil(optimizer.warmup_ratio * static_cast<double>(steps)));
+    const double peak = stage.learning_rate > 0.0 ? stage.learning_rate : optimizer.learning_rate;
+    const bool is_constant = optimizer.schedule == config::LearningRateSchedule::constant;
+    const std::string when = has_own ? fmt::format("{}, {} from step {}: ", stage.name, cli::counted(steps, "step"), stage.begin_step) : "";
+    fmt::print("  {}learning rate {} after {} of warm-up, then {} to {}\n", when, peak, cli::counted(warmup, "step"),
+               config::name_of(optimizer.schedule), is_constant ? peak : peak * optimizer.min_learning_rate_ratio);
+    if (!has_own) break;  // one for the whole run
+  }
+  fmt::print("\n");
 }
 
 void print_time(const Plan& p, const Options& options, const std::vector<std::pair<std::string, train::RunLength>>& lengths) {
@@ -218,10 +288,13 @@ void run_plan(const cli::PlanOptions& options) {
   if (!p.rows_are_counted)
     p.rows = std::max<int64_t>(parse_count(options.tokens.empty() ? "512M" : options.tokens, "--tokens") / p.config.data.context_length, 1);
 
+  const auto lengths = readings(p);
+  const auto& last = lengths.back().second;
+  const auto stages = distill::make_method(p.config.distill, last.total_steps, last.num_epochs, last.steps_per_epoch)->stages();
   print_models(p);
+  print_parameters(p, stages);
   print_memory(p, options.memory, limit_bytes);
   if (p.teacher_precision.has_fp8_products) print_fp8(p);
-  const auto lengths = readings(p);
   const int64_t rows = p.config.train.micro_batch_size * p.config.train.gradient_accumulation_steps;
   fmt::print("Steps      {} tokens each ({} of {})\n", rows * p.config.data.context_length, cli::counted(rows, "row"),
              p.config.data.context_length);
@@ -230,7 +303,7 @@ void run_plan(const cli::PlanOptions& options) {
                format_count(static_cast<double>(length.total_tokens)));
   }
   fmt::print("\n");
-  print_schedule(p, lengths.back().second);
+  print_schedule(p, last, stages);
   print_time(p, options, lengths);
 }
 

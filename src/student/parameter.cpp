@@ -11,6 +11,12 @@ int64_t ParameterSpec::num_elements() const {
   return count;
 }
 
+std::vector<ParameterInfo> parameter_infos(const std::vector<ParameterSpec>& specs) {
+  std::vector<ParameterInfo> infos;
+  for (const auto& spec : specs) infos.push_back({spec.name, spec.shape, spec.group, spec.start});
+  return infos;
+}
+
 Initializer constant(double value) {
   return [value](Random&, std::span<double> out) { std::fill(out.begin(), out.end(), value); };
 }

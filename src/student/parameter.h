@@ -9,6 +9,7 @@
 
 #include "base/random.h"
 #include "ops/tensor.h"
+#include "student/shape.h"
 
 namespace distil_xlstm::student {
 
@@ -29,9 +30,12 @@ struct ParameterSpec {
   bool decays = false;          // whether weight decay applies (docs/mathematics.md 5)
   ProductType product_type;     // null: as it is
   ParameterRole role = ParameterRole::plain;
+  std::string start = "drawn";  // where a fresh student has it from, for people
 
   [[nodiscard]] int64_t num_elements() const;
 };
+
+std::vector<ParameterInfo> parameter_infos(const std::vector<ParameterSpec>& specs);
 
 Initializer constant(double value);
 Initializer normal(double standard_deviation);

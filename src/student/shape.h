@@ -20,6 +20,13 @@ struct KeptValues {
   [[nodiscard]] int64_t size_bytes(int64_t compute_bytes) const { return compute * compute_bytes + full * 4; }
 };
 
+// A trainable tensor, for people.
+struct ParameterInfo {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::string group, start;  // ParameterSpec
+};
+
 // Where a student is made, and over which frozen weights.
 struct StudentPlace {
   at::Device device = at::kCPU;
@@ -41,7 +48,8 @@ class StudentShape {
   [[nodiscard]] virtual std::vector<KeptValues> kept_values() const = 0;  // layer by layer
   // Whether its layers are its teacher's with another mixer in attention's place, so that each may be compared with its own.
   [[nodiscard]] virtual bool keeps_teacher_layers() const { return false; }
-  [[nodiscard]] virtual std::string description() const = 0;  // "5 blocks (1 sLSTM, 4 mLSTM), ..."
+  [[nodiscard]] virtual std::vector<ParameterInfo> parameters() const { return {}; }  // all; empty where the kind does not tell
+  [[nodiscard]] virtual std::string description() const = 0;                          // "5 blocks (1 sLSTM, 4 mLSTM), ..."
 
   // config.json of weights in `layout`, one of the kind's own names for how it stores them; "": its usual one.
   [[nodiscard]] virtual json to_json(std::string_view layout) const = 0;

@@ -28,7 +28,8 @@ std::vector<ParameterSpec> specs_of(const ConvertConfig& config) {
                    .shape = {config.decoder.hidden_size},
                    .initialize = constant(1.0),
                    .group = "norm",
-                   .product_type = {}});
+                   .product_type = {},
+                   .start = "copied"});
   return specs;
 }
 
@@ -53,6 +54,7 @@ class ConvertShape final : public StudentShape {
     return values;
   }
   [[nodiscard]] bool keeps_teacher_layers() const override { return true; }
+  [[nodiscard]] std::vector<ParameterInfo> parameters() const override { return parameter_infos(specs_of(config_)); }
   [[nodiscard]] std::string description() const override {
     return fmt::format("the teacher's {} layers, attention replaced by {} of {} heads, {} features of a head{}", num_layers(),
                        join(config_.mixers, ", "), config_.decoder.num_heads, config_.feature_size(),

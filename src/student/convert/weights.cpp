@@ -50,35 +50,43 @@ std::vector<ParameterSpec> convert_parameters(const ConvertConfig& config) {
   const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
   std::vector<ParameterSpec> specs;
   // What is a factor of a large product has its type, and decays.
-  const auto add = [&](std::string name, Shape shape, std::string group, bool is_product, Initializer initialize = constant(0.0)) {
+  const auto add = [&](std::string name, Shape shape, std::string group, bool is_product, std::string start,
+                       Initializer initialize = constant(0.0)) {
     specs.push_back({.name = std::move(name),
                      .shape = std::move(shape),
                      .initialize = std::move(initialize),
                      .group = std::move(group),
                      .decays = is_product,
-                     .product_type = is_product ? in_compute_type() : ProductType{}});
+                     .product_type = is_product ? in_compute_type() : ProductType{},
+                     .start = std::move(start)});
   };
-  const auto add_linear = [&](const std::string& name, int64_t out, int64_t in, const std::string& group, bool has_bias) {
-    add(name + ".weight", {out, in}, group, true);
-    if (has_bias) add(name + ".bias", {out}, group, false);
+  const auto add_linear = [&](const std::string& name, int64_t out, int64_t in, const std::string& group, bool has_bias,
+                              const std::string& start = "copied") {
+    add(name + ".weight", {out, in}, group, true, start);
+    if (has_bias) add(name + ".bias", {out}, group, false, start);
   };
-  add("input_layernorm.weight", {D}, "norm", false);
-  add_linear("self_attn.qkv_proj", 3 * E, D, "attention", decoder.has_qkv_bias);
+  const std::string joined =
+      decoder.num_kv_heads == H ? "copied" : fmt::format("copied; k, v of {} heads repeated to {}", decoder.num_kv_heads, H);
+  add("input_layernorm.weight", {D}, "norm", false, "copied");
+  add_linear("self_attn.qkv_proj", 3 * E, D, "attention", decoder.has_qkv_bias, joined);
   if (decoder.has_qk_norm) {
-    add("self_attn.q_norm.weight", {K}, "norm", false);
-    add("self_attn.k_norm.weight", {K}, "norm", false);
+    add("self_attn.q_norm.weight", {K}, "norm", false, "copied");
+    add("self_attn.k_norm.weight", {K}, "norm", false, "copied");
   }
-  if (J > 0) add("mixer.conv.weight", {3 * E, J}, "mixer", false, identity_taps(J));
+  if (J > 0) add("mixer.conv.weight", {3 * E, J}, "mixer", false, "identity", identity_taps(J));
   for (const char* name : {"feature_q", "feature_k"})
-    add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, feature_start(H, K, M));
-  add("mixer.igate.weight", {H, D}, "mixer", false);
-  add("mixer.igate.bias", {H}, "mixer", false);
-  add("mixer.fgate.weight", {H, D}, "mixer", false);
-  add("mixer.fgate.bias", {H}, "mixer", false, linspace(3.0, 8.0));  // memories of 20 to 3 000 tokens
-  add("mixer.ogate.weight", {E, D}, "mixer", true);
-  add("mixer.ogate.bias", {E}, "mixer", false, constant(4.0));  // near open
+    add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, M > K ? "scaled identities, noise" : "scaled identity",
+        feature_start(H, K, M));
+  add("mixer.igate.weight", {H, D}, "mixer", false, "0");
+  add("mixer.igate.bias", {H}, "mixer", false, "0");
+  add("mixer.fgate.weight", {H, D}, "mixer", false, "0");
+  const bool looks_back = config.gate_init == config::GateInit::look_back;
+  add("mixer.fgate.bias", {H}, "mixer", false, looks_back ? "the teacher's look-back" : "3 to 8",
+      linspace(3.0, 8.0));  // memories of 20 to 3 000 tokens
+  add("mixer.ogate.weight", {E, D}, "mixer", true, "0");
+  add("mixer.ogate.bias", {E}, "mixer", false, "4", constant(4.0));  // near open
   add_linear("self_attn.o_proj", D, E, "attention", decoder.has_o_bias);
-  add("post_attention_layernorm.weight", {D}, "norm", false);
+  add("post_attention_layernorm.weight", {D}, "norm", false, "copied");
   add_linear("mlp.gate_up_proj", 2 * I, D, "feed_forward", decoder.has_mlp_bias);
   add_linear("mlp.down_proj", D, I, "feed_forward", decoder.has_mlp_bias);
   return specs;

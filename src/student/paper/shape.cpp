@@ -19,6 +19,10 @@ std::vector<KeptValues> PaperShape::kept_values() const {
   return values;
 }
 
+std::vector<ParameterInfo> PaperShape::parameters() const {
+  return parameter_infos(parameter_specs(config_));
+}
+
 std::string PaperShape::description() const {
   int64_t num_slstm = 0, num_mlstm = 0;
   for (int64_t block = 0; block < config_.num_blocks; ++block) {
