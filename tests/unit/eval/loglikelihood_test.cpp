@@ -53,21 +53,19 @@ RequestScore direct_score(nn::LanguageModel& model, const Request& request, size
 }
 
 void expect_direct_scores(nn::LanguageModel& model, const std::vector<Request>& requests, double tolerance) {
-  for (const bool shares : {true, false}) {
-    for (const int64_t batch_tokens : {1, 70, 4096}) {
-      for (const int64_t max_length : {2048, 25}) {
-        SCOPED_TRACE(fmt::format("{}, shares {}, batch of {}, at most {}", model.description(), shares, batch_tokens, max_length));
-        size_t done = 0;
-        const auto scores =
-            log_likelihoods(model, requests, {.max_length = max_length, .batch_tokens = batch_tokens, .shares_contexts = shares},
-                            [&](size_t now) { done = now; });
-        ASSERT_EQ(scores.size(), requests.size());
-        EXPECT_EQ(done, requests.size());
-        for (size_t i = 0; i < requests.size(); ++i) {
-          const auto expected = direct_score(model, requests[i], static_cast<size_t>(max_length));
-          EXPECT_NEAR(scores[i].log_likelihood, expected.log_likelihood, tolerance * (1 + std::abs(expected.log_likelihood))) << i;
-          EXPECT_EQ(scores[i].is_greedy, expected.is_greedy) << i;
-        }
+  for (const int64_t max_length : {2048, 25}) {
+    std::vector<RequestScore> expected;
+    for (const Request& request : requests) expected.push_back(direct_score(model, request, static_cast<size_t>(max_length)));
+    for (const auto& [shares, batch_tokens] : {std::pair{true, 70}, {true, 4096}, {false, 1}, {false, 4096}}) {
+      SCOPED_TRACE(fmt::format("{}, shares {}, batch of {}, at most {}", model.description(), shares, batch_tokens, max_length));
+      size_t done = 0;
+      const LoglikelihoodOptions options{.max_length = max_length, .batch_tokens = batch_tokens, .shares_contexts = shares};
+      const auto scores = log_likelihoods(model, requests, options, [&](size_t now) { done = now; });
+      ASSERT_EQ(scores.size(), requests.size());
+      EXPECT_EQ(done, requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_NEAR(scores[i].log_likelihood, expected[i].log_likelihood, tolerance * (1 + std::abs(expected[i].log_likelihood))) << i;
+        EXPECT_EQ(scores[i].is_greedy, expected[i].is_greedy) << i;
       }
     }
   }
