@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
-#include "student/shape.h"
+#include "student/registry.h"
 #include "support/devices.h"
 #include "support/toy_model.h"
 #include "teacher/teacher.h"
@@ -85,14 +85,16 @@ TEST(LogLikelihoods, CanBeReckonedByHand) {
   }
 }
 
+json small_qwen2() {
+  return {{"model_type", "qwen2"},         {"vocab_size", 37},         {"hidden_size", 24},        {"intermediate_size", 40},
+          {"num_hidden_layers", 2},        {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"tie_word_embeddings", true},
+          {"max_position_embeddings", 256}};
+}
+
 TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForATeacher) {
   at::manual_seed(3);
-  const json config = {
-      {"model_type", "qwen2"},         {"vocab_size", 37},         {"hidden_size", 24},        {"intermediate_size", 40},
-      {"num_hidden_layers", 2},        {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"tie_word_embeddings", true},
-      {"max_position_embeddings", 256}};
   for (const at::Device device : testing::devices()) {
-    const auto teacher = teacher::random_teacher(config, device, {at::kFloat}, at::kCPU, 0.4);
+    const auto teacher = teacher::random_teacher(small_qwen2(), device, {at::kFloat}, at::kCPU, 0.4);
     expect_direct_scores(*teacher, random_requests(37), 1e-5);
   }
 }
@@ -103,6 +105,22 @@ TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForStudents) {
     const auto student = student::small_student(config, device, at::kFloat, 0.1);
     expect_direct_scores(*student, random_requests(config.vocab_size), 1e-5);
   }
+}
+
+TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForAConvertedStudent) {
+  at::manual_seed(7);
+  const auto teacher = teacher::random_teacher(small_qwen2(), at::kCPU, {at::kFloat}, at::kCPU, 0.4);
+  config::StudentSettings settings;
+  settings.kind = "convert";
+  settings.chunk_size = 5;
+  const auto shape = student::derive_shape(settings, teacher::teacher_shape(small_qwen2()), 32);
+  const auto converted = shape->fresh({.device = at::kCPU,
+                                       .parameter_dtype = at::kFloat,
+                                       .embedding_VD = teacher->embedding_weight(),
+                                       .head_VD = teacher->head_weight(),
+                                       .teacher = teacher.get()},
+                                      3);
+  expect_direct_scores(*converted, random_requests(37), 1e-5);
 }
 
 TEST(LogLikelihoods, RowsLeftOutAreAsIfTheyWereNotThere) {
