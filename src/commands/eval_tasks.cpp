@@ -67,6 +67,10 @@ class ScoredModel {
     scoring_.model_name = name;
   }
 
+  ScoredModel(const ScoredModel&) = delete;  // tokenizer_ may lie inside
+  ScoredModel& operator=(const ScoredModel&) = delete;
+  ~ScoredModel() = default;
+
   [[nodiscard]] const load::LoadedModel& loaded() const { return loaded_; }
   void set_max_length(int64_t max_length) { scoring_.max_length = max_length; }
 

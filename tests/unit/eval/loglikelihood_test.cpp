@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
-#include "student/shape.h"
+#include "student/registry.h"
 #include "support/devices.h"
 #include "support/toy_model.h"
 #include "teacher/teacher.h"
@@ -53,21 +53,19 @@ RequestScore direct_score(nn::LanguageModel& model, const Request& request, size
 }
 
 void expect_direct_scores(nn::LanguageModel& model, const std::vector<Request>& requests, double tolerance) {
-  for (const bool shares : {true, false}) {
-    for (const int64_t batch_tokens : {1, 70, 4096}) {
-      for (const int64_t max_length : {2048, 25}) {
-        SCOPED_TRACE(fmt::format("{}, shares {}, batch of {}, at most {}", model.description(), shares, batch_tokens, max_length));
-        size_t done = 0;
-        const auto scores =
-            log_likelihoods(model, requests, {.max_length = max_length, .batch_tokens = batch_tokens, .shares_contexts = shares},
-                            [&](size_t now) { done = now; });
-        ASSERT_EQ(scores.size(), requests.size());
-        EXPECT_EQ(done, requests.size());
-        for (size_t i = 0; i < requests.size(); ++i) {
-          const auto expected = direct_score(model, requests[i], static_cast<size_t>(max_length));
-          EXPECT_NEAR(scores[i].log_likelihood, expected.log_likelihood, tolerance * (1 + std::abs(expected.log_likelihood))) << i;
-          EXPECT_EQ(scores[i].is_greedy, expected.is_greedy) << i;
-        }
+  for (const int64_t max_length : {2048, 25}) {
+    std::vector<RequestScore> expected;
+    for (const Request& request : requests) expected.push_back(direct_score(model, request, static_cast<size_t>(max_length)));
+    for (const auto& [shares, batch_tokens] : {std::pair{true, 70}, {true, 4096}, {false, 1}, {false, 4096}}) {
+      SCOPED_TRACE(fmt::format("{}, shares {}, batch of {}, at most {}", model.description(), shares, batch_tokens, max_length));
+      size_t done = 0;
+      const LoglikelihoodOptions options{.max_length = max_length, .batch_tokens = batch_tokens, .shares_contexts = shares};
+      const auto scores = log_likelihoods(model, requests, options, [&](size_t now) { done = now; });
+      ASSERT_EQ(scores.size(), requests.size());
+      EXPECT_EQ(done, requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_NEAR(scores[i].log_likelihood, expected[i].log_likelihood, tolerance * (1 + std::abs(expected[i].log_likelihood))) << i;
+        EXPECT_EQ(scores[i].is_greedy, expected[i].is_greedy) << i;
       }
     }
   }
@@ -87,14 +85,16 @@ TEST(LogLikelihoods, CanBeReckonedByHand) {
   }
 }
 
+json small_qwen2() {
+  return {{"model_type", "qwen2"},         {"vocab_size", 37},         {"hidden_size", 24},        {"intermediate_size", 40},
+          {"num_hidden_layers", 2},        {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"tie_word_embeddings", true},
+          {"max_position_embeddings", 256}};
+}
+
 TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForATeacher) {
   at::manual_seed(3);
-  const json config = {
-      {"model_type", "qwen2"},         {"vocab_size", 37},         {"hidden_size", 24},        {"intermediate_size", 40},
-      {"num_hidden_layers", 2},        {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"tie_word_embeddings", true},
-      {"max_position_embeddings", 256}};
   for (const at::Device device : testing::devices()) {
-    const auto teacher = teacher::random_teacher(config, device, {at::kFloat}, at::kCPU, 0.4);
+    const auto teacher = teacher::random_teacher(small_qwen2(), device, {at::kFloat}, at::kCPU, 0.4);
     expect_direct_scores(*teacher, random_requests(37), 1e-5);
   }
 }
@@ -105,6 +105,22 @@ TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForStudents) {
     const auto student = student::small_student(config, device, at::kFloat, 0.1);
     expect_direct_scores(*student, random_requests(config.vocab_size), 1e-5);
   }
+}
+
+TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForAConvertedStudent) {
+  at::manual_seed(7);
+  const auto teacher = teacher::random_teacher(small_qwen2(), at::kCPU, {at::kFloat}, at::kCPU, 0.4);
+  config::StudentSettings settings;
+  settings.kind = "convert";
+  settings.chunk_size = 5;
+  const auto shape = student::derive_shape(settings, teacher::teacher_shape(small_qwen2()), 32);
+  const auto converted = shape->fresh({.device = at::kCPU,
+                                       .parameter_dtype = at::kFloat,
+                                       .embedding_VD = teacher->embedding_weight(),
+                                       .head_VD = teacher->head_weight(),
+                                       .teacher = teacher.get()},
+                                      3);
+  expect_direct_scores(*converted, random_requests(37), 1e-5);
 }
 
 TEST(LogLikelihoods, RowsLeftOutAreAsIfTheyWereNotThere) {
