@@ -1,4 +1,5 @@
-// distil-xlstm export: a student as a directory that stands alone and that the PyPI package `xlstm` opens.
+// distil-xlstm export: a student as a directory that stands alone and that Python opens, with what its kind names for that
+// (student::PythonForm).
 #include <algorithm>
 #include <array>
 #include <iostream>
@@ -11,6 +12,7 @@
 #include "cli/counted.h"
 #include "cli/options/export.h"
 #include "commands/compute.h"
+#include "commands/model_card.h"
 #include "io/model_files.h"
 #include "io/safetensors.h"
 #include "student/registry.h"
@@ -48,8 +50,9 @@ std::vector<io::TensorView> to_views(const NamedTensors& tensors, at::ScalarType
 
 constexpr const char* kModelType = "distil_xlstm";  // in the config.json of an export alone
 
-constexpr std::array kFiles = {"model.safetensors", "config.json",           "generation_config.json",
-                               "tokenizer.json",    "tokenizer_config.json", "load_student.py"};
+// Of exports of every kind; README.md apart.
+constexpr std::array kFiles = {"model.safetensors",     "config.json",     "generation_config.json",  "tokenizer.json",
+                               "tokenizer_config.json", "load_student.py", "modeling_distil_xlstm.py"};
 
 bool is_own(const std::string& name) {
   return std::find(kFiles.begin(), kFiles.end(), name) != kFiles.end();
@@ -81,6 +84,15 @@ void write_tokenizer(const fs::path& directory, const io::ModelFiles& files) {
   write_json(directory / "generation_config.json", generation_config(stop_ids(files, tokenizer), tokenizer));
 }
 
+json export_config(const student::StudentShape& shape, const student::PythonForm& form, at::ScalarType dtype) {
+  json config = {{"model_type", kModelType}};
+  config.update(shape.to_json(""));
+  config.update(form.config);
+  config["model_type"] = kModelType;
+  if (!form.config.empty()) config["dtype"] = dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
+  return config;
+}
+
 }  // namespace
 
 void run_export(const cli::ExportOptions& options) {
@@ -93,8 +105,7 @@ void run_export(const cli::ExportOptions& options) {
   const at::ScalarType dtype = options.dtype == "fp32" ? at::kFloat : options.dtype == "fp16" ? at::kHalf : at::kBFloat16;
   const auto student = student::load_student(files);
   std::vector<Tensor> kept;
-  json config = {{"model_type", kModelType}};
-  config.update(student->shape().to_json(""));
+  const student::PythonForm form = student::python_form(student->shape());
   const OutputLock lock(target, OutputLock::Place::beside);
   clear_abandoned(resolved_output(target));
   check_target(options, files.path);  // another process may have written before the lock was ours
@@ -102,15 +113,18 @@ void run_export(const cli::ExportOptions& options) {
   write_directory_atomic(target, [&](const fs::path& staging) {
     io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}},
                           /*has_checksum=*/true);
-    write_json(staging / "config.json", config);
+    write_json(staging / "config.json", export_config(student->shape(), form, dtype));
     if (files.tokenizer) write_tokenizer(staging, files);
-    fs::copy_file(share_directory() / "export" / "load_student.py", staging / "load_student.py");
+    for (const std::string& file : form.files) fs::copy_file(share_directory() / "export" / file, staging / file);
+    if (const fs::path card = target / "README.md"; !fs::exists(fs::symlink_status(card)) || is_own_card(card))
+      write_file_atomic(staging / "README.md", model_card(files, student->shape(), form));
     if (fs::exists(target)) carry_over(target, staging, is_own);
   });
   int64_t size_bytes = 0;
   for (const auto& view : views) size_bytes += static_cast<int64_t>(view.bytes.size());
-  fmt::print("{}: {}, {}; open it with: python {}/load_student.py\n", target.string(),
-             cli::counted(static_cast<int64_t>(views.size()), "tensor"), format_bytes(static_cast<double>(size_bytes)), target.string());
+  const std::string opening = form.opening.empty() ? "" : "; open it with: " + fmt::format(fmt::runtime(form.opening), target.string());
+  fmt::print("{}: {}, {}{}\n", target.string(), cli::counted(static_cast<int64_t>(views.size()), "tensor"),
+             format_bytes(static_cast<double>(size_bytes)), opening);
 }
 
 }  // namespace distil_xlstm::commands

@@ -49,6 +49,11 @@ std::unique_ptr<StudentShape> read_shape(const json& config, const std::string& 
   return kind_of(config, where).read(config, where);
 }
 
+PythonForm python_form(const StudentShape& shape) {
+  const StudentKind& kind = find(std::string(shape.kind()), "student.kind");
+  return kind.python_form ? kind.python_form(shape) : PythonForm{};
+}
+
 std::unique_ptr<Student> load_student(const io::ModelFiles& files, const StudentPlace& place) {
   return kind_of(files.config, files.path.string() + " (configuration)").load(files, place);
 }

@@ -12,6 +12,14 @@
 
 namespace distil_xlstm::student {
 
+// What an export has beside weights and tokenizer, so that Python opens it.
+struct PythonForm {
+  std::vector<std::string> files;  // of share/export, copied
+  json config = json::object();    // keys of its config.json beside StudentShape::to_json's
+  std::string library;             // that opens it: "transformers"
+  std::string opening, example;    // a line with {} for its directory; lines of Python for the model card
+};
+
 struct StudentKind {
   // The shape from the user's settings and the teacher. Throws ConfigError that names keys.
   std::function<std::unique_ptr<StudentShape>(const config::StudentSettings& settings, const teacher::TeacherShape& teacher,
@@ -21,7 +29,8 @@ struct StudentKind {
   std::function<std::unique_ptr<StudentShape>(const json& config, const std::string& where)> read;
   // A stored student; frozen weights that `place` leaves out are the stored ones. Throws DataError that names tensors.
   std::function<std::unique_ptr<Student>(const io::ModelFiles& files, const StudentPlace& place)> load;
-  std::vector<std::string> ignored_keys;  // under [student], which `derive` does not read: "num_blocks"
+  std::vector<std::string> ignored_keys;                               // under [student], which `derive` does not read: "num_blocks"
+  std::function<PythonForm(const StudentShape& shape)> python_form{};  // empty: exports are for this program alone
 };
 
 // Adds a kind beside "paper" and "convert". Throws ValueError when the name is taken. Not while students are made on other threads.
@@ -32,6 +41,7 @@ std::unique_ptr<StudentShape> derive_shape(const config::StudentSettings& settin
                                            int64_t context_length);
 std::vector<std::string> ignored_keys(const std::string& kind);
 std::unique_ptr<StudentShape> read_shape(const json& config, const std::string& where);
+PythonForm python_form(const StudentShape& shape);
 std::unique_ptr<Student> load_student(const io::ModelFiles& files, const StudentPlace& place = {});
 
 }  // namespace distil_xlstm::student

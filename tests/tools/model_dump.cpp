@@ -3,11 +3,12 @@
 // TOKENS.json: {"tokens": [[...]], "is_start": [[...]], "targets": [[...]]}, the last two optional.
 // OUT: last_hidden [B, S, D]; logits [B, S, V], or nll [B, S] when there are targets (the logits then never exist whole);
 // --hidden, --attention: hidden.N, attention.N [B, S, D] of every layer; --greedy N: greedy [B, N], written with the decoding state.
-// Students take more options: see student_dump.cpp.
+// Students of kind "paper" take more options: see student_dump.cpp.
 #include <cstdio>
 #include <span>
 
 #include "ops/device.h"
+#include "student/registry.h"
 #include "teacher/teacher.h"
 #include "tools/model_dump.h"
 
@@ -111,8 +112,10 @@ void run(const Request& request) {
   const io::ModelFiles files = io::open_model(request.model);
   NamedTensors out;
   const Input input = read_input(request.tokens_path);
-  if (files.kind == io::ModelKind::student) {
+  if (files.kind == io::ModelKind::student && student::read_shape(files.config, files.path.string())->kind() == "paper") {
     dump_student(files, input, request, out);
+  } else if (files.kind == io::ModelKind::student) {
+    dump_outputs(*student::load_student(files), input, request, out);
   } else {
     dump_teacher(files, input, request, out);
   }

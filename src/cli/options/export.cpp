@@ -10,8 +10,8 @@ namespace distil_xlstm::cli {
 
 void add_export_command(CLI::App& app) {
   auto options = std::make_shared<ExportOptions>();
-  CLI::App* command =
-      app.add_subcommand("export", "Write a student as a directory that stands alone and that the Python package xlstm opens");
+  CLI::App* command = app.add_subcommand(
+      "export", "Write a student as a directory that stands alone and that Python opens: transformers, or the package xlstm");
   command->add_option("--model,-m", options->model, "Run or checkpoint")->required();
   command->add_option("--output,-o", options->output, "Directory to make")->required();
   command->add_option("--layout", options->layout, "How sLSTM weights are stored: as the package's cuda or vanilla backend has them")

@@ -11,6 +11,7 @@
 #include "student/convert/cells.h"
 #include "student/convert/config.h"
 #include "student/convert/look_back.h"
+#include "student/convert/python_form.h"
 #include "student/convert/weights.h"
 
 namespace distil_xlstm::student {
@@ -205,7 +206,8 @@ StudentKind convert_kind() {
                  const std::string& where) { return std::make_unique<ConvertShape>(ConvertConfig::from_json(config, where)); },
       .load = load_convert,
       .ignored_keys = {"num_blocks", "num_heads", "slstm_at", "qkv_proj_blocksize", "mlstm_proj_factor", "ffn_proj_factor", "ffn_act_fn",
-                       "bias_init", "recurrent_weight_init", "slstm_layout"}};
+                       "bias_init", "recurrent_weight_init", "slstm_layout"},
+      .python_form = [](const StudentShape& shape) { return convert_python_form(dynamic_cast<const ConvertShape&>(shape).config()); }};
 }
 
 }  // namespace distil_xlstm::student

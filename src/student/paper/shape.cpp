@@ -78,7 +78,17 @@ StudentKind paper_kind() {
               [](const io::ModelFiles& files, const StudentPlace& place) {
                 return PaperStudent::load(files, place.device, place.parameter_dtype, place.embedding_VD, place.head_VD);
               },
-          .ignored_keys = {"feature_factor", "rope", "mixers", "gate_init"}};
+          .ignored_keys = {"feature_factor", "rope", "mixers", "gate_init"},
+          .python_form =
+              [](const StudentShape&) {
+                return PythonForm{.files = {"load_student.py"},
+                                  .library = "xlstm",
+                                  .opening = "python {}/load_student.py",
+                                  .example =
+                                      "from load_student import load_student  # of this directory; needs the package xlstm\n"
+                                      "model, tokenizer = load_student(\".\")\n"
+                                      "logits = model(token_ids)  # (batch, sequence) -> (batch, sequence, vocabulary)\n"};
+              }};
 }
 
 }  // namespace distil_xlstm::student
