@@ -35,7 +35,8 @@ TEST(Text, ParsesCountsWithUnits) {
   EXPECT_EQ(parse_count("16.4M", "max_tokens"), 16400000) << "in binary a little less";
   EXPECT_EQ(parse_count("1.1k", "max_tokens"), 1100);
   EXPECT_EQ(parse_count("0.3G", "max_tokens"), 300000000);
-  for (const char* bad : {"", "M", "1.0001k", "4096.00001", "-3", "12q", "1e300", "nan"}) EXPECT_THROW(parse_count(bad, "max_tokens"), ValueError) << bad;
+  for (const char* bad : {"", "M", "1.0001k", "4096.00001", "-3", "12q", "1e300", "nan"})
+    EXPECT_THROW(parse_count(bad, "max_tokens"), ValueError) << bad;
 }
 
 TEST(Text, EscapesWhatATerminalWouldActOn) {

@@ -96,17 +96,19 @@ TEST_F(TaskTest, HellaswagIsCleanedOfItsMarks) {
 
 // Data sets as other harnesses keep them.
 TEST_F(TaskTest, OtherFormsOfRowsGiveTheSamePrompts) {
-  const auto hellaswag = read_items(
-      only_task("hellaswag"), {file("h.jsonl", R"({"id": 0, "ctx": "Baking: Bake [title] A cake. the Dog", "label": 1, "endings": ["a", "[x]b "]})"
-                                               "\n")},
-      0);
+  const auto hellaswag =
+      read_items(only_task("hellaswag"),
+                 {file("h.jsonl", R"({"id": 0, "ctx": "Baking: Bake [title] A cake. the Dog", "label": 1, "endings": ["a", "[x]b "]})"
+                                  "\n")},
+                 0);
   EXPECT_EQ(hellaswag[0].requests[1].context, "Baking: Bake. A cake. the Dog") << "in the case that it has there";
   EXPECT_EQ(hellaswag[0].requests[1].continuation, " b");
   EXPECT_EQ(hellaswag[0].answer, 1);
   const auto siqa = read_items(
       only_task("siqa"),
-      {file("s.jsonl", R"({"query": "Context: A ran.\nQuestion: Why?\nChoices:\nA. to win\nB. for fun\nAnswer:", "choices": ["A", "B"], "gold": 1})"
-                       "\n")},
+      {file("s.jsonl",
+            R"({"query": "Context: A ran.\nQuestion: Why?\nChoices:\nA. to win\nB. for fun\nAnswer:", "choices": ["A", "B"], "gold": 1})"
+            "\n")},
       0);
   ASSERT_EQ(siqa[0].requests.size(), 2U);
   EXPECT_EQ(siqa[0].requests[0].context, "Q: A ran. Why?\nA:");
