@@ -155,9 +155,10 @@ void add_distill(TableBuilder& t) {
   t.choice(AT(distill.boundary), "annealing-kd: one T an epoch, or equal slices of stage I");
   t.number(AT(distill.stage1_fraction), kBetweenZeroAndOne, "annealing-kd: share of the run that stage I takes");
   t.flag(AT(distill.mse_centered), "annealing-kd: subtract row means of the logits first");
-  t.number(AT(distill.convert.align_fraction), kFraction,
+  t.number(AT(distill.convert.align_fraction), {.low = 0, .high = 1, .high_open = true},
            "convert: share of the steps in which each layer is aligned with its teacher's; 0: none", "--align-fraction");
-  t.number(AT(distill.convert.align_learning_rate), kPositive, "convert: at its peak, in those steps", "--align-learning-rate");
+  t.number(AT(distill.convert.align_learning_rate), kPositive, "convert: at its peak, in those steps", "--align-learning-rate").on_resume =
+      kAfterFailure;
   t.number(AT(distill.convert.align_attention_rate), kNotNegative,
            "convert: factor of the learning rate of q, k, v and o in those steps; 0: they stay", "--align-attention-rate");
   t.number(AT(distill.convert.attention_rate), kNotNegative, "convert: the same after them", "--attention-rate");

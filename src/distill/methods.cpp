@@ -194,11 +194,11 @@ class ConvertMethod : public CombinedMethod {
                         .rates = named({{"mixer", 1.0}, {"attention", s.align_attention_rate}}),
                         .aligns_layers = true,
                         .learning_rate = s.align_learning_rate,
+                        .learning_rate_key = "distill.convert.align_learning_rate",
                         .end_step = align_steps_});
     }
     stages.push_back(
         {.name = "distillation",
-         .start = StageStart::best_of_stage_before,
          .rates = named({{"mixer", 1.0}, {"attention", s.attention_rate}, {"feed_forward", s.body_rate}, {"norm", s.body_rate}}),
          .begin_step = align_steps_,
          .end_step = total_steps_});
@@ -216,7 +216,10 @@ class ConvertMethod : public CombinedMethod {
     return CombinedMethod::plan(own);
   }
 
-  void end_epoch(int64_t steps_done) override { CombinedMethod::end_epoch(std::max<int64_t>(steps_done - align_steps_, 0)); }
+  // Epochs that end in the first stage, or with it, are none of the schedules'.
+  void end_epoch(int64_t steps_done) override {
+    if (steps_done > align_steps_) CombinedMethod::end_epoch(steps_done - align_steps_);
+  }
 
  private:
   static int64_t align_steps(const config::DistillSettings& settings, int64_t total_steps) {

@@ -38,8 +38,9 @@ struct Stage {
   // Each layer's mixer by itself on the teacher's stream: hidden terms compare it with that layer's attention (layer_loss_sum), and nothing
   // behind it runs, no head either.
   bool aligns_layers = false;
-  double learning_rate = 0.0;            // at its peak; 0: the optimizer's
-  int64_t begin_step = 0, end_step = 0;  // of the learning rate's schedule; end 0: it runs over the whole run
+  double learning_rate = 0.0;                                 // at its peak; 0: the optimizer's
+  std::string learning_rate_key = "optimizer.learning_rate";  // of the setting that says it
+  int64_t begin_step = 0, end_step = 0;                       // of the learning rate's schedule; end 0: it runs over the whole run
 
   [[nodiscard]] bool has_ended(const StepContext& context) const {
     return (until_epoch > 0 && context.epoch >= until_epoch) || (until_step > 0 && context.step >= until_step);

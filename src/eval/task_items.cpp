@@ -302,6 +302,10 @@ EncodedItems encode_items(const Task& task, std::span<const TaskItem> items, con
       const Request& request = encoded.requests.back();
       if (request.context.empty() || request.continuation.empty())
         throw DataError("{}: '{}' behind '{}' is no token of its own", item.place, text.continuation, text.context);
+      if (static_cast<int64_t>(request.continuation.size()) > max_length) {
+        throw DataError("{}: task {}: a choice of {} tokens is longer than the {} that are seen at once: raise --context-length",
+                        item.place, task.name, request.continuation.size(), max_length);
+      }
     }
     int64_t num_tokens = 0;
     for (size_t i = first; i < encoded.requests.size(); ++i) {

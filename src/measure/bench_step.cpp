@@ -43,6 +43,11 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
                                      .method = *method,
                                      .objective = objective,
                                      .compute_dtype = subject.compute_dtype});
+  // Whole steps, as the floor counts them: not those that only align layers.
+  const auto stages = method->stages();
+  size_t stage = 0;
+  while (stage + 1 < stages.size() && stages[stage].aligns_layers) ++stage;
+  if (stage > 0) training_step.begin_stage(stages[stage]);
   const auto flops = train::count_flops(subject.teacher, *subject.shape, config.data.context_length);
 
   std::vector<StepBench> results;
@@ -50,7 +55,8 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     const int64_t accumulation = config.train.gradient_accumulation_steps;
     const auto batch = random_batch(subject, rows);
     const std::vector<data::Batch> batches(static_cast<size_t>(accumulation), batch);
-    const distill::StepContext context{.step = 1, .total_steps = kSteps, .epoch = 0, .num_epochs = 1};
+    const distill::StepContext context{
+        .step = stages[stage].begin_step + 1, .total_steps = kSteps, .epoch = 0, .num_epochs = 1, .stage = stage};
     const auto step = [&] { training_step.run(batches, context, &batch); };  // as within a run: another step follows
     StepBench result{.micro_batch_size = rows, .accumulation_steps = accumulation};
     result.seconds = median_seconds(step, subject.device);

@@ -64,7 +64,7 @@ std::vector<Figure> make_figures(const std::vector<RunMetrics>& runs) {
   add(figure(runs, "Validation perplexity", "perplexity", true, Axis::tokens,
              {{"perplexity", "student"}, {"teacher_perplexity", "teacher", true}}),
       false, true);
-  add(figure(runs, "Total loss", "nats", false, Axis::step, {{"loss", ""}}), true);
+  add(figure(runs, "Total loss", "as minimised", false, Axis::step, {{"loss", ""}}), true);
   add(figure(runs, "Cross-entropy", "nats a token", false, Axis::step, {{"ce_loss", "student"}, {"teacher_nll", "teacher", true}}), true);
   add(figure(runs, "Distillation loss (with T squared)", "nats a token", false, Axis::step, {{"kd_loss", ""}}), true);
   add(figure(runs, "KL at T = 1", "nats a token", false, Axis::step, {{"kl_at_1", ""}}), true);

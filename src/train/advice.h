@@ -17,7 +17,7 @@ std::string why_skipped(const StepResult& result);
 std::string what_is_kept(const fs::path& run);
 
 // After steps that could not be taken: what there is, and the settings that may then be others.
-std::string how_to_go_on(const fs::path& run, const config::RunConfig& config, at::ScalarType compute_dtype,
+std::string how_to_go_on(const fs::path& run, const config::RunConfig& config, const distill::Stage& stage, at::ScalarType compute_dtype,
                          bool is_teachers_problem = false);
 
 }  // namespace distil_xlstm::train

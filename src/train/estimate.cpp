@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "distill/method.h"
 #include "ops/head_loss.h"
 #include "ops/packed_matrix.h"
 
@@ -38,6 +39,23 @@ int64_t head_tile_bytes(const config::RunConfig& config, const teacher::TeacherS
                            : ops::head_tile(ops::HeadBackend::cuda_kernel, t.vocab_size, std::min<int64_t>(teacher_bytes, 4), 1);
   const int64_t positions = std::max<int64_t>(config.train.micro_batch_size / shares, 1) * config.data.context_length;
   return shares * std::min(tile.positions, positions) * tile.position_bytes;
+}
+
+// Whether the method has a stage that aligns layers one by one.
+bool aligns_layers(const config::RunConfig& config) {
+  const auto stages = distill::make_method(config.distill, /*total_steps=*/1000, /*num_epochs=*/4)->stages();
+  return std::ranges::any_of(stages, &distill::Stage::aligns_layers);
+}
+
+// What such a stage takes beyond the whole student's activations and the outputs of the teacher that distillation needs: of every layer,
+// the stream and the attention's output, beside the activations of one mixer.
+int64_t alignment_bytes(const config::RunConfig& config, const teacher::TeacherShape& t, const student::StudentShape& s,
+                        int64_t teacher_bytes, int64_t compute_bytes, int64_t sets, int64_t other_bytes) {
+  const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
+  int64_t largest = 0;
+  for (const auto& layer : s.kept_values()) largest = std::max(largest, layer.size_bytes(compute_bytes));
+  const int64_t bytes = sets * tokens * (2 * t.num_layers + 1) * t.hidden_size * teacher_bytes + tokens * largest;
+  return std::max<int64_t>(bytes - other_bytes, 0);
 }
 
 config::RunConfig with_micro_batch(config::RunConfig config, int64_t micro_batch_size) {
@@ -91,6 +109,11 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   const int64_t sets = is_cpu ? 1 : 2;
   items.push_back({"teacher outputs", sets * tokens * teacher.hidden_size * (teacher_bytes + 4 * means),
                    sets > 1 ? "of this micro-batch and the next" : "of a micro-batch"});
+  if (aligns_layers(config)) {
+    const int64_t others = activation_bytes(config, student, compute_bytes) + items.back().size_bytes;
+    const int64_t more = alignment_bytes(config, teacher, student, teacher_bytes, compute_bytes, sets, others);
+    if (more > 0) items.push_back({"teacher's layers, aligned with", more, "beyond what distillation takes"});
+  }
   if (is_cpu && ops::PackedMatrix::is_available())
     items.push_back({"packed heads", 2 * counts.embedding * 4, "float32, in the layouts of a CPU's products"});
   if (is_cpu && teacher_bytes < 4) items.push_back({"head in float32", counts.embedding * 4, "of validations"});

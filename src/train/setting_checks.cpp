@@ -1,6 +1,7 @@
 #include "train/setting_checks.h"
 
 #include <functional>
+#include <set>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -83,6 +84,30 @@ void warn_of_ignored_keys(const config::LoadedConfig& loaded) {
   const std::string &method = loaded.run.distill.method, &kind = loaded.run.student.kind;
   warn_of(loaded, "distill", distill::ignored_keys(method), fmt::format("distill.method = \"{}\"", method));
   warn_of(loaded, "student", student::ignored_keys(kind), fmt::format("student.kind = \"{}\"", kind));
+}
+
+void check_stages(const config::DistillSettings& settings, const student::StudentShape& student) {
+  std::vector<distill::Stage> stages;
+  try {
+    stages = distill::make_method(settings, /*total_steps=*/1000, /*num_epochs=*/4)->stages();  // alike at any length
+  } catch (const ConfigError&) {
+    return;  // of this length alone, or told with the run's own
+  }
+  std::set<std::string> groups;
+  for (const auto& parameter : student.parameters()) groups.insert(parameter.group);
+  for (const auto& stage : stages) {
+    if (stage.aligns_layers && !student.keeps_teacher_layers()) {
+      throw ConfigError(
+          "distill.method = \"{}\" compares each layer with the teacher's, which student.kind = \"{}\" does not keep: set student.kind = "
+          "\"convert\"",
+          settings.method, student.kind());
+    }
+    for (const auto& [group, rate] : stage.rates) {
+      if (groups.empty() || groups.contains(group)) continue;
+      throw ConfigError("distill.method = \"{}\": its stage {} trains the parameter group '{}', a student of kind \"{}\" has {}",
+                        settings.method, stage.name, group, student.kind(), join({groups.begin(), groups.end()}, ", "));
+    }
+  }
 }
 
 }  // namespace distil_xlstm::train

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "config/toml.h"
+#include "student/shape.h"
 
 namespace distil_xlstm::train {
 
@@ -15,5 +16,8 @@ void check_settings(const config::LoadedConfig& loaded);
 // Warns of what was said, other than its default, and has no effect with this method or this kind of student. Presets say more than each
 // needs, and are left out.
 void warn_of_ignored_keys(const config::LoadedConfig& loaded);
+
+// That the student has what the method's stages train and compare. Throws ConfigError that names the method.
+void check_stages(const config::DistillSettings& settings, const student::StudentShape& student);
 
 }  // namespace distil_xlstm::train

@@ -191,6 +191,8 @@ void TrainingStep::find_problem(StepResult& r, const std::vector<data::Batch>& b
       return;
     }
   }
+  // The parameters tell the layer then; the student as a whole did not run.
+  if (stage_.aligns_layers && !r.bad_parameters.empty()) return;
   if (is_bad("ce_loss") || may_be_teachers) r.model_problem = nn::description(look_at(in_.student), "the student");
 }
 

@@ -75,7 +75,7 @@ TrainStatus Trainer::train_and_save() {
   if (!is_saved_) save();
   if (is_finished && !is_saved_) {
     throw Error(fmt::format("step {}: the run's last weights give no finite loss and were not saved. {}", state_.step,
-                            how_to_go_on(in_.run, in_.config, in_.compute_dtype)));
+                            how_to_go_on(in_.run, in_.config, stage(), in_.compute_dtype)));
   }
   return is_finished ? TrainStatus::finished : TrainStatus::stopped;
 }
@@ -192,7 +192,7 @@ void Trainer::on_skipped_step(const StepResult& result) {
   if (result.is_teachers_problem && state_.step == 0) throw Error(fmt::format("step 0: {}", result.model_problem));
   if (state_.skipped_in_a_row < limit) return;
   throw Error(fmt::format("{}: {} steps in a row could not be taken. {}", message, state_.skipped_in_a_row,
-                          how_to_go_on(in_.run, in_.config, in_.compute_dtype, result.is_teachers_problem)));
+                          how_to_go_on(in_.run, in_.config, stage(), in_.compute_dtype, result.is_teachers_problem)));
 }
 
 void Trainer::validate() {
@@ -223,9 +223,17 @@ bool Trainer::is_sound() {
 
 // What a failed run may be resumed with otherwise than before.
 json Trainer::numerics() const {
-  return {{"learning_rate", in_.config.optimizer.learning_rate},
-          {"precision", in_.config.train.precision},
-          {"initial_loss_scale", in_.config.optimizer.initial_loss_scale}};
+  json numerics = {{"learning_rate", in_.config.optimizer.learning_rate},
+                   {"precision", in_.config.train.precision},
+                   {"initial_loss_scale", in_.config.optimizer.initial_loss_scale}};
+  for (const auto& stage : method_.stages()) {
+    if (stage.learning_rate > 0.0) numerics[stage.learning_rate_key] = stage.learning_rate;
+  }
+  return numerics;
+}
+
+distill::Stage Trainer::stage() const {
+  return method_.stages().at(state_.stage);
 }
 
 void Trainer::save() {

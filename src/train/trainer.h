@@ -68,6 +68,7 @@ class Trainer {
   void restore(const fs::path& checkpoint);
   void restore_best(const fs::path& checkpoint);
   [[nodiscard]] json numerics() const;
+  [[nodiscard]] distill::Stage stage() const;
   [[nodiscard]] Recorder::Parts recorder_parts() const;
   [[nodiscard]] distill::StepContext context() const;
 

@@ -93,7 +93,7 @@ const std::vector<std::pair<std::string, const ConvertCell*>>& cells() {
 }  // namespace
 
 Tensor ConvertCell::forget_gate_of(const Tensor& half_life_H) const {
-  return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()).clamp_max(1.0 - 1e-4));
+  return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()));
 }
 
 std::vector<std::string> convert_mixer_names() {

@@ -236,9 +236,18 @@ TEST(Method, ConvertAlignsLayersAndThenDistils) {
 
   settings.convert.align_fraction = 0.0;
   EXPECT_EQ(make_method(settings, 40, 1)->stages().size(), 1);
-  settings.convert.align_fraction = 1.0;
+  settings.convert.align_fraction = 0.999;
   EXPECT_EQ(make_method(settings, 40, 1)->stages()[0].until_step, 39) << "a step is left for the second stage";
   EXPECT_THROW((void)make_method(settings, 1, 1), ConfigError);
+  // Epochs that end before the second stage, or where it begins, decay no start of its schedules.
+  settings.convert.align_fraction = 0.5;
+  settings.alpha = {.schedule = "delta-paper", .start = 0.8, .final = 0.5, .decay = 0.2};
+  const auto annealed = make_method(settings, 40, 4);
+  for (const int64_t end : {10, 20}) annealed->end_epoch(end);
+  EXPECT_DOUBLE_EQ(annealed->plan({.step = 20, .total_steps = 40, .stage = 1}).alpha, 0.8);
+  const double before = annealed->plan({.step = 30, .total_steps = 40, .stage = 1}).alpha;
+  annealed->end_epoch(30);
+  EXPECT_LT(annealed->plan({.step = 30, .total_steps = 40, .stage = 1}).alpha, before);
   EXPECT_EQ(method_terms("convert").hidden, (std::vector<std::string>{"layer_error"}));
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/signals.h"
+#include "config/settings.h"
 #include "distill/alignment.h"
 #include "small_run.h"
 #include "support/decay_mixer.h"
@@ -518,6 +519,23 @@ TEST_F(TrainerTest, TheGradientOfAlignedLayersIsThatOfTheirError) {
     const double step = 1e-2 / std::max(1.0, gradient.norm().item<double>()), difference = (moved(step) - moved(-step)) / (2 * step);
     EXPECT_NEAR(difference, gradient.norm().item<double>(), 2e-2 * gradient.norm().item<double>()) << name;
   }
+}
+
+// Its own setting is named, and may be another when the run goes on.
+TEST_F(TrainerTest, AFailedAlignmentNamesItsLearningRate) {
+  auto config = convert_config();
+  config.distill.convert.align_learning_rate = 1e30;
+  config.train.max_skipped_steps = 2;
+  config.train.save_every_steps = 1;
+  SmallRun run(config, data_, folder_ / "run");
+  try {
+    run.trainer->run();
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("Lower distill.convert.align_learning_rate"));
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("--align-learning-rate 2.5e+29"));
+  }
+  EXPECT_TRUE(config::find_setting("distill.convert.align_learning_rate")->may_change(/*has_failed=*/true));
 }
 
 TEST_F(TrainerTest, OnlyLayersOfTheTeachersCanBeAligned) {
