@@ -1,17 +1,12 @@
 #include "ops/blocks_cpu.h"
-#include "ops/profiled.h"
-
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/kernels.h"
+#include "ops/cpu_glue.h"
 
 namespace distil_xlstm::ops {
 namespace {
-
-using kernels::cpu_kernels;
 
 constexpr int64_t kBlockRows = 256;          // tokens of a task: gradients of weights get one float32 sum for each
 constexpr int64_t kLargestHeadDim = 64;      // wider heads are left to the library's matrix products
@@ -19,12 +14,6 @@ constexpr int64_t kElementsPerTask = 16384;  // of point-wise work
 
 int64_t num_blocks_of(int64_t rows) {
   return (rows + kBlockRows - 1) / kBlockRows;
-}
-
-// Calls f(T{}) with the element type of a float32 or float64 tensor.
-template <typename F>
-void with_type(const Tensor& x, const F& f) {
-  x.scalar_type() == at::kDouble ? f(double{}) : f(float{});
 }
 
 bool is_full_precision(const Tensor& x) {

@@ -25,21 +25,6 @@ DeltaRuleState prepared(const DeltaRuleState& state, const DeltaRuleInputs& in) 
   return {or_zeros(state.cell_BHKV, {B, H, K, V}, in.q_BSHK.options().dtype(compute_type(in.q_BSHK)))};
 }
 
-void check_inputs(const char* name, const DeltaRuleInputs& in, const DeltaRuleState& state) {
-  const auto what = [&](const std::string& argument) { return fmt::format("{}: {}", name, argument); };
-  check_rank(what("q_BSHK"), in.q_BSHK, 4);
-  check_rank(what("v_BSHV"), in.v_BSHV, 4);
-  const int64_t B = in.q_BSHK.size(0), S = in.q_BSHK.size(1), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
-  if (in.q_BSHK.numel() == 0 || V == 0) throw ShapeError("{}: no dimension may be 0", what("q_BSHK " + shape_text(in.q_BSHK.sizes())));
-  check_shape(what("k_BSHK"), in.k_BSHK, {B, S, H, K});
-  check_shape(what("v_BSHV"), in.v_BSHV, {B, S, H, V});
-  check_shape(what("igate_BSH"), in.igate_BSH, {B, S, H});
-  check_shape(what("fgate_BSH"), in.fgate_BSH, {B, S, H});
-  if (in.is_start_BS.defined()) check_shape(what("is_start_BS"), in.is_start_BS, {B, S});
-  if (state.cell_BHKV.defined()) check_shape(what("initial cell_BHKV"), state.cell_BHKV, {B, H, K, V});
-  check_device(what("q_BSHK"), in.q_BSHK, {in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, state.cell_BHKV});
-}
-
 // Where nothing but h comes out, in the 2-byte type `given` that q came in. States keep the digits of float32.
 bool may_take_tf32(const DeltaRuleInputs& in, at::ScalarType given, bool has_states) {
   return in.q_BSHK.is_cuda() && c10::elementSize(given) == 2 && !has_states;
@@ -95,7 +80,7 @@ struct DeltaRuleFunction : torch::autograd::Function<DeltaRuleFunction> {
 }  // namespace
 
 DeltaRuleOutput delta_rule_chunkwise(const DeltaRuleInputs& inputs, int64_t chunk_size, const DeltaRuleState& initial, bool returns_state) {
-  check_inputs("delta_rule_chunkwise", inputs, initial);
+  check_gated_inputs("delta_rule_chunkwise", inputs, initial.cell_BHKV);
   if (chunk_size < 1) throw ValueError("delta_rule_chunkwise: chunk_size = {}: at least 1 is needed", chunk_size);
   const auto& [q, k, v, igate, fgate, is_start] = inputs;
   if (any_requires_grad({q, k, v, igate, fgate, initial.cell_BHKV})) {
@@ -114,7 +99,7 @@ DeltaRuleOutput delta_rule_chunkwise(const DeltaRuleInputs& inputs, int64_t chun
 }
 
 DeltaRuleOutput delta_rule_recurrent(const DeltaRuleInputs& inputs, const DeltaRuleState& initial) {
-  check_inputs("delta_rule_recurrent", inputs, initial);
+  check_gated_inputs("delta_rule_recurrent", inputs, initial.cell_BHKV);
   at::NoGradGuard no_grad;
   const DeltaRuleInputs in = prepared(inputs);
   DeltaRuleOutput out = (in.q_BSHK.is_cpu() ? delta_rule_recurrent_cpu : delta_rule_recurrent_aten)(in, prepared(initial, in));

@@ -2,7 +2,7 @@
 // S sequence, H heads, K key width (of the features), V value width.
 #pragma once
 
-#include "ops/tensor.h"
+#include "ops/gated_inputs.h"
 
 namespace distil_xlstm::ops {
 
@@ -16,12 +16,9 @@ struct DeltaRuleOutput {
   DeltaRuleState state;
 };
 
-// igate_BSH and fgate_BSH: pre-activations of the write strength beta and of the decay, both through a sigmoid (float32 at least);
-// is_start_BS uint8 or undefined: 1 empties the row's state before this token. Nothing here scales q or k. Keys of at most unit length keep
+// The input gate is the write strength beta; it and the decay are sigmoids. Nothing here scales q or k. Keys of at most unit length keep
 // the state bounded: a token then takes away no more than the state holds along its key.
-struct DeltaRuleInputs {
-  Tensor q_BSHK, k_BSHK, v_BSHV, igate_BSH, fgate_BSH, is_start_BS;
-};
+using DeltaRuleInputs = GatedInputs;
 
 // Chunk by chunk, with a triangular solve inside each; any S, any chunk_size >= 1, which the output does not depend on. Differentiable in
 // all float inputs and the initial state, also through the final state, which is left undefined where returns_state is false.

@@ -49,21 +49,10 @@ MlstmState prepared(const MlstmState& state, const MlstmInputs& in) {
 }
 
 void check_inputs(const char* name, const MlstmInputs& in, const MlstmState& state) {
-  const auto what = [&](const std::string& argument) { return fmt::format("{}: {}", name, argument); };
-  check_rank(what("q_BSHK"), in.q_BSHK, 4);
-  check_rank(what("v_BSHV"), in.v_BSHV, 4);
-  const int64_t B = in.q_BSHK.size(0), S = in.q_BSHK.size(1), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3), V = in.v_BSHV.size(3);
-  if (in.q_BSHK.numel() == 0 || V == 0) throw ShapeError("{}: no dimension may be 0", what("q_BSHK " + shape_text(in.q_BSHK.sizes())));
-  check_shape(what("k_BSHK"), in.k_BSHK, {B, S, H, K});
-  check_shape(what("v_BSHV"), in.v_BSHV, {B, S, H, V});
-  check_shape(what("igate_BSH"), in.igate_BSH, {B, S, H});
-  check_shape(what("fgate_BSH"), in.fgate_BSH, {B, S, H});
-  if (in.is_start_BS.defined()) check_shape(what("is_start_BS"), in.is_start_BS, {B, S});
-  if (state.cell_BHKV.defined()) check_shape(what("initial cell_BHKV"), state.cell_BHKV, {B, H, K, V});
-  if (state.normalizer_BHK.defined()) check_shape(what("initial normalizer_BHK"), state.normalizer_BHK, {B, H, K});
-  if (state.stabilizer_BH.defined()) check_shape(what("initial stabilizer_BH"), state.stabilizer_BH, {B, H});
-  check_device(what("q_BSHK"), in.q_BSHK,
-               {in.k_BSHK, in.v_BSHV, in.igate_BSH, in.fgate_BSH, state.cell_BHKV, state.normalizer_BHK, state.stabilizer_BH});
+  check_gated_inputs(name, in, state.cell_BHKV, {state.normalizer_BHK, state.stabilizer_BH});
+  const int64_t B = in.q_BSHK.size(0), H = in.q_BSHK.size(2), K = in.q_BSHK.size(3);
+  if (state.normalizer_BHK.defined()) check_shape(fmt::format("{}: initial normalizer_BHK", name), state.normalizer_BHK, {B, H, K});
+  if (state.stabilizer_BH.defined()) check_shape(fmt::format("{}: initial stabilizer_BH", name), state.stabilizer_BH, {B, H});
 }
 
 MlstmOutput run_chunkwise(const MlstmInputs& in, int64_t chunk_size, const MlstmState& initial, bool returns_state) {

@@ -2,7 +2,7 @@
 // V value head width.
 #pragma once
 
-#include "ops/tensor.h"
+#include "ops/gated_inputs.h"
 
 namespace distil_xlstm::ops {
 
@@ -20,11 +20,7 @@ struct MlstmOutput {
 
 enum class MlstmForm { parallel, chunkwise, recurrent };
 
-// Inputs of every form: q_BSHK, k_BSHK, v_BSHV; igate_BSH and fgate_BSH pre-activations (float32 at least);
-// is_start_BS uint8 or undefined: 1 resets the row's state to zero before this token.
-struct MlstmInputs {
-  Tensor q_BSHK, k_BSHK, v_BSHV, igate_BSH, fgate_BSH, is_start_BS;
-};
+using MlstmInputs = GatedInputs;  // of every form
 
 // Chunkwise form (docs/mathematics.md 4, exact backward with the denominator's gradient and the state's Gamma term), any S, any chunk_size
 // >= 1. Differentiable in all float inputs and the initial state, also through the final state, which is left undefined, and on a GPU not

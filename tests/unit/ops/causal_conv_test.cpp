@@ -167,5 +167,45 @@ TEST_F(CausalConvTest, RefusesShapesThatDoNotFit) {
   EXPECT_THROW(causal_conv_silu(d.x, d.weight, d.bias, {}, at::zeros({2, 4}, at::kByte)), ShapeError);
 }
 
+// The sum alone, tap by tap, each of which a document's start behind it hides.
+Tensor plain_sum(const Tensor& x_BSF, const Tensor& weight_F1K, const Tensor& initial_BJF, const Tensor& is_start_BS) {
+  const int64_t S = x_BSF.size(1), J = weight_F1K.size(2) - 1;
+  const Tensor before = initial_BJF.defined() ? initial_BJF : at::zeros({x_BSF.size(0), J, x_BSF.size(2)}, x_BSF.options());
+  const Tensor all_BTF = at::cat({before, x_BSF}, 1);
+  const Tensor started_BS = is_start_BS.defined() ? is_start_BS.to(at::kBool) : at::zeros({x_BSF.size(0), S}, at::kBool);
+  Tensor sum = at::zeros_like(x_BSF), is_hidden_BS = at::zeros_like(started_BS);
+  for (int64_t age = 0; age <= J; ++age) {
+    sum = sum + (all_BTF.narrow(1, J - age, S) * weight_F1K.select(2, J - age).squeeze(1)).masked_fill(is_hidden_BS.unsqueeze(2), 0.0);
+    is_hidden_BS = is_hidden_BS.logical_or(at::constant_pad_nd(started_BS, {age, 0}).narrow(1, 0, S));
+  }
+  return sum;
+}
+
+TEST_F(CausalConvTest, WithoutSiluItIsTheSum) {
+  for (const Case& c : kCases) {
+    const Data d(c);
+    const Tensor w = randn({c.B, c.S, c.F});
+    for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      const auto rounded = [&](const Tensor& x) { return x.defined() ? x.to(type).to(at::kDouble) : x; };  // both see it
+      const Tensor x = rounded(d.x), weight = rounded(d.weight), initial = rounded(d.initial);
+      const auto expected =
+          gradients([&](const std::vector<Tensor>& p) { return (plain_sum(p[0], p[1], initial, d.is_start) * w).sum(); }, {x, weight});
+      for (const at::Device& device : devices()) {
+        SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
+        const auto as = [&](const Tensor& t) { return t.defined() ? t.to(device, type) : t; };
+        const CausalConvOutput out = causal_conv(as(x), as(weight), as(initial), d.is_start);
+        EXPECT_EQ(out.y_BSF.scalar_type(), type);
+        EXPECT_LT(relative_error(out.y_BSF, plain_sum(x, weight, initial, d.is_start)), tolerance(type));
+        const CausalConvOutput with_silu = causal_conv_silu(as(x), as(weight), as(at::zeros({c.F}, at::kDouble)), as(initial), d.is_start);
+        EXPECT_TRUE(at::equal(out.state_BJF, with_silu.state_BJF)) << "the state does not depend on what comes out";
+        const auto found = gradients(
+            [&](const std::vector<Tensor>& p) { return (causal_conv(p[0], p[1], as(initial), d.is_start).y_BSF * as(w)).sum(at::kDouble); },
+            {as(x), as(weight)});
+        for (size_t i = 0; i < 2; ++i) EXPECT_LT(relative_error(found[i], expected[i]), 2 * tolerance(type)) << i;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace distil_xlstm::ops

@@ -1,20 +1,15 @@
 #include "ops/mlstm.h"
 
 #include "base/error.h"
+#include "gated_testing.h"
 #include "kernels/reference/reference.h"
-#include "op_testing.h"
 #include "ops/mlstm_forms.h"
 
 namespace distil_xlstm::ops {
 namespace {
 
 using namespace distil_xlstm::testing;
-
-struct Case {
-  int64_t B, S, H, K, V;
-  bool with_starts = false, with_state = false;
-  double gate_scale = 1.0;
-};
+using testing::to;  // beside those of states
 
 // K = 1 and a single token without a state give gradients of exactly 0 (h does not depend on q; h = +-v): there is nothing to measure
 // errors against, so the gradients' tests leave such cases out.
@@ -30,15 +25,6 @@ const std::vector<Case> kCases = {{1, 1, 1, 1, 1},
                                   {2, 70, 2, 33, 17, false, true},
                                   {2, 9, 3, 20, 64, true, true}};
 
-std::string name(const Case& c) {
-  return fmt::format("B={} S={} H={} K={} V={} starts={} state={} gates x{}", c.B, c.S, c.H, c.K, c.V, c.with_starts, c.with_state,
-                     c.gate_scale);
-}
-
-std::vector<int64_t> chunk_sizes(int64_t S) {
-  return {1, 2, 5, 16, 32, 64, S, S + 3};
-}
-
 struct Data {
   MlstmInputs in;
   MlstmState initial;
@@ -52,11 +38,6 @@ struct Data {
     if (c.with_state) initial = {randn({c.B, c.H, c.K, c.V}), randn({c.B, c.H, c.K}), randn({c.B, c.H}) + igate_shift};
   }
 };
-
-MlstmInputs to(const MlstmInputs& in, at::Device device, at::ScalarType type) {
-  const auto as = [&](const Tensor& x) { return x.to(device, type); };
-  return {as(in.q_BSHK), as(in.k_BSHK), as(in.v_BSHV), as(in.igate_BSH), as(in.fgate_BSH), in.is_start_BS};
-}
 
 MlstmState to(const MlstmState& state, at::Device device, at::ScalarType type) {
   const auto as = [&](const Tensor& x) { return x.defined() ? x.to(device, type) : x; };
