@@ -236,9 +236,10 @@ TEST_F(StudentTest, HalfPrecisionIsCloseToFloat32) {
   }
 }
 
+// A denominator near zero enlarges every rounding before it, in any arithmetic. What one rounding of each weight to
+// float32 does to the exact student's output is enlarged alike: the bound is a multiple of it, whatever the draw.
 TEST_F(StudentTest, Float32IsCloseToFloat64) {
   for (const at::Device device : devices()) {
-    std::vector<double> errors;  // the middle one of seven students: now and then a denominator near zero enlarges every rounding before it
     for (int draw = 0; draw < 7; ++draw) {
       const auto exact = small_student(small_config(), device);
       auto weights = std::make_shared<MemoryWeights>(exact->stored_tensors(SlstmLayout::cuda, true));
@@ -246,11 +247,16 @@ TEST_F(StudentTest, Float32IsCloseToFloat64) {
       const Tensor tokens = random_tokens(student->config(), 2, 21);
       const Tensor out = student->forward(tokens, {}, {}).last_hidden_BSD;
       EXPECT_EQ(out.scalar_type(), at::kFloat);
-      errors.push_back(relative_error(out, exact->forward(tokens, {}, in_double()).last_hidden_BSD));
+      const Tensor reference = exact->forward(tokens, {}, in_double()).last_hidden_BSD;
+      double one_rounding = 1e-7;
+      for (int i = 0; i < 4; ++i) {
+        const at::NoGradGuard no_grad;
+        const auto moved = PaperStudent::load(memory_files(exact->config().to_json(), weights), device, at::kDouble);
+        for (const auto& [name, tensor] : moved->parameters()) tensor.mul_(1.0 + 6e-8 * at::randn(tensor.sizes(), tensor.options()));
+        one_rounding = std::max(one_rounding, relative_error(moved->forward(tokens, {}, in_double()).last_hidden_BSD, reference));
+      }
+      EXPECT_LT(relative_error(out, reference), 20 * one_rounding);
     }
-    std::sort(errors.begin(), errors.end());
-    EXPECT_LT(errors[3], 5e-6);
-    EXPECT_LT(errors[6], 1e-4);
   }
 }
 
