@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "config/names.h"
 #include "ops/delta_rule.h"
 #include "ops/feature_map.h"
 #include "student/mlstm_cell.h"
@@ -96,17 +95,11 @@ Tensor ConvertCell::forget_gate_of(const Tensor& half_life_H) const {
   return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()));
 }
 
-std::vector<std::string> convert_mixer_names() {
-  std::vector<std::string> names;
-  for (const auto& [name, cell] : cells()) names.push_back(name);
-  return names;
-}
-
 const ConvertCell& find_convert_cell(const std::string& name) {
   for (const auto& [known, cell] : cells()) {
     if (known == name) return *cell;
   }
-  throw config::unknown_name(name, convert_mixer_names(), "student.mixers");
+  throw ValueError("student: no cell is called '{}'", name);
 }
 
 }  // namespace distil_xlstm::student

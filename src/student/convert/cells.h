@@ -36,7 +36,7 @@ class ConvertCell {
   [[nodiscard]] virtual Tensor forget_gate_of(const Tensor& half_life_H) const;
 };
 
-// Throws ConfigError that names those there are.
+// Throws ValueError.
 const ConvertCell& find_convert_cell(const std::string& name);
 
 }  // namespace distil_xlstm::student

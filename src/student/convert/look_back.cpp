@@ -11,11 +11,11 @@ namespace distil_xlstm::student {
 namespace {
 
 // Queries and keys of all heads [B, H, S, K], as attention has them.
-std::pair<Tensor, Tensor> queries_and_keys(const ConvertConfig& config, const ConvertWeights& w, const nn::Rotary& rotary,
-                                           const Tensor& x_BSD) {
+std::pair<Tensor, Tensor> queries_and_keys(const ConvertConfig& config, const Tensor& norm_D, const CellWeights& w,
+                                           const nn::Rotary& rotary, const Tensor& x_BSD) {
   const auto& decoder = config.decoder;
   const int64_t E = config.inner_size();
-  const Tensor u_BSD = ops::rms_norm(x_BSD, w.input_norm_D.to(x_BSD.scalar_type()), decoder.rms_norm_eps);
+  const Tensor u_BSD = ops::rms_norm(x_BSD, norm_D.to(x_BSD.scalar_type()), decoder.rms_norm_eps);
   const auto part = [&](int64_t index, const Tensor& norm_K) {
     const auto of_part = [&](const Tensor& joined) { return joined.narrow(0, index * E, E).to(x_BSD.scalar_type()); };
     Tensor heads_BSHK = at::linear(u_BSD, of_part(w.qkv_TD), w.qkv_bias_T.defined() ? of_part(w.qkv_bias_T) : Tensor())
@@ -28,12 +28,12 @@ std::pair<Tensor, Tensor> queries_and_keys(const ConvertConfig& config, const Co
 
 }  // namespace
 
-Tensor mean_look_back(const ConvertConfig& config, const ConvertWeights& weights, const nn::Rotary& rotary, const Tensor& x_BSD,
-                      const Tensor& is_start_BS) {
+Tensor mean_look_back(const ConvertConfig& config, const Tensor& norm_D, const CellWeights& weights, const nn::Rotary& rotary,
+                      const Tensor& x_BSD, const Tensor& is_start_BS) {
   constexpr int64_t kMaxTokens = 1024;
   const at::NoGradGuard no_grad;
   const int64_t S = std::min(x_BSD.size(1), kMaxTokens), B = x_BSD.size(0);
-  const auto [q_BHSK, k_BHSK] = queries_and_keys(config, weights, rotary, x_BSD.narrow(1, 0, S).to(weights.qkv_TD.scalar_type()));
+  const auto [q_BHSK, k_BHSK] = queries_and_keys(config, norm_D, weights, rotary, x_BSD.narrow(1, 0, S).to(weights.qkv_TD.scalar_type()));
   const Tensor place_S = at::arange(S, q_BHSK.options().dtype(at::kLong));
   const Tensor distance_SS = place_S.unsqueeze(1) - place_S.unsqueeze(0);
   Tensor sum_H;

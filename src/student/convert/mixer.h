@@ -26,7 +26,7 @@ class ConvertMixer final : public nn::TokenMixer {
  public:
   // All must outlive the mixer. `products`: the weights as products take them (MixerCall::products), undefined where they are converted
   // where they are used; `rotary` and `state`, or null.
-  ConvertMixer(const ConvertConfig& config, const ConvertCell& cell, const ConvertWeights& weights, const ConvertWeights& products,
+  ConvertMixer(const ConvertConfig& config, const ConvertCell& cell, const CellWeights& weights, const CellWeights& products,
                const MixerCall& call, const nn::Rotary* rotary, ConvertState* state)
       : config_(config), cell_(cell), w_(weights), products_(products), call_(call), rotary_(rotary), state_(state) {}
 
@@ -43,7 +43,7 @@ class ConvertMixer final : public nn::TokenMixer {
 
   const ConvertConfig& config_;
   const ConvertCell& cell_;
-  const ConvertWeights &w_, &products_;
+  const CellWeights &w_, &products_;
   const MixerCall& call_;
   const nn::Rotary* rotary_;
   ConvertState* state_;

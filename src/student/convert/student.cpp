@@ -1,5 +1,6 @@
 #include "student/convert/student.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
@@ -7,10 +8,8 @@
 #include "nn/matrix.h"
 #include "nn/stored.h"
 #include "student/block_student.h"
-#include "student/convert/block.h"
-#include "student/convert/cells.h"
 #include "student/convert/config.h"
-#include "student/convert/look_back.h"
+#include "student/convert/layer.h"
 #include "student/convert/python_form.h"
 #include "student/convert/weights.h"
 
@@ -20,7 +19,8 @@ namespace {
 std::vector<ParameterSpec> specs_of(const ConvertConfig& config) {
   std::vector<ParameterSpec> specs;
   for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
-    for (ParameterSpec spec : convert_parameters(config)) {
+    const auto made = make_convert_layer(config, config.mixer_of(layer));
+    for (ParameterSpec spec : made->parameters()) {
       spec.name = convert_layer_prefix(layer) + spec.name;
       specs.push_back(std::move(spec));
     }
@@ -51,7 +51,7 @@ class ConvertShape final : public StudentShape {
   [[nodiscard]] std::vector<KeptValues> kept_values() const override {
     std::vector<KeptValues> values;
     for (int64_t layer = 0; layer < num_layers(); ++layer)
-      values.push_back(make_convert_block(config_, config_.mixer_of(layer))->kept_values());
+      values.push_back(make_convert_layer(config_, config_.mixer_of(layer))->kept_values());
     return values;
   }
   [[nodiscard]] bool keeps_teacher_layers() const override { return true; }
@@ -94,17 +94,13 @@ class ConvertStudent final : public BlockStudent {
   ConvertStudent(const ConvertConfig& config, BlockParts parts) : BlockStudent(std::move(parts)), shape_(config) {}
 
   [[nodiscard]] const StudentShape& shape() const override { return shape_; }
-  [[nodiscard]] bool starts_from_rows() const override { return shape_.config().gate_init == config::GateInit::look_back; }
+  [[nodiscard]] bool starts_from_rows() const override {
+    return std::ranges::any_of(parts().mixers, [](const auto& mixer) { return layer_of(*mixer).starts_from_rows(); });
+  }
   void start_from_rows(const std::vector<Tensor>& layer_inputs_BSD, const Tensor& is_start_BS) override {
     const at::NoGradGuard no_grad;
-    const ConvertConfig& config = shape_.config();
-    const WeightBinder<ConvertWeights> bind(convert_parameters(config));
-    const nn::Rotary rotary(config.decoder.rope, config.decoder.head_dim, device());
-    for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
-      const ConvertWeights weights = bind(&block_weights(layer));
-      const Tensor half_life_H = mean_look_back(config, weights, rotary, layer_inputs_BSD.at(static_cast<size_t>(layer)), is_start_BS);
-      Tensor(weights.forget_gate_bias_H).copy_(find_convert_cell(config.mixer_of(layer)).forget_gate_of(half_life_H));
-    }
+    for (size_t layer = 0; layer < parts().mixers.size(); ++layer)
+      layer_of(*parts().mixers[layer]).start_from_rows(block_weights(static_cast<int64_t>(layer)), layer_inputs_BSD.at(layer), is_start_BS);
   }
   [[nodiscard]] std::string description() const override {
     return fmt::format("converted, {}, {} trainable parameters", shape_.description(),
@@ -127,6 +123,8 @@ class ConvertStudent final : public BlockStudent {
   }
 
  private:
+  static const ConvertLayer& layer_of(const Mixer& mixer) { return dynamic_cast<const ConvertLayer&>(mixer); }
+
   ConvertShape shape_;
 };
 
@@ -144,9 +142,9 @@ std::unique_ptr<ConvertStudent> assemble(const ConvertConfig& config, NamedTenso
                    .embedding = "token_embedding",
                    .block_prefix = "model.layers.",
                    .last_norm = "model.norm"};
-  std::map<std::string, std::shared_ptr<const Mixer>> blocks;  // they have no tensors: one serves all layers of its kind
-  for (const auto& mixer : config.mixers) blocks[mixer] = make_convert_block(config, mixer);
-  for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) parts.mixers.push_back(blocks.at(config.mixer_of(layer)));
+  std::map<std::string, std::shared_ptr<const ConvertLayer>> layers;  // they have no tensors: one serves all layers of its kind
+  for (const auto& mixer : config.mixers) layers[mixer] = make_convert_layer(config, mixer);
+  for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) parts.mixers.push_back(layers.at(config.mixer_of(layer)));
   return std::make_unique<ConvertStudent>(config, std::move(parts));
 }
 

@@ -1,6 +1,8 @@
 #include "student/convert/weights.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <utility>
 
@@ -43,52 +45,60 @@ Tensor repeated(const Tensor& x, int64_t groups, int64_t repeats) {
 
 }  // namespace
 
-std::vector<ParameterSpec> convert_parameters(const ConvertConfig& config) {
+SpecList& SpecList::add(std::string name, Shape shape, std::string group, bool is_product, std::string start, Initializer initialize) {
+  specs_.push_back({.name = std::move(name),
+                    .shape = std::move(shape),
+                    .initialize = std::move(initialize),
+                    .group = std::move(group),
+                    .decays = is_product,
+                    .product_type = is_product ? in_compute_type() : ProductType{},
+                    .start = std::move(start)});
+  return *this;
+}
+
+SpecList& SpecList::add_linear(const std::string& name, int64_t out, int64_t in, const std::string& group, bool has_bias,
+                               const std::string& start) {
+  add(name + ".weight", {out, in}, group, true, start);
+  return has_bias ? add(name + ".bias", {out}, group, false, start) : *this;
+}
+
+std::vector<ParameterSpec> layer_parameters(const ConvertConfig& config, SpecList mixer) {
   const auto& decoder = config.decoder;
-  const int64_t D = decoder.hidden_size, E = config.inner_size(), H = decoder.num_heads, K = decoder.head_dim,
-                I = decoder.intermediate_size;
+  const int64_t D = decoder.hidden_size, I = decoder.intermediate_size;
+  SpecList specs;
+  specs.add("input_layernorm.weight", {D}, "norm", false, "copied");
+  std::ranges::move(mixer.all(), std::back_inserter(specs.all()));
+  specs.add_linear("self_attn.o_proj", D, config.inner_size(), "attention", decoder.has_o_bias)
+      .add("post_attention_layernorm.weight", {D}, "norm", false, "copied")
+      .add_linear("mlp.gate_up_proj", 2 * I, D, "feed_forward", decoder.has_mlp_bias)
+      .add_linear("mlp.down_proj", D, I, "feed_forward", decoder.has_mlp_bias);
+  return std::move(specs.all());
+}
+
+SpecList cell_parameters(const ConvertConfig& config) {
+  const auto& decoder = config.decoder;
+  const int64_t D = decoder.hidden_size, E = config.inner_size(), H = decoder.num_heads, K = decoder.head_dim;
   const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
-  std::vector<ParameterSpec> specs;
-  // What is a factor of a large product has its type, and decays.
-  const auto add = [&](std::string name, Shape shape, std::string group, bool is_product, std::string start,
-                       Initializer initialize = constant(0.0)) {
-    specs.push_back({.name = std::move(name),
-                     .shape = std::move(shape),
-                     .initialize = std::move(initialize),
-                     .group = std::move(group),
-                     .decays = is_product,
-                     .product_type = is_product ? in_compute_type() : ProductType{},
-                     .start = std::move(start)});
-  };
-  const auto add_linear = [&](const std::string& name, int64_t out, int64_t in, const std::string& group, bool has_bias,
-                              const std::string& start = "copied") {
-    add(name + ".weight", {out, in}, group, true, start);
-    if (has_bias) add(name + ".bias", {out}, group, false, start);
-  };
   const std::string joined =
       decoder.num_kv_heads == H ? "copied" : fmt::format("copied; k, v of {} heads repeated to {}", decoder.num_kv_heads, H);
-  add("input_layernorm.weight", {D}, "norm", false, "copied");
-  add_linear("self_attn.qkv_proj", 3 * E, D, "attention", decoder.has_qkv_bias, joined);
+  SpecList specs;
+  specs.add_linear("self_attn.qkv_proj", 3 * E, D, "attention", decoder.has_qkv_bias, joined);
   if (decoder.has_qk_norm) {
-    add("self_attn.q_norm.weight", {K}, "norm", false, "copied");
-    add("self_attn.k_norm.weight", {K}, "norm", false, "copied");
+    specs.add("self_attn.q_norm.weight", {K}, "norm", false, "copied");
+    specs.add("self_attn.k_norm.weight", {K}, "norm", false, "copied");
   }
-  if (J > 0) add("mixer.conv.weight", {3 * E, J}, "mixer", false, "identity", identity_taps(J));
+  if (J > 0) specs.add("mixer.conv.weight", {3 * E, J}, "mixer", false, "identity", identity_taps(J));
   for (const char* name : {"feature_q", "feature_k"})
-    add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, M > K ? "scaled identities, noise" : "scaled identity",
-        feature_start(H, K, M));
-  add("mixer.igate.weight", {H, D}, "mixer", false, "0");
-  add("mixer.igate.bias", {H}, "mixer", false, "0");
-  add("mixer.fgate.weight", {H, D}, "mixer", false, "0");
+    specs.add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, M > K ? "scaled identities, noise" : "scaled identity",
+              feature_start(H, K, M));
   const bool looks_back = config.gate_init == config::GateInit::look_back;
-  add("mixer.fgate.bias", {H}, "mixer", false, looks_back ? "the teacher's look-back" : "3 to 8",
-      linspace(3.0, 8.0));  // memories of 20 to 3 000 tokens
-  add("mixer.ogate.weight", {E, D}, "mixer", true, "0");
-  add("mixer.ogate.bias", {E}, "mixer", false, "4", constant(4.0));  // near open
-  add_linear("self_attn.o_proj", D, E, "attention", decoder.has_o_bias);
-  add("post_attention_layernorm.weight", {D}, "norm", false, "copied");
-  add_linear("mlp.gate_up_proj", 2 * I, D, "feed_forward", decoder.has_mlp_bias);
-  add_linear("mlp.down_proj", D, I, "feed_forward", decoder.has_mlp_bias);
+  specs.add("mixer.igate.weight", {H, D}, "mixer", false, "0")
+      .add("mixer.igate.bias", {H}, "mixer", false, "0")
+      .add("mixer.fgate.weight", {H, D}, "mixer", false, "0")
+      .add("mixer.fgate.bias", {H}, "mixer", false, looks_back ? "the teacher's look-back" : "3 to 8",
+           linspace(3.0, 8.0))  // memories of 20 to 3 000 tokens
+      .add("mixer.ogate.weight", {E, D}, "mixer", true, "0")
+      .add("mixer.ogate.bias", {E}, "mixer", false, "4", constant(4.0));  // near open
   return specs;
 }
 
@@ -102,11 +112,10 @@ void copy_from_teacher(const ConvertConfig& config, const nn::LanguageModel& tea
   const std::map<std::string, std::vector<std::string>> joined = {{"qkv_proj", {"q_proj", "k_proj", "v_proj"}},
                                                                   {"gate_up_proj", {"gate_proj", "up_proj"}}};
   std::map<std::string, Tensor> stored;
-  const auto find = [&](const std::string& name) {
+  const auto find = [&](const std::string& name) -> const Tensor& {
     const auto found = stored.find(name);
     if (found == stored.end()) throw DataError("the teacher has no tensor '{}' for the student to start from", name);
-    const bool is_grouped = name.find(".k_proj.") != std::string::npos || name.find(".v_proj.") != std::string::npos;
-    return is_grouped ? repeated(found->second, G, repeats) : found->second;
+    return found->second;
   };
   for (int64_t layer = 0; layer <= config.decoder.num_layers; ++layer) {
     const std::string prefix = layer < config.decoder.num_layers ? convert_layer_prefix(layer) : "model.norm.";
@@ -114,13 +123,21 @@ void copy_from_teacher(const ConvertConfig& config, const nn::LanguageModel& tea
     teacher.for_each_weight([&](const std::string& name, const Tensor& tensor) { stored[name] = tensor; }, prefix);
     for (auto& [name, parameter] : parameters) {
       if (!name.starts_with(prefix) || name.starts_with(prefix + "mixer.")) continue;
-      std::vector<Tensor> parts;
-      for (const auto& [whole, names] : joined) {
+      std::vector<std::string> names{name};
+      for (const auto& [whole, of_parts] : joined) {
         const size_t at = name.find(whole);
         if (at == std::string::npos) continue;
-        for (const auto& part : names) parts.push_back(find(std::string(name).replace(at, whole.size(), part)));
+        names.clear();
+        for (const auto& part : of_parts) names.push_back(std::string(name).replace(at, whole.size(), part));
       }
-      parameter.copy_(parts.empty() ? find(name) : at::cat(parts));
+      std::vector<Tensor> parts;
+      int64_t rows = 0;
+      for (const auto& part : names) rows += parts.emplace_back(find(part)).size(0);
+      for (size_t i = 0; rows != parameter.size(0) && i < names.size(); ++i) {
+        const bool is_grouped = names[i].find(".k_proj.") != std::string::npos || names[i].find(".v_proj.") != std::string::npos;
+        if (is_grouped) parts[i] = repeated(parts[i], G, repeats);
+      }
+      parameter.copy_(parts.size() == 1 ? parts.front() : at::cat(parts));
     }
   }
 }

@@ -1,5 +1,5 @@
 // The converted student: that it starts from its teacher, computes what docs/convert.md says, and does so in every form.
-#include "student/convert/block.h"
+#include "student/convert/layer.h"
 #include "student/convert/student.h"
 #include "student_testing.h"
 #include "teacher/teacher.h"

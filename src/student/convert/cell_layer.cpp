@@ -1,0 +1,85 @@
+// A layer with a cell of cells.h behind the teacher's projections.
+#include <map>
+#include <mutex>
+
+#include "student/convert/layer.h"
+#include "student/convert/look_back.h"
+#include "student/convert/mixer.h"
+
+namespace distil_xlstm::student {
+namespace {
+
+// Rotary positions on the device of the first who asks.
+class SharedRotary {
+ public:
+  SharedRotary(const nn::RopeConfig& config, int64_t head_dim) : config_(config), head_dim_(head_dim) {}
+  const nn::Rotary& on(at::Device device) {
+    const std::scoped_lock lock(mutex_);
+    auto& rotary = by_device_[device.str()];
+    if (!rotary) rotary = std::make_unique<nn::Rotary>(config_, head_dim_, device);
+    return *rotary;
+  }
+
+ private:
+  nn::RopeConfig config_;
+  int64_t head_dim_;
+  std::mutex mutex_;
+  std::map<std::string, std::unique_ptr<nn::Rotary>> by_device_;
+};
+
+class CellLayer final : public ConvertLayer {
+ public:
+  CellLayer(const ConvertConfig& config, const std::string& cell)
+      : ConvertLayer(config, cell, layer_parameters(config, cell_parameters(config))),
+        cell_(find_convert_cell(cell)),
+        bind_(parameters()),
+        bind_layer_(parameters()),
+        rotary_(config.decoder.rope, config.decoder.head_dim) {}
+
+  [[nodiscard]] std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
+                                                       at::TensorOptions options) const override {
+    const int64_t J = config().conv1d_kernel_size;
+    auto state = std::make_unique<ConvertState>();
+    if (J > 0) state->tail_BJT = at::zeros({batch, J - 1, 3 * config().inner_size()}, options.dtype(compute_dtype));
+    state->cell = cell_.zero_state(batch, config(), options);
+    return state;
+  }
+
+  [[nodiscard]] bool starts_from_rows() const override { return config().gate_init == config::GateInit::look_back; }
+  void start_from_rows(const MixerWeights& weights, const Tensor& x_BSD, const Tensor& is_start_BS) const override {
+    const at::NoGradGuard no_grad;
+    const CellWeights w = bind_(&weights);
+    const Tensor half_life_H =
+        mean_look_back(config(), bind_layer_(&weights).input_norm_D, w, rotary_.on(x_BSD.device()), x_BSD, is_start_BS);
+    Tensor(w.forget_gate_bias_H).copy_(cell_.forget_gate_of(half_life_H));
+  }
+
+ protected:
+  [[nodiscard]] Tensor with_mixer(const MixerWeights& weights, const MixerCall& call, at::Device device, MixerState* state,
+                                  const WithMixer& layer) const override {
+    const CellWeights w = bind_(&weights), products = bind_(call.products);
+    ConvertMixer mixer(config(), cell_, w, products, call, config().has_rope ? &rotary_.on(device) : nullptr,
+                       own_state<ConvertState>(state));
+    return layer(mixer);
+  }
+
+  // q, k, v before and after the convolution and turned, gates, and the cell's.
+  [[nodiscard]] KeptValues mixer_kept_values() const override {
+    const KeptValues cell = cell_.kept_values(config());
+    return {.compute = cell.compute + 12 * config().inner_size(), .full = cell.full + 2 * config().decoder.num_heads};
+  }
+
+ private:
+  const ConvertCell& cell_;
+  WeightBinder<CellWeights> bind_;
+  WeightBinder<LayerWeights> bind_layer_;
+  mutable SharedRotary rotary_;
+};
+
+}  // namespace
+
+std::unique_ptr<const ConvertLayer> make_cell_layer(const ConvertConfig& config, const std::string& cell) {
+  return std::make_unique<CellLayer>(config, cell);
+}
+
+}  // namespace distil_xlstm::student

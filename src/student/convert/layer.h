@@ -1,0 +1,60 @@
+// One layer of a converted student: the teacher's, with another mixer in the place of its attention (docs/convert.md). Mixers are chosen by
+// name.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/decoder_layer.h"
+#include "student/convert/config.h"
+#include "student/convert/weights.h"
+#include "student/mixer.h"
+
+namespace distil_xlstm::student {
+
+class ConvertLayer : public Mixer {
+ public:
+  // `parameters`: of layer_parameters.
+  ConvertLayer(const ConvertConfig& config, std::string mixer, std::vector<ParameterSpec> parameters);
+
+  [[nodiscard]] std::string_view kind() const final { return mixer_; }
+  [[nodiscard]] const std::vector<ParameterSpec>& parameters() const final { return parameters_; }
+  [[nodiscard]] Tensor forward(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call, MixerState* state) const final;
+  [[nodiscard]] Tensor mixer_output(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call) const final;
+  [[nodiscard]] KeptValues kept_values() const final;
+
+  // Whether start_from_rows does anything.
+  [[nodiscard]] virtual bool starts_from_rows() const { return false; }
+  // Sets what a fresh layer takes from rows that the teacher read: x_BSD is the stream before the layer; is_start_BS (uint8) or undefined.
+  virtual void start_from_rows(const MixerWeights& /*weights*/, const Tensor& /*x_BSD*/, const Tensor& /*is_start_BS*/) const {}
+
+ protected:
+  using WithMixer = std::function<Tensor(nn::TokenMixer&)>;
+  // Makes the mixer of this call on `device` and gives it to `layer`.
+  [[nodiscard]] virtual Tensor with_mixer(const MixerWeights& weights, const MixerCall& call, at::Device device, MixerState* state,
+                                          const WithMixer& layer) const = 0;
+  // Between the norm's output and the output projection's input.
+  [[nodiscard]] virtual KeptValues mixer_kept_values() const = 0;
+
+  [[nodiscard]] const ConvertConfig& config() const { return config_; }
+
+ private:
+  using LayerFunction = Tensor (*)(const nn::DecoderWeights&, nn::TokenMixer&, const Tensor&, const nn::LayerCall&);
+  [[nodiscard]] Tensor run(LayerFunction function, const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
+                           MixerState* state) const;
+
+  ConvertConfig config_;
+  std::string mixer_;
+  std::vector<ParameterSpec> parameters_;
+  WeightBinder<LayerWeights> bind_;
+};
+
+// With one of convert_mixer_names() in attention's place.
+std::unique_ptr<const ConvertLayer> make_convert_layer(const ConvertConfig& config, const std::string& mixer);
+
+// With the cell of that name.
+std::unique_ptr<const ConvertLayer> make_cell_layer(const ConvertConfig& config, const std::string& cell);
+
+}  // namespace distil_xlstm::student
