@@ -188,7 +188,13 @@ def run_cell(cell, q, k, v, input_gate, log_forget, state, chunk_size):
 
 
 def rope_frequencies(rotary, head_dim):
-    """The K / 2 frequencies, float32 on the CPU."""
+    """The K / 2 frequencies, float32 on the CPU; 0 where a turn takes more than `max_wavelength` tokens."""
+    frequencies = scaled_frequencies(rotary, head_dim)
+    longest = rotary.get("max_wavelength", math.inf)
+    return frequencies.masked_fill(2 * math.pi / frequencies > longest, 0.0)
+
+
+def scaled_frequencies(rotary, head_dim):
     powers = rotary["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
     frequencies, kind = 1.0 / powers, rotary["rope_type"]
     if kind == "default":

@@ -280,7 +280,7 @@ void run_plan(const cli::PlanOptions& options) {
   p.config = loaded.run;
   p.teacher = load::read_teacher_shape(p.config.teacher.model);
   p.student = student::derive_shape(p.config.student, p.teacher, p.config.data.context_length);
-  train::check_stages(p.config.distill, *p.student);
+  train::check_stages(p.config, *p.student);
   p.device = ops::parse_device(p.config.train.device);
   p.compute_dtype = ops::parse_precision(p.config.train.precision, p.device);
   p.teacher_precision = teacher::parse_precision(p.config.teacher.precision, p.device);

@@ -36,6 +36,9 @@ DX_NAMES(SlstmLayout, "cuda", "vanilla");
 enum class GateInit { look_back, spread };  // of forget gates: from how far the teacher's heads look back; spread over the heads
 DX_NAMES(GateInit, "look-back", "spread");
 
+enum class ValueInit { copied, least_squares };  // of values: as they are, or scaled so that a mixer comes nearest to its attention
+DX_NAMES(ValueInit, "copied", "least-squares");
+
 // [data]
 enum class DocumentIsolation { full, loss, none };  // what a document's border cuts: attention, state and loss; the loss alone; nothing
 DX_NAMES(DocumentIsolation, "full", "loss", "none");

@@ -35,7 +35,9 @@ struct StudentSettings {
   int64_t feature_factor = 2;                   // convert: width of a feature map / head width
   bool rope = true;                             // convert: the teacher's rotary positions on q and k
   std::vector<std::string> mixers = {"mlstm"};  // convert: of the layers, by turns (student/convert/config.h)
+  double rope_max_wavelength = 0.0;             // convert: in tokens; slower pairs of channels are not turned; 0: all are
   GateInit gate_init = GateInit::look_back;     // convert: of the forget gates
+  ValueInit value_init = ValueInit::copied;     // convert: of the values
   int64_t qkv_proj_blocksize = 4;
   double mlstm_proj_factor = 2.0;
   double ffn_proj_factor = 1.7;
@@ -73,11 +75,16 @@ struct AlignmentSettings {
 
 // [distill.convert], of method "convert": layers aligned one by one, then the whole student. Rates are factors of the learning rate.
 struct ConvertSettings {
-  double align_fraction = 0.2;        // of the run's steps
-  double align_learning_rate = 5e-3;  // at its peak; optimizer.learning_rate is the second stage's
-  double align_attention_rate = 1.0;  // of q, k, v, o while layers are aligned
-  double attention_rate = 1.0;        // of the same after that
-  double body_rate = 0.25;            // of norms and feed-forward after that
+  double orient_fraction = 0.03;              // of the run's steps, method "mohawk"
+  double orient_learning_rate = 5e-3;         // at its peak
+  double align_fraction = 0.2;                // of the run's steps
+  double align_learning_rate = 5e-3;          // at its peak; optimizer.learning_rate is the second stage's
+  double align_attention_rate = 1.0;          // of q, k, v, o while layers are aligned
+  double attention_rate = 1.0;                // of the same after that
+  double body_rate = 0.25;                    // of norms and feed-forward after that
+  double state_passing_fraction = 0.0;        // of the run's steps, its last ones
+  double state_passing_learning_rate = 5e-4;  // at its peak, in those
+  int64_t state_passing_rows = 1;             // whose state a row starts with
 };
 
 struct DistillSettings {

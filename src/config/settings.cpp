@@ -106,10 +106,16 @@ void add_student(TableBuilder& t) {
             "taps of the causal convolution; 0: none, for students of sLSTM blocks alone");
   t.integer(AT(student.feature_factor), {.low = 2, .high = 8}, "convert: width of the feature maps / head width; an even number");
   t.flag(AT(student.rope), "convert: the teacher's rotary positions on queries and keys");
+  t.number(AT(student.rope_max_wavelength), kNotNegative,
+           "convert: channels whose rotary position takes more tokens than this for a turn are not turned; 0: all are");
   t.custom(AT(student.mixers), "the name of a mixer, or a list of them that the layers take by turns",
            "convert: in attention's place; mlstm, gated-delta", "", read_mixers);
   t.choice(AT(student.gate_init),
            "convert: of the forget gates: from how far the teacher's heads look back on the first rows, or spread over the heads");
+  t.choice(
+      AT(student.value_init),
+      "convert: of the values: as the teacher's, or with a factor a head by which the mixer comes nearest to its attention on the first "
+      "rows");
   t.integer(AT(student.qkv_proj_blocksize), kAtLeastOne, "block size of the mLSTM's q, k, v projections");
   t.number(AT(student.mlstm_proj_factor), kPositive, "inner width of an mLSTM block / hidden size");
   t.number(AT(student.ffn_proj_factor), kPositive, "width of the sLSTM block's feed-forward / hidden size");
@@ -132,10 +138,10 @@ void add_data(TableBuilder& t) {
 }
 
 void add_distill(TableBuilder& t) {
-  t.registered(
-      AT(distill.method),
-      {"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius", "hinton-frobenius", "ce-frobenius", "convert"},
-      "what is learnt from the teacher");
+  t.registered(AT(distill.method),
+               {"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius", "hinton-frobenius", "ce-frobenius",
+                "convert", "mohawk"},
+               "what is learnt from the teacher");
   add_schedule(t, AT(distill.alpha), kFraction);
   add_schedule(t, AT(distill.temperature), kPositive);
   add_schedule(t, AT(distill.beta), kNotNegative);
@@ -155,6 +161,12 @@ void add_distill(TableBuilder& t) {
   t.choice(AT(distill.boundary), "annealing-kd: one T an epoch, or equal slices of stage I");
   t.number(AT(distill.stage1_fraction), kBetweenZeroAndOne, "annealing-kd: share of the run that stage I takes");
   t.flag(AT(distill.mse_centered), "annealing-kd: subtract row means of the logits first");
+  t.number(
+      AT(distill.convert.orient_fraction), {.low = 0, .high = 1, .high_open = true},
+      "mohawk: share of the steps, the first ones, in which the matrices by which layers mix tokens are fitted to the teacher's; 0: none",
+      "--orient-fraction");
+  t.number(AT(distill.convert.orient_learning_rate), kPositive, "mohawk: at its peak, in those steps", "--orient-learning-rate").on_resume =
+      kAfterFailure;
   t.number(AT(distill.convert.align_fraction), {.low = 0, .high = 1, .high_open = true},
            "convert: share of the steps in which each layer is aligned with its teacher's; 0: none", "--align-fraction");
   t.number(AT(distill.convert.align_learning_rate), kPositive, "convert: at its peak, in those steps", "--align-learning-rate").on_resume =
@@ -164,6 +176,14 @@ void add_distill(TableBuilder& t) {
   t.number(AT(distill.convert.attention_rate), kNotNegative, "convert: the same after them", "--attention-rate");
   t.number(AT(distill.convert.body_rate), kNotNegative, "convert: the same of norms and feed-forward after them; 0: they stay",
            "--body-rate");
+  t.number(AT(distill.convert.state_passing_fraction), {.low = 0, .high = 1, .high_open = true},
+           "convert: share of the steps, the last ones, in which rows start from the states that other rows ended in; 0: none",
+           "--state-passing-fraction");
+  t.number(AT(distill.convert.state_passing_learning_rate), kPositive, "convert: at its peak, in those steps",
+           "--state-passing-learning-rate")
+      .on_resume = kAfterFailure;
+  t.integer(AT(distill.convert.state_passing_rows), kAtLeastOne, "convert: how many rows, one after the other, such a state has read",
+            "--state-passing-rows");
 }
 
 void add_train(TableBuilder& t) {

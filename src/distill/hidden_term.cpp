@@ -17,7 +17,8 @@ std::map<std::string, MakeHiddenTerm>& kinds() {
        [](const HiddenTermContext& context) -> std::unique_ptr<HiddenTerm> {
          return std::make_unique<Alignment>(context.settings.alignment, context.teacher_layers, context.student_layers);
        }},
-      {"layer_error", [](const HiddenTermContext&) -> std::unique_ptr<HiddenTerm> { return std::make_unique<LayerError>(); }}};
+      {"layer_error", [](const HiddenTermContext&) -> std::unique_ptr<HiddenTerm> { return std::make_unique<LayerError>(); }},
+      {"matrix_error", [](const HiddenTermContext&) -> std::unique_ptr<HiddenTerm> { return std::make_unique<MatrixError>(); }}};
   return all;
 }
 

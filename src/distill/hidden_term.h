@@ -26,6 +26,8 @@ class HiddenTerm {
   // tokens that count; rows without any count as 0.
   [[nodiscard]] virtual Tensor loss_sum(const student::StudentOutput& student, const teacher::TeacherOutput& teacher,
                                         const Tensor& mask_BS) const;
+  // Whether it compares the matrices by which a layer mixes tokens (student::Student::mixing_error_sum), in stages that align layers.
+  [[nodiscard]] virtual bool compares_matrices() const { return false; }
   // The same of one layer's mixer by itself and the attention of that layer, in stages that align layers (Stage::aligns_layers).
   [[nodiscard]] virtual Tensor layer_loss_sum(const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& mask_BS) const;
 };
@@ -37,7 +39,7 @@ struct HiddenTermContext {
 // Throws ConfigError where settings and depths do not fit.
 using MakeHiddenTerm = std::function<std::unique_ptr<HiddenTerm>(const HiddenTermContext&)>;
 
-// Adds a term beside "alignment_loss" and "layer_error". Throws ValueError when the name is taken.
+// Adds a term beside "alignment_loss", "layer_error" and "matrix_error". Throws ValueError when the name is taken.
 void add_hidden_term(const std::string& name, MakeHiddenTerm make);
 // Throws ConfigError that names those there are.
 std::unique_ptr<HiddenTerm> make_hidden_term(const std::string& name, const HiddenTermContext& context);

@@ -1,5 +1,5 @@
-// How far each layer's mixer is from its teacher's attention on the same inputs: what the first stage of a conversion minimises
-// (docs/mathematics.md 12).
+// How far each layer's mixer is from its teacher's attention on the same inputs: what the first stages of a conversion minimise
+// (docs/mathematics.md 12 and 13).
 #pragma once
 
 #include "distill/hidden_term.h"
@@ -20,6 +20,19 @@ class LayerError final : public HiddenTerm {
   [[nodiscard]] Tensor layer_loss_sum(const Tensor& student_BSD, const Tensor& teacher_BSD, const Tensor& mask_BS) const override {
     return relative_error_sum(student_BSD, teacher_BSD, mask_BS);
   }
+};
+
+// How far the matrix by which each layer's mixer mixes tokens is from attention's (docs/mathematics.md 13).
+class MatrixError final : public HiddenTerm {
+ public:
+  [[nodiscard]] std::string name() const override { return "matrix_error"; }
+  [[nodiscard]] teacher::TeacherForwardOptions teacher_options() const override {
+    return {.collect_attention = true, .collect_heads = true};
+  }
+  [[nodiscard]] bool needs_layers() const override { return false; }
+  [[nodiscard]] bool is_sum_over_rows() const override { return true; }
+  [[nodiscard]] int64_t measured_every() const override { return 0; }
+  [[nodiscard]] bool compares_matrices() const override { return true; }
 };
 
 }  // namespace distil_xlstm::distill

@@ -30,6 +30,7 @@ constexpr MethodRow kMethods[] = {
     {"hinton-frobenius", Family::combined, Use::constant, Use::constant, Use::constant},
     {"ce-frobenius", Family::combined, Use::none, Use::scheduled, Use::scheduled},
     {"convert", Family::convert, Use::scheduled, Use::scheduled, Use::none},
+    {"mohawk", Family::convert, Use::scheduled, Use::scheduled, Use::none},
 };
 
 config::ScheduleSettings used(const config::ScheduleSettings& settings, Use use, double unused_value) {
@@ -172,14 +173,15 @@ class AnnealingKd : public ScheduledMethod {
   int64_t num_temperatures_ = 1;
 };
 
-// [conversion.md 2]: each layer's mixer takes on its teacher's attention by itself, then the whole student learns as by "delta", whose
-// schedules run over this second stage.
+constexpr std::string_view kMohawk = "mohawk";
+
+// [conversion.md 2]: each layer's mixer takes on its teacher's attention by itself ("mohawk": first the matrix by which that mixes tokens),
+// then the whole student learns as by "delta", at last in rows that do not start from nothing. The schedules of "delta" run over what comes
+// after the layers.
 class ConvertMethod : public CombinedMethod {
  public:
   ConvertMethod(const MethodRow& row, const config::DistillSettings& settings, int64_t total_steps)
-      : CombinedMethod(row, settings, std::max<int64_t>(total_steps - align_steps(settings, total_steps), 1)),
-        align_steps_(align_steps(settings, total_steps)),
-        total_steps_(total_steps) {}
+      : ConvertMethod(row, settings, steps_of_stages(row.name, settings.convert, total_steps)) {}
 
   [[nodiscard]] std::vector<Stage> stages() const override {
     const auto& s = settings_.convert;
@@ -187,54 +189,94 @@ class ConvertMethod : public CombinedMethod {
       std::erase_if(rates, [](const auto& rate) { return rate.second == 0.0; });
       return rates;
     };
+    const auto of_layers = named({{"mixer", 1.0}, {"attention", s.align_attention_rate}});
+    const auto whole = named({{"mixer", 1.0}, {"attention", s.attention_rate}, {"feed_forward", s.body_rate}, {"norm", s.body_rate}});
     std::vector<Stage> stages;
-    if (align_steps_ > 0) {
-      stages.push_back({.name = "alignment",
-                        .until_step = align_steps_,
-                        .rates = named({{"mixer", 1.0}, {"attention", s.align_attention_rate}}),
-                        .aligns_layers = true,
-                        .learning_rate = s.align_learning_rate,
-                        .learning_rate_key = "distill.convert.align_learning_rate",
-                        .end_step = align_steps_});
-    }
-    stages.push_back(
-        {.name = "distillation",
-         .rates = named({{"mixer", 1.0}, {"attention", s.attention_rate}, {"feed_forward", s.body_rate}, {"norm", s.body_rate}}),
-         .begin_step = align_steps_,
-         .end_step = total_steps_});
+    int64_t begin = 0;
+    const auto add = [&](int64_t steps, Stage stage) {
+      if (steps == 0) return;
+      if (!stages.empty()) stages.back().until_step = begin;
+      stage.begin_step = begin;
+      begin += steps;
+      stage.end_step = begin;
+      stages.push_back(std::move(stage));
+    };
+    add(steps_.orientation, {.name = "orientation",
+                             .rates = of_layers,
+                             .aligns_layers = true,
+                             .compares_matrices = true,
+                             .learning_rate = s.orient_learning_rate,
+                             .learning_rate_key = "distill.convert.orient_learning_rate"});
+    add(steps_.alignment, {.name = "alignment",
+                           .rates = of_layers,
+                           .aligns_layers = true,
+                           .learning_rate = s.align_learning_rate,
+                           .learning_rate_key = "distill.convert.align_learning_rate"});
+    add(steps_.distillation, {.name = "distillation", .rates = whole});
+    add(steps_.passing, {.name = "state passing",
+                         .rates = whole,
+                         .rows_before = s.state_passing_rows,
+                         .learning_rate = s.state_passing_learning_rate,
+                         .learning_rate_key = "distill.convert.state_passing_learning_rate"});
     return stages;
   }
 
   [[nodiscard]] StepPlan plan(const StepContext& context) const override {
-    if (context.step < align_steps_) {
+    if (context.step < steps_.of_layers()) {
       StepPlan plan = measured(1.0);
-      plan.hidden_weights = {1.0};
+      const bool orients = context.step < steps_.orientation;
+      plan.hidden_weights = has_orientation() ? std::vector<double>{orients ? 0.0 : 1.0, orients ? 1.0 : 0.0} : std::vector<double>{1.0};
       return plan;
     }
     StepContext own = context;
-    own.step -= align_steps_;
-    return CombinedMethod::plan(own);
+    own.step -= steps_.of_layers();
+    StepPlan plan = CombinedMethod::plan(own);
+    if (has_orientation()) plan.hidden_weights.push_back(0.0);
+    return plan;
   }
 
-  // Epochs that end in the first stage, or with it, are none of the schedules'.
+  // Epochs that end before the whole student is trained, or where that begins, are none of the schedules'.
   void end_epoch(int64_t steps_done) override {
-    if (steps_done > align_steps_) CombinedMethod::end_epoch(steps_done - align_steps_);
+    if (steps_done > steps_.of_layers()) CombinedMethod::end_epoch(steps_done - steps_.of_layers());
   }
 
  private:
-  static int64_t align_steps(const config::DistillSettings& settings, int64_t total_steps) {
-    const double fraction = settings.convert.align_fraction;
-    if (fraction == 0.0) return 0;
-    if (total_steps < 2) {
+  struct Steps {
+    int64_t orientation = 0, alignment = 0, distillation = 0, passing = 0;
+    [[nodiscard]] int64_t of_layers() const { return orientation + alignment; }
+  };
+
+  ConvertMethod(const MethodRow& row, const config::DistillSettings& settings, const Steps& steps)
+      : CombinedMethod(row, settings, steps.distillation + steps.passing), steps_(steps) {}
+
+  [[nodiscard]] bool has_orientation() const { return name() == kMohawk; }
+
+  // At least one of each stage that there is.
+  static Steps steps_of_stages(std::string_view method, const config::ConvertSettings& s, int64_t total_steps) {
+    const double orient_fraction = method == kMohawk ? s.orient_fraction : 0.0;
+    int64_t num_stages = 1, left = total_steps;
+    for (const double fraction : {orient_fraction, s.align_fraction, s.state_passing_fraction}) num_stages += fraction > 0.0 ? 1 : 0;
+    if (total_steps < num_stages && num_stages > 1) {
       throw ConfigError(
-          "distill.method = \"convert\" needs at least 2 optimizer steps, one for each stage, and the run has {}: train for longer, or set "
-          "distill.convert.align_fraction = 0",
-          total_steps);
+          "distill.method = \"{}\" needs at least {} optimizer steps, one for each stage, and the run has {}: train for longer, or set "
+          "distill.convert.align_fraction = 0{}{}",
+          method, num_stages, total_steps, orient_fraction > 0.0 ? ", orient_fraction = 0" : "",
+          s.state_passing_fraction > 0.0 ? ", state_passing_fraction = 0" : "");
     }
-    return std::clamp<int64_t>(std::llround(fraction * static_cast<double>(total_steps)), 1, total_steps - 1);
+    const auto take = [&](double fraction) {
+      if (fraction == 0.0) return int64_t{0};
+      --num_stages;  // those that come after it get a step each
+      const int64_t steps = std::clamp<int64_t>(std::llround(fraction * static_cast<double>(total_steps)), 1, left - num_stages);
+      left -= steps;
+      return steps;
+    };
+    Steps steps{.orientation = take(orient_fraction), .alignment = take(s.align_fraction)};
+    steps.passing = take(s.state_passing_fraction);
+    steps.distillation = std::max<int64_t>(left, 1);
+    return steps;
   }
 
-  int64_t align_steps_, total_steps_;
+  Steps steps_;
 };
 
 // alpha + beta over the run: both move monotonically inside an epoch, but their sum need not, so the steps themselves are looked at.
@@ -274,16 +316,30 @@ std::vector<std::string> keys_ignored_by(const MethodRow& row) {
     for (const char* key : {"temperature_max", "boundary", "stage1_fraction"}) keys.emplace_back(key);
   }
   keys.emplace_back(row.family == Family::convert ? "alignment" : "convert");
+  if (row.family == Family::convert && row.name != kMohawk) {
+    for (const char* key : {"convert.orient_fraction", "convert.orient_learning_rate"}) keys.emplace_back(key);
+  }
   return keys;
 }
 
 MethodTerms terms_of(const MethodRow& row) {
   MethodTerms terms;
   if (row.family == Family::convert) terms.hidden = {"layer_error"};
+  if (row.name == kMohawk) terms.hidden.emplace_back("matrix_error");
   return terms;
 }
 
 void check_without_length(const MethodRow& row, const config::DistillSettings& settings, int64_t max_steps) {
+  if (row.family == Family::convert) {
+    const auto& s = settings.convert;
+    const double orient_fraction = row.name == kMohawk ? s.orient_fraction : 0.0;
+    if (orient_fraction + s.align_fraction + s.state_passing_fraction >= 1.0) {
+      throw ConfigError(
+          "distill.convert: orient_fraction = {}, align_fraction = {} and state_passing_fraction = {} leave nothing of the run for "
+          "distillation: their sum must be below 1",
+          orient_fraction, s.align_fraction, s.state_passing_fraction);
+    }
+  }
   const auto moves_with_epochs = [](const config::ScheduleSettings& s, Use use) { return use == Use::scheduled && depends_on_epochs(s); };
   const bool needs_epochs = moves_with_epochs(settings.alpha, row.alpha) || moves_with_epochs(settings.beta, row.beta);
   const int64_t known_steps = max_steps > 0 && !needs_epochs ? max_steps : 1;

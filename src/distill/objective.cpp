@@ -15,6 +15,7 @@ teacher::TeacherForwardOptions joined(const teacher::TeacherForwardOptions& a, c
   auto all = a;
   all.collect_mean = a.collect_mean || b.collect_mean;
   all.collect_all = a.collect_all || b.collect_all;
+  all.collect_heads = a.collect_heads || b.collect_heads;
   all.collect_attention = a.collect_attention || b.collect_attention;
   if (all.group_sizes.empty()) all.group_sizes = b.group_sizes;
   return all;

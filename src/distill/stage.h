@@ -38,6 +38,11 @@ struct Stage {
   // Each layer's mixer by itself on the teacher's stream: hidden terms compare it with that layer's attention (layer_loss_sum), and nothing
   // behind it runs, no head either.
   bool aligns_layers = false;
+  // Of those, whether the matrices are compared by which layers mix tokens, so that the student must have some.
+  bool compares_matrices = false;
+  // Each row starts where so many other rows of its micro-batch have ended, read one after the other; 0: from the zero state. A micro-batch
+  // of a single row starts from the zero state.
+  int64_t rows_before = 0;
   double learning_rate = 0.0;                                 // at its peak; 0: the optimizer's
   std::string learning_rate_key = "optimizer.learning_rate";  // of the setting that says it
   int64_t begin_step = 0, end_step = 0;                       // of the learning rate's schedule; end 0: it runs over the whole run

@@ -97,6 +97,7 @@ Attention::Heads Attention::heads(const AttentionWeights& weights, const MatrixI
 Tensor Attention::attended(const AttentionWeights& weights, const MatrixInput& u_BSD, const Sight& sight, int64_t layer) const {
   const int64_t B = u_BSD.sizes[0], S = u_BSD.sizes[1], H = num_heads_, K = head_dim_;
   const auto [q_BSHK, k_BSGK, v_BSGK] = heads(weights, u_BSD, sight.cache ? sight.cache->num_tokens() : 0);
+  if (sight.on_heads) sight.on_heads(layer, q_BSHK, k_BSGK);
   if ((sight.has_causal_kernel || sight.cache) && ops::any_requires_grad({q_BSHK, k_BSGK, v_BSGK})) {
     throw ValueError("attention: a gradient is recorded {}", sight.cache ? "with a KV cache" : "with a sight made where none is");
   }

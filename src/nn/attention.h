@@ -2,6 +2,8 @@
 // D hidden_size, H query heads, G key/value heads, K head_dim, E = (H + 2 G) K.
 #pragma once
 
+#include <functional>
+
 #include "nn/kv_cache.h"
 #include "nn/matrix.h"
 #include "nn/rotary.h"
@@ -21,6 +23,8 @@ struct Sight {
   Tensor is_start_BS;  // for the kernel
   Tensor mask;         // undefined: causal
   KvCache* cache = nullptr;
+  // Sees what scores are made of, with positions. Not empty: the tensors are its to keep.
+  std::function<void(int64_t layer, const Tensor& q_BSHK, const Tensor& k_BSGK)> on_heads;
 };
 
 // What all layers share. Several threads may use one.

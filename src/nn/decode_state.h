@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 
 #include "ops/tensor.h"
@@ -20,6 +21,8 @@ class DecodeState {
   // The rows of another state of the same model come behind these. Throws ValueError where they cannot be joined, as after another number
   // of tokens, and then changes nothing.
   virtual void append_rows(const DecodeState& other) = 0;
+  // A state of its own with the rows at these places, as gather_rows takes them. Throws ShapeError or ValueError.
+  [[nodiscard]] virtual std::unique_ptr<DecodeState> rows_at(const Tensor& rows) const = 0;
 };
 
 // For those who derive. The places for gather_rows on `device`, checked; `what` begins the messages.

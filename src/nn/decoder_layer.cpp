@@ -31,11 +31,14 @@ Tensor recorded_layer(const DecoderWeights& weights, TokenMixer& mixer, const Te
 
 }  // namespace
 
+MatrixInput mixer_input(const Tensor& input_norm_D, const Tensor& x_BSD, const LayerCall& call) {
+  const Tensor u_BSD = ops::add_rms_norm(x_BSD.contiguous(), {}, input_norm_D, call.rms_norm_eps, product_dtype(call, x_BSD)).normed;
+  return matrix_input(u_BSD, call.product_type);
+}
+
 Tensor mixer_output(const DecoderWeights& weights, TokenMixer& mixer, const Tensor& x_BSD, const LayerCall& call) {
-  const at::ScalarType dtype = product_dtype(call, x_BSD);
-  const Tensor u_BSD = ops::add_rms_norm(x_BSD.contiguous(), {}, weights.input_norm_D, call.rms_norm_eps, dtype).normed;
-  const MatrixInput u = matrix_input(u_BSD, call.product_type);
-  return weights.o_DHK.product(matrix_input(mixer.mix(u).to(dtype), call.product_type), weights.o_bias_D);
+  const Tensor mixed_BSE = mixer.mix(mixer_input(weights.input_norm_D, x_BSD, call)).to(product_dtype(call, x_BSD));
+  return weights.o_DHK.product(matrix_input(mixed_BSE, call.product_type), weights.o_bias_D);
 }
 
 Tensor decoder_layer(const DecoderWeights& weights, TokenMixer& mixer, const Tensor& x_BSD, const LayerCall& call) {

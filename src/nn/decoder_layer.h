@@ -33,6 +33,9 @@ struct LayerCall {
   std::function<void(const Tensor& output_BSD)> on_mixer_output;
 };
 
+// What the mixer reads: the stream x_BSD behind the layer's first norm. Differentiable as decoder_layer is.
+MatrixInput mixer_input(const Tensor& input_norm_D, const Tensor& x_BSD, const LayerCall& call);
+
 // What the mixer adds to the stream, and nothing behind it, in the type of the products. Differentiable as decoder_layer is.
 Tensor mixer_output(const DecoderWeights& weights, TokenMixer& mixer, const Tensor& x_BSD, const LayerCall& call);
 

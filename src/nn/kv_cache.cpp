@@ -42,6 +42,12 @@ void KvCache::gather_rows(const Tensor& rows) {
   values_LBGTK_ = values;
 }
 
+std::unique_ptr<DecodeState> KvCache::rows_at(const Tensor& rows) const {
+  auto copy = std::make_unique<KvCache>(*this);  // another handle on the same memory, which gather_rows then leaves
+  copy->gather_rows(rows);
+  return copy;
+}
+
 void KvCache::append_rows(const DecodeState& other) {
   const at::NoGradGuard no_grad;
   const auto* cache = dynamic_cast<const KvCache*>(&other);

@@ -19,6 +19,7 @@ class KvCache : public DecodeState {
   void gather_rows(const Tensor& rows) override;
   // The room for tokens stays this one's.
   void append_rows(const DecodeState& other) override;
+  [[nodiscard]] std::unique_ptr<DecodeState> rows_at(const Tensor& rows) const override;
 
   // Writes one layer's new keys and values behind the tokens seen; returns all of that layer's so far, as views.
   std::pair<Tensor, Tensor> append(int64_t layer, const Tensor& k_BGSK, const Tensor& v_BGSK);

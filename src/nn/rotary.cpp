@@ -38,9 +38,7 @@ Tensor yarn_frequencies(const Tensor& powers, const RopeConfig& config, int64_t 
   return (1.0 / (config.factor * powers)) * (1 - kept) + (1.0 / powers) * kept;
 }
 
-}  // namespace
-
-Tensor rope_frequencies(const RopeConfig& config, int64_t head_dim) {
+Tensor scaled_frequencies(const RopeConfig& config, int64_t head_dim) {
   const Tensor powers = at::pow(config.theta, at::arange(0, head_dim, 2, at::kFloat) / static_cast<double>(head_dim));
   switch (config.scaling) {
     case RopeScaling::linear:
@@ -53,6 +51,14 @@ Tensor rope_frequencies(const RopeConfig& config, int64_t head_dim) {
       break;
   }
   return 1.0 / powers;
+}
+
+}  // namespace
+
+Tensor rope_frequencies(const RopeConfig& config, int64_t head_dim) {
+  const Tensor frequencies = scaled_frequencies(config, head_dim);
+  if (config.max_wavelength == 0.0) return frequencies;
+  return frequencies.masked_fill(2 * M_PI / frequencies > config.max_wavelength, 0.0);
 }
 
 Rotary::Rotary(const RopeConfig& config, int64_t head_dim, at::Device device)

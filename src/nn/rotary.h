@@ -27,6 +27,7 @@ struct RopeConfig {
   double beta_fast = 32.0, beta_slow = 1.0;
   bool truncate = true;           // yarn: round the blended range outwards to whole channels
   double attention_factor = 1.0;  // multiplies cos and sin
+  double max_wavelength = 0.0;    // positions; frequencies that take more for a turn are 0. 0: none are
 };
 
 // The head_dim / 2 scaled frequencies, float32 on the CPU, with the roundings of float32 arithmetic that checkpoints were trained with.

@@ -52,7 +52,8 @@ Tensor Transformer::forward(const Tensor& tokens_BS, const Tensor& is_start_BS, 
   check_tokens(tokens_BS);
   if (cache) check_cache(*cache, tokens_BS, is_start_BS);
   const at::Device device = weights_.embedding_VD.device();
-  const Sight sight = attention_.sight(tokens_BS.size(0), tokens_BS.size(1), options(), is_start_BS, cache);
+  Sight sight = attention_.sight(tokens_BS.size(0), tokens_BS.size(1), options(), is_start_BS, cache);
+  sight.on_heads = visitors.attention_heads;
   LayerCall call{.rms_norm_eps = config_.rms_norm_eps, .product_type = product_type_, .keeps_input = false};
 
   Tensor x_BSD = at::embedding(weights_.embedding_VD, tokens_BS.to(device));

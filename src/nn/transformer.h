@@ -29,6 +29,8 @@ struct LayerVisitors {
   std::function<bool(int64_t index, const Tensor& state_BSD)> block_output;
   // Sees what the attention of layer `index` adds to the stream, which is the visitor's to keep.
   std::function<void(int64_t index, const Tensor& output_BSD)> attention_output;
+  // Sees its queries and keys, with positions. Likewise.
+  std::function<void(int64_t index, const Tensor& q_BSHK, const Tensor& k_BSGK)> attention_heads;
 };
 
 class Transformer {

@@ -101,13 +101,27 @@ MixerCall BlockStudent::mixer_call(const Tensor& is_start_BS, const StudentForwa
           .form = options.mlstm_form};
 }
 
-Tensor BlockStudent::mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const StudentForwardOptions& options) {
+std::pair<const MixerWeights&, MixerCall> BlockStudent::layer_call(int64_t layer, const Tensor& is_start_BS,
+                                                                   const StudentForwardOptions& options) {
   const auto i = static_cast<size_t>(layer);
   MixerCall call = mixer_call(is_start_BS, options);
   const bool records = at::GradMode::is_enabled();
   const std::vector<MixerWeights>& converted = converted_blocks(call.compute_dtype);
   if (records && &converted != &blocks_) call.products = &converted.at(i);
-  return parts_.mixers.at(i)->mixer_output(records ? blocks_[i] : converted[i], x_BSD.to(dtype_), call);
+  return {records ? blocks_.at(i) : converted.at(i), call};
+}
+
+Tensor BlockStudent::mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const StudentForwardOptions& options) {
+  const auto [weights, call] = layer_call(layer, is_start_BS, options);
+  return parts_.mixers.at(static_cast<size_t>(layer))->mixer_output(weights, x_BSD.to(dtype_), call);
+}
+
+Tensor BlockStudent::mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const AttentionHeads& attention,
+                                      const StudentForwardOptions& options) {
+  const Mixer& mixer = *parts_.mixers.at(static_cast<size_t>(layer));
+  if (!mixer.has_mixing_matrix()) return {};
+  const auto [weights, call] = layer_call(layer, is_start_BS, options);
+  return mixer.mixing_error_sum(weights, x_BSD.to(dtype_), call, attention);
 }
 
 Tensor BlockStudent::forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS) {

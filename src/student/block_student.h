@@ -29,6 +29,8 @@ class BlockStudent : public Student {
   StudentOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const StudentForwardOptions& options,
                         nn::DecodeState* decode_state = nullptr) final;
   Tensor mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const StudentForwardOptions& options) final;
+  Tensor mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const AttentionHeads& attention,
+                          const StudentForwardOptions& options) final;
   Tensor forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS = {}) final;
   std::unique_ptr<nn::DecodeState> new_state(int64_t batch, int64_t max_tokens) final;
   Tensor forward_step(const Tensor& tokens_BS, nn::DecodeState& state) final;
@@ -60,6 +62,8 @@ class BlockStudent : public Student {
   void add_frozen(NamedTensors& tensors) const;
 
  private:
+  // Of one layer by itself: its weights and what it is called with.
+  std::pair<const MixerWeights&, MixerCall> layer_call(int64_t layer, const Tensor& is_start_BS, const StudentForwardOptions& options);
   [[nodiscard]] at::ScalarType effective_dtype(at::ScalarType asked) const;
   [[nodiscard]] MixerCall mixer_call(const Tensor& is_start_BS, const StudentForwardOptions& options) const;
   const std::vector<MixerWeights>& converted_blocks(at::ScalarType compute_dtype);

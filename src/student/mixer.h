@@ -36,6 +36,11 @@ struct MixerCall {
   const MixerWeights* products = nullptr;  // the weights as products take them, kept from step to step; null: converted where they are used
 };
 
+// What a layer's attention makes its scores of, with positions, and the queries that count (uint8).
+struct AttentionHeads {
+  Tensor q_BSHK, k_BSGK, mask_BS;
+};
+
 // The state as the mixer made it. Throws ValueError where another did.
 template <typename State>
 State* own_state(MixerState* state) {
@@ -60,6 +65,11 @@ class Mixer {
   // What the mixer proper adds to the stream, for blocks that are a decoder layer with another mixer in attention's place. Differentiable
   // as forward is. Throws ValueError for others.
   [[nodiscard]] virtual Tensor mixer_output(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call) const;
+  // Whether mixing_error_sum is defined: whether values are mixed by a matrix that is known without them.
+  [[nodiscard]] virtual bool has_mixing_matrix() const { return false; }
+  // ops::mixing_error_sum of that matrix and of attention with these queries and keys. Throws ValueError for others.
+  [[nodiscard]] virtual Tensor mixing_error_sum(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
+                                                const AttentionHeads& attention) const;
   // Where rows begin; float32 (`options`) except what enters the convolution, which has the type of its input.
   [[nodiscard]] virtual std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
                                                                at::TensorOptions options) const = 0;

@@ -46,6 +46,8 @@ class StudentShape {
   [[nodiscard]] virtual int64_t vocab_size() const = 0;
   [[nodiscard]] virtual int64_t num_trainable_parameters() const = 0;
   [[nodiscard]] virtual std::vector<KeptValues> kept_values() const = 0;  // layer by layer
+  // Layers that mix tokens by a matrix which is known without them (Student::mixing_error_sum).
+  [[nodiscard]] virtual int64_t num_mixing_matrices() const { return 0; }
   // Whether its layers are its teacher's with another mixer in attention's place, so that each may be compared with its own.
   [[nodiscard]] virtual bool keeps_teacher_layers() const { return false; }
   [[nodiscard]] virtual std::vector<ParameterInfo> parameters() const { return {}; }  // all; empty where the kind does not tell

@@ -39,6 +39,15 @@ void StudentState::gather_rows(const Tensor& rows) {
   apply(changes, checked.numel());
 }
 
+std::unique_ptr<nn::DecodeState> StudentState::rows_at(const Tensor& rows) const {
+  std::vector<std::unique_ptr<MixerState>> blocks;
+  for (const auto& block : blocks_) blocks.push_back(block->clone());
+  auto copy = std::make_unique<StudentState>(std::move(blocks), batch_);
+  copy->num_tokens_ = num_tokens_;
+  copy->gather_rows(rows);
+  return copy;
+}
+
 void StudentState::append_rows(const DecodeState& other) {
   const at::NoGradGuard no_grad;
   const auto refuse = [] { throw ValueError("student: rows of another model's state cannot join these"); };

@@ -25,6 +25,7 @@ class StudentState final : public nn::DecodeState {
 
   void gather_rows(const Tensor& rows) override;
   void append_rows(const DecodeState& other) override;
+  [[nodiscard]] std::unique_ptr<DecodeState> rows_at(const Tensor& rows) const override;
 
  private:
   // Made before any of them takes effect: an error leaves the state whole.

@@ -14,4 +14,14 @@ Tensor Mixer::mixer_output(const MixerWeights& /*weights*/, const Tensor& /*x_BS
   throw ValueError("student: a block of kind '{}' is no decoder layer with another mixer", kind());
 }
 
+Tensor Student::mixing_error_sum(int64_t /*layer*/, const Tensor& /*x_BSD*/, const Tensor& /*is_start_BS*/,
+                                 const AttentionHeads& /*attention*/, const StudentForwardOptions& /*options*/) {
+  throw ValueError("student: the layers of kind '{}' are not its teacher's", shape().kind());
+}
+
+Tensor Mixer::mixing_error_sum(const MixerWeights& /*weights*/, const Tensor& /*x_BSD*/, const MixerCall& /*call*/,
+                               const AttentionHeads& /*attention*/) const {
+  throw ValueError("student: a block of kind '{}' mixes tokens by no matrix that is known without them", kind());
+}
+
 }  // namespace distil_xlstm::student

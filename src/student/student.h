@@ -33,6 +33,8 @@ struct ParameterTraits {
   bool decays = false;  // whether weight decay applies
 };
 
+struct AttentionHeads;  // student/mixer.h
+
 class Student : public nn::LanguageModel {
  public:
   // Differentiable in the trainable parameters. Rows start from the zero state, or from *state (then updated, truncated: no gradient).
@@ -42,6 +44,10 @@ class Student : public nn::LanguageModel {
   // ValueError where the student's layers are not its teacher's (StudentShape::keeps_teacher_layers).
   [[nodiscard]] virtual Tensor mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS,
                                             const StudentForwardOptions& options);
+  // How far the matrix by which the mixer of a layer mixes tokens on the stream x_BSD is from attention's (ops::mixing_error_sum);
+  // undefined where that layer's mixer has none (Mixer::has_mixing_matrix). Differentiable. Throws ValueError as mixer_output does.
+  [[nodiscard]] virtual Tensor mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS,
+                                                const AttentionHeads& attention, const StudentForwardOptions& options);
   // What a fresh student takes from the first rows of training, where it says that it wants them: layer_inputs_BSD is the stream before
   // each of the teacher's layers on these rows.
   [[nodiscard]] virtual bool starts_from_rows() const { return false; }

@@ -88,6 +88,12 @@ class TransformerTeacher final : public Teacher {
         if (options.collect_attention) output.attention_outputs_BSD.push_back(output_BSD);
       };
     }
+    if (options.collect_heads) {
+      visitors.attention_heads = [&](int64_t /*layer*/, const Tensor& q_BSHK, const Tensor& k_BSGK) {
+        output.queries_BSHK.push_back(q_BSHK);
+        output.keys_BSGK.push_back(k_BSGK);
+      };
+    }
     output.last_hidden_BSD = transformer_.forward(tokens_BS, is_start_BS, visitors);
     if (replaces_last) collector.add(num_layers() - 1, output.last_hidden_BSD);
     collector.move_to(output);

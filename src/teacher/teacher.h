@@ -20,6 +20,7 @@ struct TeacherForwardOptions {
   std::vector<int64_t> group_sizes;  // running means of consecutive groups of layers ("ratio", "block_wise")
   bool collect_all = false;          // every layer's state
   bool collect_attention = false;    // of every layer, the stream before it and what its attention adds to that
+  bool collect_heads = false;        // of every layer, its attention's queries and keys
 
   bool operator==(const TeacherForwardOptions&) const = default;
 };
@@ -31,6 +32,7 @@ struct TeacherOutput {
   std::vector<Tensor> hidden_BSD;       // when collect_all: one a layer
   // When collect_attention: one a layer each.
   std::vector<Tensor> layer_inputs_BSD, attention_outputs_BSD;
+  std::vector<Tensor> queries_BSHK, keys_BSGK;  // when collect_heads: one a layer each, with positions
 };
 
 class Teacher : public nn::LanguageModel {

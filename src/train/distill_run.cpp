@@ -216,7 +216,7 @@ TrainStatus run_distillation(const DistillRequest& request) {
   if (!files.tokenizer) throw ConfigError("teacher.model = \"{}\": has no tokenizer.json beside it", s.config.teacher.model);
   const auto shape = teacher::teacher_shape(files);
   s.wanted = student::derive_shape(s.config.student, shape, s.config.data.context_length);
-  check_stages(s.config.distill, *s.wanted);
+  check_stages(s.config, *s.wanted);
   distill::Objective objective(s.config.distill, shape.num_layers, s.wanted->num_layers());
   if (shape.max_position_embeddings > 0 && s.config.data.context_length > shape.max_position_embeddings) {
     spdlog::warn("data.context_length = {} is longer than the {} positions the teacher was made for", s.config.data.context_length,

@@ -41,20 +41,20 @@ int64_t head_tile_bytes(const config::RunConfig& config, const teacher::TeacherS
   return shares * std::min(tile.positions, positions) * tile.position_bytes;
 }
 
-// Whether the method has a stage that aligns layers one by one.
-bool aligns_layers(const config::RunConfig& config) {
-  const auto stages = distill::make_method(config.distill, /*total_steps=*/1000, /*num_epochs=*/4)->stages();
-  return std::ranges::any_of(stages, &distill::Stage::aligns_layers);
+std::vector<distill::Stage> stages_of(const config::RunConfig& config) {
+  return distill::make_method(config.distill, /*total_steps=*/1000, /*num_epochs=*/4)->stages();
 }
 
 // What such a stage takes beyond the whole student's activations and the outputs of the teacher that distillation needs: of every layer,
-// the stream and the attention's output, beside the activations of one mixer.
+// the stream and the attention's output (and its queries, keys and values, where matrices are compared), beside the activations of one
+// mixer.
 int64_t alignment_bytes(const config::RunConfig& config, const teacher::TeacherShape& t, const student::StudentShape& s,
-                        int64_t teacher_bytes, int64_t compute_bytes, int64_t sets, int64_t other_bytes) {
+                        bool compares_matrices, int64_t teacher_bytes, int64_t compute_bytes, int64_t sets, int64_t other_bytes) {
   const int64_t tokens = config.train.micro_batch_size * config.data.context_length;
   int64_t largest = 0;
   for (const auto& layer : s.kept_values()) largest = std::max(largest, layer.size_bytes(compute_bytes));
-  const int64_t bytes = sets * tokens * (2 * t.num_layers + 1) * t.hidden_size * teacher_bytes + tokens * largest;
+  int64_t bytes = sets * tokens * (2 * t.num_layers + 1) * t.hidden_size * teacher_bytes + tokens * largest;
+  if (compares_matrices) bytes += sets * tokens * t.num_layers * (t.num_heads + 2 * t.num_kv_heads) * t.head_dim * teacher_bytes;
   return std::max<int64_t>(bytes - other_bytes, 0);
 }
 
@@ -109,9 +109,11 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   const int64_t sets = is_cpu ? 1 : 2;
   items.push_back({"teacher outputs", sets * tokens * teacher.hidden_size * (teacher_bytes + 4 * means),
                    sets > 1 ? "of this micro-batch and the next" : "of a micro-batch"});
-  if (aligns_layers(config)) {
+  const auto stages = stages_of(config);
+  if (std::ranges::any_of(stages, &distill::Stage::aligns_layers)) {
     const int64_t others = activation_bytes(config, student, compute_bytes) + items.back().size_bytes;
-    const int64_t more = alignment_bytes(config, teacher, student, teacher_bytes, compute_bytes, sets, others);
+    const int64_t more = alignment_bytes(config, teacher, student, std::ranges::any_of(stages, &distill::Stage::compares_matrices),
+                                         teacher_bytes, compute_bytes, sets, others);
     if (more > 0) items.push_back({"teacher's layers, aligned with", more, "beyond what distillation takes"});
   }
   if (is_cpu && ops::PackedMatrix::is_available())

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "ops/device.h"
+#include "student/mixer.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -80,6 +81,19 @@ class GradientSums {
 bool holds_same(const data::Batch& a, const data::Batch& b) {
   return a.num_rows == b.num_rows && a.context_length == b.context_length && a.tokens == b.tokens && a.targets == b.targets &&
          a.mask == b.mask && a.is_start == b.is_start && a.row_ids == b.row_ids;
+}
+
+// Where documents begin inside rows. A row's first token always says so (data::Batch), and would end the state that the row starts with.
+Tensor inner_starts(const Tensor& is_start_BS) {
+  if (!is_start_BS.defined()) return is_start_BS;
+  Tensor inner_BS = is_start_BS.clone();
+  inner_BS.select(1, 0).zero_();
+  return inner_BS;
+}
+
+// Each row gets the state of the one before it, the first that of the last.
+Tensor row_before(int64_t rows) {
+  return at::arange(rows, at::kLong).roll(1);
 }
 
 // Where both work on one GPU.
@@ -178,7 +192,10 @@ LossSums MicroBatches::run_ahead(const std::vector<data::Batch>& batches, const 
       const c10::Event losses_before = mark(current);
       if (settings.takes_teacher_inputs) teacher->done.block(current);
       student::StudentOutput output;
-      if (!settings.aligns_layers) output = run_student(student_, on_device[i], &teacher->output, settings);
+      if (!settings.aligns_layers) {
+        const auto state = state_before(on_device[i], settings);
+        output = run_student(student_, on_device[i], &teacher->output, settings, state.get());
+      }
       std::optional<Ahead> following;
       if (i + 1 < on_device.size()) {
         const bool is_next_step = i + 1 == batches.size();
@@ -205,36 +222,82 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
   const auto on_device = nn::to_device(batch, student_.device());
   const int64_t rows = on_device.tokens_BS.size(0), shares = num_shares(rows, settings);
   const auto options = wanted(settings.measured, settings.takes_teacher_inputs);
-  const auto run_rows = [&](student::Student& student, const nn::DeviceBatch& part) {
+  const auto run_rows = [&](student::Student& student, const nn::DeviceBatch& part, nn::DecodeState* state) {
     const auto teacher = teacher_.signals(part, options);
     if (settings.aligns_layers) return run_layers(student, teacher, part, settings);
-    return run_losses(run_student(student, part, &teacher, settings), teacher, part, settings, shares);
+    return run_losses(run_student(student, part, &teacher, settings, state), teacher, part, settings, shares);
   };
-  if (shares == 1) return run_rows(student_, on_device);
+  if (shares == 1) {
+    const auto state = state_before(on_device, settings);
+    return run_rows(student_, on_device, state.get());
+  }
 
   while (static_cast<int64_t>(replicas_.size()) < shares - 1) replicas_.push_back(replica_of(student_));
-  std::vector<LossSums> sums(static_cast<size_t>(shares));
-  const auto run_share = [&](int64_t share) {
-    const int64_t first = rows * share / shares, last = rows * (share + 1) / shares;
-    student::Student& student = share == 0 ? student_ : *replicas_[static_cast<size_t>(share - 1)];
-    sums[static_cast<size_t>(share)] = run_rows(student, on_device.rows(first, last - first));
-  };
   if (!workers_ || workers_->max_threads() != shares) workers_.emplace(static_cast<int>(shares), static_cast<int>(shares), kLookSeconds);
-  const int64_t workers = workers_->threads();
   const double started = monotonic_seconds();
-  std::atomic<int64_t> next = 0;
-  // All threads are in the region whoever works in it, so that each share's operations run on one thread, and give the same bits.
-  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    const at::AutoGradMode with_graph(true);
-    for (int64_t worker = begin; worker < std::min(end, workers); ++worker) {
-      for (int64_t share = next++; share < shares; share = next++) run_share(share);
+  const auto first_of = [&](int64_t share) { return rows * share / shares; };
+  std::vector<nn::DeviceBatch> parts;
+  std::vector<student::Student*> students;
+  std::vector<std::unique_ptr<nn::DecodeState>> states(static_cast<size_t>(shares));
+  for (int64_t share = 0; share < shares; ++share) {
+    parts.push_back(on_device.rows(first_of(share), first_of(share + 1) - first_of(share)));
+    students.push_back(share == 0 ? &student_ : replicas_[static_cast<size_t>(share - 1)].get());
+  }
+  for (int64_t read = 0; read < settings.rows_before; ++read) {
+    in_shares(shares, [&](int64_t share) {
+      const auto i = static_cast<size_t>(share);
+      if (read == 0) states[i] = students[i]->new_state(parts[i].tokens_BS.size(0), settings.rows_before * parts[i].tokens_BS.size(1));
+      read_on(*students[i], parts[i], settings, *states[i]);
+    });
+    const auto all = std::move(states.front());
+    for (size_t i = 1; i < states.size(); ++i) all->append_rows(*states[i]);
+    const Tensor before = row_before(rows);
+    for (int64_t share = 0; share < shares; ++share) {
+      const int64_t first = first_of(share);
+      states[static_cast<size_t>(share)] = all->rows_at(before.narrow(0, first, first_of(share + 1) - first));
     }
+  }
+  std::vector<LossSums> sums(static_cast<size_t>(shares));
+  in_shares(shares, [&](int64_t share) {
+    const auto i = static_cast<size_t>(share);
+    sums[i] = run_rows(*students[i], parts[i], states[i].get());
   });
   workers_->record(monotonic_seconds() - started);
   LossSums total;
   for (const auto& part : sums) total.add(part);
   for (int64_t share = 1; share < shares; ++share) take_gradients(student_, *replicas_[static_cast<size_t>(share - 1)]);
   return total;
+}
+
+// All threads are in the region whoever works in it, so that each share's operations run on one thread, and give the same bits.
+void MicroBatches::in_shares(int64_t shares, const std::function<void(int64_t)>& work) {
+  const int64_t workers = workers_->threads();
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoGradMode with_graph(true);
+    for (int64_t worker = begin; worker < std::min(end, workers); ++worker) {
+      for (int64_t share = next++; share < shares; share = next++) work(share);
+    }
+  });
+}
+
+// Null: the zero state.
+std::unique_ptr<nn::DecodeState> MicroBatches::state_before(const nn::DeviceBatch& batch, const GradientSettings& settings) const {
+  const int64_t rows = batch.tokens_BS.size(0);
+  if (settings.rows_before == 0 || rows == 1) return nullptr;
+  auto state = student_.new_state(rows, settings.rows_before * batch.tokens_BS.size(1));
+  for (int64_t read = 0; read < settings.rows_before; ++read) {
+    read_on(student_, batch, settings, *state);
+    state->gather_rows(row_before(rows));
+  }
+  return state;
+}
+
+void MicroBatches::read_on(student::Student& student, const nn::DeviceBatch& batch, const GradientSettings& settings,
+                           nn::DecodeState& state) {
+  const at::NoGradGuard no_grad;
+  (void)student.forward(batch.tokens_BS, inner_starts(batch.is_start_BS),
+                        {.compute_dtype = settings.student.compute_dtype, .mlstm_form = settings.student.mlstm_form}, &state);
 }
 
 teacher::TeacherForwardOptions MicroBatches::wanted(const distill::Measured& measured, bool takes_teacher_inputs) const {
@@ -247,25 +310,37 @@ teacher::TeacherForwardOptions MicroBatches::wanted(const distill::Measured& mea
 }
 
 student::StudentOutput MicroBatches::run_student(student::Student& student, const nn::DeviceBatch& batch,
-                                                 const teacher::TeacherOutput* teacher, const GradientSettings& settings) const {
+                                                 const teacher::TeacherOutput* teacher, const GradientSettings& settings,
+                                                 nn::DecodeState* state) const {
   auto options = settings.student;
   if (settings.takes_teacher_inputs) options.layer_inputs_BSD = &teacher->hidden_BSD;
-  return student.forward(batch.tokens_BS, batch.is_start_BS, options);
+  return student.forward(batch.tokens_BS, state == nullptr ? batch.is_start_BS : inner_starts(batch.is_start_BS), options, state);
 }
 
 // Layer by layer: each one's graph is gone before the next is made.
 LossSums MicroBatches::run_layers(student::Student& student, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
                                   const GradientSettings& settings) const {
   LossSums sums{Tensor(), std::vector<Tensor>(settings.measured.size())};
-  const size_t num_layers = teacher.layer_inputs_BSD.size();
-  for (size_t layer = 0; layer < num_layers; ++layer) {
-    const Tensor mixed_BSD =
-        student.mixer_output(static_cast<int64_t>(layer), teacher.layer_inputs_BSD[layer], batch.is_start_BS, settings.student);
+  const auto num_layers = static_cast<int64_t>(teacher.layer_inputs_BSD.size());
+  const int64_t num_matrices = student.shape().num_mixing_matrices();
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const auto at_layer = static_cast<size_t>(layer);
+    const Tensor& x_BSD = teacher.layer_inputs_BSD[at_layer];
+    // Of one term, as a mean over the layers that it knows; undefined where it does not know this one.
+    const auto layer_loss = [&](const distill::HiddenTerm& term) -> Tensor {
+      if (!term.compares_matrices()) {
+        const Tensor mixed_BSD = student.mixer_output(layer, x_BSD, batch.is_start_BS, settings.student);
+        return term.layer_loss_sum(mixed_BSD, teacher.attention_outputs_BSD[at_layer], batch.mask_BS) / static_cast<double>(num_layers);
+      }
+      const Tensor error = student.mixing_error_sum(
+          layer, x_BSD, batch.is_start_BS, {teacher.queries_BSHK[at_layer], teacher.keys_BSGK[at_layer], batch.mask_BS}, settings.student);
+      return error.defined() ? error / static_cast<double>(num_matrices) : error;
+    };
     Tensor objective;
     for (size_t i = 0; i < settings.measured.size(); ++i) {
       if (!settings.measured[i]) continue;
-      const Tensor loss = objective_.hidden()[i]->layer_loss_sum(mixed_BSD, teacher.attention_outputs_BSD[layer], batch.mask_BS) /
-                          static_cast<double>(num_layers);
+      const Tensor loss = layer_loss(*objective_.hidden()[i]);
+      if (!loss.defined()) continue;
       sums.hidden[i] = sums.hidden[i].defined() ? sums.hidden[i] + loss.detach() : loss.detach();
       const double scale = settings.hidden_scales.at(i);
       if (scale != 0.0) objective = objective.defined() ? objective + scale * loss : scale * loss;

@@ -4,6 +4,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -25,6 +26,7 @@ struct GradientSettings {
   distill::Measured measured;         // of the objective's hidden terms; empty: none
   std::vector<double> hidden_scales;  // of each one's sum in the gradient: loss scale * weight / rows of the step; 0: measured only
   bool takes_teacher_inputs = false, aligns_layers = false;  // distill::Stage
+  int64_t rows_before = 0;                                   // distill::Stage
   student::StudentForwardOptions student;
 };
 
@@ -82,11 +84,18 @@ class MicroBatches {
   void drop_ahead();
   [[nodiscard]] c10::Stream current_stream() const;
   [[nodiscard]] teacher::TeacherForwardOptions wanted(const distill::Measured& measured, bool takes_teacher_inputs) const;
-  // These three: of a micro-batch, or of some rows of it.
+  // Where the rows of a micro-batch start; null: from the zero state.
+  [[nodiscard]] std::unique_ptr<nn::DecodeState> state_before(const nn::DeviceBatch& batch, const GradientSettings& settings) const;
+  // Runs work(share) for all of them, on as many threads.
+  void in_shares(int64_t shares, const std::function<void(int64_t)>& work);
+  // These four: of a micro-batch, or of some rows of it.
   [[nodiscard]] LossSums run_layers(student::Student& student, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
                                     const GradientSettings& settings) const;
   [[nodiscard]] student::StudentOutput run_student(student::Student& student, const nn::DeviceBatch& batch,
-                                                   const teacher::TeacherOutput* teacher, const GradientSettings& settings) const;
+                                                   const teacher::TeacherOutput* teacher, const GradientSettings& settings,
+                                                   nn::DecodeState* state) const;
+  // Reads the rows on from `state`, without gradients.
+  static void read_on(student::Student& student, const nn::DeviceBatch& batch, const GradientSettings& settings, nn::DecodeState& state);
   LossSums run_losses(const student::StudentOutput& output, const teacher::TeacherOutput& teacher, const nn::DeviceBatch& batch,
                       const GradientSettings& settings, int64_t num_shares) const;
 

@@ -86,7 +86,8 @@ void warn_of_ignored_keys(const config::LoadedConfig& loaded) {
   warn_of(loaded, "student", student::ignored_keys(kind), fmt::format("student.kind = \"{}\"", kind));
 }
 
-void check_stages(const config::DistillSettings& settings, const student::StudentShape& student) {
+void check_stages(const config::RunConfig& config, const student::StudentShape& student) {
+  const auto& settings = config.distill;
   std::vector<distill::Stage> stages;
   try {
     stages = distill::make_method(settings, /*total_steps=*/1000, /*num_epochs=*/4)->stages();  // alike at any length
@@ -101,6 +102,18 @@ void check_stages(const config::DistillSettings& settings, const student::Studen
           "distill.method = \"{}\" compares each layer with the teacher's, which student.kind = \"{}\" does not keep: set student.kind = "
           "\"convert\"",
           settings.method, student.kind());
+    }
+    if (stage.compares_matrices && student.num_mixing_matrices() == 0) {
+      throw ConfigError(
+          "distill.method = \"{}\": its stage {} compares the matrices by which layers mix tokens, and none of this student's mixers has "
+          "one that is known without the tokens: set student.mixers = \"mlstm\", or distill.method = \"convert\"",
+          settings.method, stage.name);
+    }
+    if (const int64_t rows = config.train.micro_batch_size; stage.rows_before >= rows) {
+      throw ConfigError(
+          "distill.method = \"{}\": in its stage {} a row starts where {} other rows of its micro-batch ended, and train.micro_batch_size "
+          "is {}: set it to {} or more",
+          settings.method, stage.name, stage.rows_before, rows, stage.rows_before + 1);
     }
     for (const auto& [group, rate] : stage.rates) {
       if (groups.empty() || groups.contains(group)) continue;

@@ -17,7 +17,8 @@ void check_settings(const config::LoadedConfig& loaded);
 // needs, and are left out.
 void warn_of_ignored_keys(const config::LoadedConfig& loaded);
 
-// That the student has what the method's stages train and compare. Throws ConfigError that names the method.
-void check_stages(const config::DistillSettings& settings, const student::StudentShape& student);
+// That the student and its micro-batches have what the method's stages train, compare and start from. Throws ConfigError that names the
+// method.
+void check_stages(const config::RunConfig& config, const student::StudentShape& student);
 
 }  // namespace distil_xlstm::train

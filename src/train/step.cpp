@@ -137,6 +137,7 @@ GradientSettings TrainingStep::gradient_settings(const StepResult& r, const dist
     settings.hidden_scales.push_back(r.loss_scale * weight / at_least_one(r.counts.num_rows));
   settings.takes_teacher_inputs = stage_.takes_teacher_inputs;
   settings.aligns_layers = stage_.aligns_layers;
+  settings.rows_before = stage_.rows_before;
   settings.student.compute_dtype = in_.compute_dtype;
   settings.student.collect_layers = in_.objective.needs_layers(settings.measured);
   settings.student.activation_checkpointing = in_.config.train.checkpointing == config::Checkpointing::blocks;

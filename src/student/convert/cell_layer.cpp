@@ -34,7 +34,7 @@ class CellLayer final : public ConvertLayer {
         cell_(find_convert_cell(cell)),
         bind_(parameters()),
         bind_layer_(parameters()),
-        rotary_(config.decoder.rope, config.decoder.head_dim) {}
+        rotary_(config.rope(), config.decoder.head_dim) {}
 
   [[nodiscard]] std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
                                                        at::TensorOptions options) const override {
@@ -45,13 +45,31 @@ class CellLayer final : public ConvertLayer {
     return state;
   }
 
-  [[nodiscard]] bool starts_from_rows() const override { return config().gate_init == config::GateInit::look_back; }
+  [[nodiscard]] bool starts_from_rows() const override { return looks_back() || fits_values(); }
   void start_from_rows(const MixerWeights& weights, const Tensor& x_BSD, const Tensor& is_start_BS) const override {
     const at::NoGradGuard no_grad;
     const CellWeights w = bind_(&weights);
-    const Tensor half_life_H =
-        mean_look_back(config(), bind_layer_(&weights).input_norm_D, w, rotary_.on(x_BSD.device()), x_BSD, is_start_BS);
-    Tensor(w.forget_gate_bias_H).copy_(cell_.forget_gate_of(half_life_H));
+    const Tensor norm_D = bind_layer_(&weights).input_norm_D;
+    const LayerAttention attention(config(), norm_D, w, x_BSD, is_start_BS);
+    if (looks_back()) Tensor(w.forget_gate_bias_H).copy_(cell_.forget_gate_of(attention.mean_look_back()));
+    if (!fits_values()) return;
+    const at::ScalarType type = w.qkv_TD.scalar_type();
+    const MixerCall call{.is_start_BS = is_start_BS, .compute_dtype = type};
+    const nn::MatrixInput u_BSD = input_of(weights, x_BSD.to(type), call);
+    const Tensor mixed_BSE = with_mixer(weights, call, x_BSD.device(), nullptr, [&](nn::TokenMixer& mixer) { return mixer.mix(u_BSD); });
+    // The cells are linear in v, and so is the convolution.
+    const int64_t E = config().inner_size();
+    const Tensor factor_E = attention.value_factors(mixed_BSE).to(type).repeat_interleave(config().decoder.head_dim);
+    w.qkv_TD.narrow(0, 2 * E, E).mul_(factor_E.unsqueeze(1));
+    if (w.qkv_bias_T.defined()) w.qkv_bias_T.narrow(0, 2 * E, E).mul_(factor_E);
+  }
+
+  [[nodiscard]] bool has_mixing_matrix() const override { return cell_.has_mixing_matrix(); }
+  [[nodiscard]] Tensor mixing_error_sum(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
+                                        const AttentionHeads& attention) const override {
+    const CellWeights w = bind_(&weights), products = bind_(call.products);
+    const ConvertMixer mixer(config(), cell_, w, products, call, config().has_rope ? &rotary_.on(x_BSD.device()) : nullptr, nullptr);
+    return mixer.mixing_error_sum(input_of(weights, x_BSD, call), attention);
   }
 
  protected:
@@ -70,6 +88,13 @@ class CellLayer final : public ConvertLayer {
   }
 
  private:
+  [[nodiscard]] nn::MatrixInput input_of(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call) const {
+    return nn::mixer_input(bind_layer_(&weights).input_norm_D, x_BSD,
+                           {.rms_norm_eps = config().decoder.rms_norm_eps, .compute_dtype = call.compute_dtype});
+  }
+  [[nodiscard]] bool looks_back() const { return config().gate_init == config::GateInit::look_back; }
+  [[nodiscard]] bool fits_values() const { return config().value_init == config::ValueInit::least_squares; }
+
   const ConvertCell& cell_;
   WeightBinder<CellWeights> bind_;
   WeightBinder<LayerWeights> bind_layer_;

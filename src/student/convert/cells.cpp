@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "ops/delta_rule.h"
 #include "ops/feature_map.h"
+#include "ops/mixing_matrix.h"
 #include "student/mlstm_cell.h"
 
 namespace distil_xlstm::student {
@@ -30,6 +31,19 @@ class Mlstm final : public ConvertCell {
                                          in.form, in.chunk_size, state ? &cell : nullptr);
     if (state) *state = {cell.cell_BHKV, cell.normalizer_BHK, cell.stabilizer_BH};
     return h_BSHK;
+  }
+
+  [[nodiscard]] bool has_mixing_matrix() const override { return true; }
+  [[nodiscard]] Tensor mixing_error_sum(const CellInputs& in, const AttentionHeads& attention) const override {
+    const at::ScalarType type = in.q_BSHK.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    return ops::mixing_error_sum({.q_BSHF = ops::feature_map(in.q_BSHK, in.feature_q_HKM, 1.0, type),
+                                  .k_BSHF = ops::feature_map(in.k_BSHK, in.feature_k_HKM, 1.0, type),
+                                  .igate_BSH = in.input_gate_BSH,
+                                  .fgate_BSH = in.forget_gate_BSH,
+                                  .attention_q_BSHK = attention.q_BSHK,
+                                  .attention_k_BSGK = attention.k_BSGK,
+                                  .is_start_BS = in.is_start_BS,
+                                  .mask_BS = attention.mask_BS});
   }
 
   [[nodiscard]] std::vector<Tensor> zero_state(int64_t batch, const ConvertConfig& config,
@@ -90,6 +104,10 @@ const std::vector<std::pair<std::string, const ConvertCell*>>& cells() {
 }
 
 }  // namespace
+
+Tensor ConvertCell::mixing_error_sum(const CellInputs& /*in*/, const AttentionHeads& /*attention*/) const {
+  throw ValueError("student: this cell mixes tokens by no matrix that is known without them");
+}
 
 Tensor ConvertCell::forget_gate_of(const Tensor& half_life_H) const {
   return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()));

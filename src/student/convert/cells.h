@@ -7,6 +7,7 @@
 
 #include "ops/mlstm.h"
 #include "student/convert/config.h"
+#include "student/mixer.h"
 #include "student/shape.h"
 
 namespace distil_xlstm::student {
@@ -27,6 +28,9 @@ class ConvertCell {
   virtual ~ConvertCell() = default;
   // h [B, S, H, K]. `state`, unless null, is where the rows start from, and holds where they ended afterwards.
   [[nodiscard]] virtual Tensor run(const CellInputs& in, std::vector<Tensor>* state) const = 0;
+  // Whether values are mixed by a matrix that is known without them, and its error (ops::mixing_error_sum). Throws ValueError for others.
+  [[nodiscard]] virtual bool has_mixing_matrix() const { return false; }
+  [[nodiscard]] virtual Tensor mixing_error_sum(const CellInputs& in, const AttentionHeads& attention) const;
   // Rows of the batch first; float32 (`options`).
   [[nodiscard]] virtual std::vector<Tensor> zero_state(int64_t batch, const ConvertConfig& config,
                                                        const at::TensorOptions& options) const = 0;

@@ -8,6 +8,12 @@
 
 namespace distil_xlstm::student {
 
+nn::RopeConfig ConvertConfig::rope() const {
+  nn::RopeConfig rope = decoder.rope;
+  rope.max_wavelength = rope_max_wavelength;
+  return rope;
+}
+
 json ConvertConfig::to_json() const {
   return {{"model_type", "xlstm"},
           {"vocab_size", decoder.vocab_size},
@@ -21,6 +27,7 @@ json ConvertConfig::to_json() const {
             {"conv1d_kernel_size", conv1d_kernel_size},
             {"feature_factor", feature_factor},
             {"rope", has_rope},
+            {"rope_max_wavelength", rope_max_wavelength},
             {"mixers", mixers},
             {"o_bias", decoder.has_o_bias},
             {"chunk_size", chunk_size},
@@ -31,8 +38,8 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   const std::string place = where + ": distil_xlstm";
   const json own = require<json>(config, "distil_xlstm", where);
   for (const auto& [key, value] : own.items()) {
-    constexpr std::array kKeys = {"format_version", "kind",       "context_length", "conv1d_kernel_size", "feature_factor", "rope",
-                                  "mixers",         "chunk_size", "o_bias",         "teacher_config"};
+    constexpr std::array kKeys = {"format_version", "kind",       "context_length", "conv1d_kernel_size", "feature_factor",     "rope",
+                                  "mixers",         "chunk_size", "o_bias",         "teacher_config",     "rope_max_wavelength"};
     if (std::ranges::find(kKeys, key) == kKeys.end()) throw ConfigError("{}: '{}' is not known to this version", place, key);
   }
   ConvertConfig result;
@@ -44,6 +51,7 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   result.conv1d_kernel_size = require<int64_t>(own, "conv1d_kernel_size", place);
   result.feature_factor = require<int64_t>(own, "feature_factor", place);
   result.has_rope = require<bool>(own, "rope", place);
+  result.rope_max_wavelength = get_or<double>(own, "rope_max_wavelength", 0.0, place);
   result.mixers = require<std::vector<std::string>>(own, "mixers", place);
   result.chunk_size = require<int64_t>(own, "chunk_size", place);
   try {
@@ -59,6 +67,7 @@ void ConvertConfig::check() const {
     throw ConfigError("student.conv1d_kernel_size = {}: must lie in 0 to 64", conv1d_kernel_size);
   if (feature_factor < 2 || feature_factor % 2 != 0)
     throw ConfigError("student.feature_factor = {}: must be an even number, the maps of both signs share it", feature_factor);
+  if (rope_max_wavelength < 0.0) throw ConfigError("student.rope_max_wavelength = {}: must not be negative", rope_max_wavelength);
   if (mixers.empty()) throw ConfigError("student.mixers: names no mixer");
   const auto known = convert_mixer_names();
   for (const auto& name : mixers) {
@@ -76,7 +85,9 @@ ConvertConfig derive_convert(const config::StudentSettings& settings, const teac
   config.feature_factor = settings.feature_factor;
   config.has_rope = settings.rope;
   config.mixers = settings.mixers;
+  config.rope_max_wavelength = settings.rope_max_wavelength;
   config.gate_init = settings.gate_init;
+  config.value_init = settings.value_init;
   config.chunk_size = settings.chunk_size;
   config.check();
   return config;

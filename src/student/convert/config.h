@@ -19,12 +19,16 @@ struct ConvertConfig {
   int64_t conv1d_kernel_size = 4;  // taps of the convolutions on q, k, v; 0: none
   int64_t feature_factor = 2;      // width of phi(q), phi(k) / head width; even
   bool has_rope = true;
+  double rope_max_wavelength = 0.0;             // of RopeConfig::max_wavelength
   std::vector<std::string> mixers = {"mlstm"};  // names of convert_mixer_names(): layer i has mixers[i % size]
   int64_t chunk_size = 64;
-  config::GateInit gate_init = config::GateInit::spread;  // of a fresh one; not stored
+  config::GateInit gate_init = config::GateInit::spread;     // of a fresh one; not stored
+  config::ValueInit value_init = config::ValueInit::copied;  // likewise
 
   [[nodiscard]] int64_t feature_size() const { return feature_factor * decoder.head_dim; }
   [[nodiscard]] int64_t inner_size() const { return decoder.num_heads * decoder.head_dim; }
+
+  [[nodiscard]] nn::RopeConfig rope() const;  // of q and k, where they have positions
 
   [[nodiscard]] const std::string& mixer_of(int64_t layer) const { return mixers[static_cast<size_t>(layer) % mixers.size()]; }
 

@@ -1,4 +1,4 @@
-// How far the teacher's heads look back, which forget gates start from (docs/convert.md).
+// What a converted layer's starting values take from the attention that it replaces, on rows that the teacher read (docs/convert.md).
 #pragma once
 
 #include "nn/rotary.h"
@@ -6,10 +6,26 @@
 
 namespace distil_xlstm::student {
 
-// Mean over queries of sum_j a_ij (i - j), head by head [H], of the attention that the layer's q and k make of the stream x_BSD
-// behind its norm: the teacher's, as long as nothing was trained. Queries of a row's first quarter do not count; of long rows the first
-// 1024 tokens do. is_start_BS (uint8, or undefined) cuts attention. No gradient.
-Tensor mean_look_back(const ConvertConfig& config, const Tensor& norm_D, const CellWeights& weights, const nn::Rotary& rotary,
-                      const Tensor& x_BSD, const Tensor& is_start_BS);
+// The attention that a layer's q, k and v make of the stream x_BSD behind its norm: the teacher's, as long as nothing was trained. Of long
+// rows the first 1024 tokens count. is_start_BS (uint8, or undefined) cuts it. No gradient.
+class LayerAttention {
+ public:
+  LayerAttention(const ConvertConfig& config, const Tensor& norm_D, const CellWeights& weights, const Tensor& x_BSD,
+                 const Tensor& is_start_BS);
+
+  // Mean over queries of sum_j a_ij (i - j), head by head [H]. Queries of a row's first quarter do not count.
+  [[nodiscard]] Tensor mean_look_back() const;
+  // Head by head [H], the factor of `mixed_BSE`, what a mixer makes in its place, that comes nearest to its output by least squares, in
+  // [0.1, 10]; 1 where the mixer gives nothing.
+  [[nodiscard]] Tensor value_factors(const Tensor& mixed_BSE) const;
+
+ private:
+  // Shares a_ij of one row [H, S, S].
+  [[nodiscard]] Tensor shares(int64_t row) const;
+
+  int64_t num_tokens_;
+  Tensor distance_SS_;
+  Tensor q_BHSK_, k_BHSK_, v_BHSK_, is_start_BS_;
+};
 
 }  // namespace distil_xlstm::student

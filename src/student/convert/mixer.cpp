@@ -26,7 +26,7 @@ Tensor ConvertMixer::mix(const nn::MatrixInput& u_BSD) {
   std::optional<ConvertState> next;  // takes the state's place at the end: an error leaves that as it was
   if (state_) next = *state_;
   const Heads x = heads(u_BSD, next ? &next->tail_BJT : nullptr);
-  const Tensor h_BSHK = run_cell(u_BSD, x, next ? &next->cell : nullptr);
+  const Tensor h_BSHK = cell_.run(cell_inputs(u_BSD, x), next ? &next->cell : nullptr);
   const Tensor gate_BSE = projected(u_BSD, w_.output_gate_ED, products_.output_gate_ED, w_.output_gate_bias_E);
   if (next) {
     next->num_tokens += gate_BSE.size(1);
@@ -57,22 +57,25 @@ Tensor ConvertMixer::placed(const Tensor& x_BSHK, const Tensor& norm_K) const {
   return rotary_ ? rotary_->rotate(x, state_ ? state_->num_tokens : 0) : x;
 }
 
-Tensor ConvertMixer::run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, std::vector<Tensor>* state) const {
+CellInputs ConvertMixer::cell_inputs(const nn::MatrixInput& u_BSD, const Heads& heads) const {
   const Tensor gates_BSG = ops::wide_linear(u_BSD.values, at::cat({w_.input_gate_HD, w_.forget_gate_HD}),
                                             at::cat({w_.input_gate_bias_H, w_.forget_gate_bias_H}));
   const auto gates = gates_BSG.chunk(2, 2);
-  return cell_.run({.q_BSHK = heads.q_BSHK,
-                    .k_BSHK = heads.k_BSHK,
-                    .v_BSHK = heads.v_BSHK,
-                    .feature_q_HKM = w_.feature_q_HKM,
-                    .feature_k_HKM = w_.feature_k_HKM,
-                    .input_gate_BSH = gates[0],
-                    .forget_gate_BSH = gates[1],
-                    .is_start_BS = call_.is_start_BS,
-                    .type = cell_dtype(call_.compute_dtype),
-                    .form = call_.form,
-                    .chunk_size = config_.chunk_size},
-                   state);
+  return {.q_BSHK = heads.q_BSHK,
+          .k_BSHK = heads.k_BSHK,
+          .v_BSHK = heads.v_BSHK,
+          .feature_q_HKM = w_.feature_q_HKM,
+          .feature_k_HKM = w_.feature_k_HKM,
+          .input_gate_BSH = gates[0],
+          .forget_gate_BSH = gates[1],
+          .is_start_BS = call_.is_start_BS,
+          .type = cell_dtype(call_.compute_dtype),
+          .form = call_.form,
+          .chunk_size = config_.chunk_size};
+}
+
+Tensor ConvertMixer::mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionHeads& attention) const {
+  return cell_.mixing_error_sum(cell_inputs(u_BSD, heads(u_BSD, nullptr)), attention);
 }
 
 }  // namespace distil_xlstm::student

@@ -31,6 +31,8 @@ class ConvertMixer final : public nn::TokenMixer {
       : config_(config), cell_(cell), w_(weights), products_(products), call_(call), rotary_(rotary), state_(state) {}
 
   [[nodiscard]] Tensor mix(const nn::MatrixInput& u_BSD) override;
+  // ConvertCell::mixing_error_sum, from the zero state.
+  [[nodiscard]] Tensor mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionHeads& attention) const;
 
  private:
   // Heads [B, S, H, K], before features.
@@ -39,7 +41,7 @@ class ConvertMixer final : public nn::TokenMixer {
   };
   [[nodiscard]] Heads heads(const nn::MatrixInput& u_BSD, Tensor* tail_BJT) const;
   [[nodiscard]] Tensor placed(const Tensor& x_BSHK, const Tensor& norm_K) const;
-  [[nodiscard]] Tensor run_cell(const nn::MatrixInput& u_BSD, const Heads& heads, std::vector<Tensor>* state) const;
+  [[nodiscard]] CellInputs cell_inputs(const nn::MatrixInput& u_BSD, const Heads& heads) const;
 
   const ConvertConfig& config_;
   const ConvertCell& cell_;

@@ -29,6 +29,7 @@ json rotary_json(const nn::RopeConfig& rope) {
                      {"attention_factor", rope.attention_factor}});
       break;
   }
+  if (rope.max_wavelength > 0.0) rotary["max_wavelength"] = rope.max_wavelength;
   return rotary;
 }
 
@@ -57,7 +58,7 @@ PythonForm convert_python_form(const ConvertConfig& config) {
                      {"attention_output_bias", decoder.has_o_bias},
                      {"mlp_bias", decoder.has_mlp_bias},
                      {"use_qk_norm", decoder.has_qk_norm},
-                     {"rotary", config.has_rope ? rotary_json(decoder.rope) : json()},
+                     {"rotary", config.has_rope ? rotary_json(config.rope()) : json()},
                      {"mixers", config.mixers},
                      {"conv1d_kernel_size", config.conv1d_kernel_size},
                      {"feature_factor", config.feature_factor},

@@ -55,11 +55,21 @@ class ConvertShape final : public StudentShape {
     return values;
   }
   [[nodiscard]] bool keeps_teacher_layers() const override { return true; }
+  [[nodiscard]] int64_t num_mixing_matrices() const override {
+    int64_t count = 0;
+    for (int64_t layer = 0; layer < num_layers(); ++layer) {
+      if (make_convert_layer(config_, config_.mixer_of(layer))->has_mixing_matrix()) ++count;
+    }
+    return count;
+  }
   [[nodiscard]] std::vector<ParameterInfo> parameters() const override { return parameter_infos(specs_of(config_)); }
   [[nodiscard]] std::string description() const override {
     return fmt::format("the teacher's {} layers, attention replaced by {} of {} heads, {} features of a head{}", num_layers(),
                        join(config_.mixers, ", "), config_.decoder.num_heads, config_.feature_size(),
-                       config_.has_rope ? "" : ", no rotary positions");
+                       !config_.has_rope ? ", no rotary positions"
+                       : config_.rope_max_wavelength > 0
+                           ? fmt::format(", rotary positions up to {:g} tokens a turn", config_.rope_max_wavelength)
+                           : "");
   }
   [[nodiscard]] json to_json(std::string_view /*layout*/) const override { return config_.to_json(); }
   [[nodiscard]] std::vector<std::string> differences(const StudentShape& found) const override {

@@ -93,7 +93,9 @@ TEST(Settings, SayWhatMayChangeOnResume) {
                                                   {"teacher.precision", OnResume::may_change_after_failure},
                                                   {"train.precision", OnResume::may_change_after_failure},
                                                   {"optimizer.learning_rate", OnResume::may_change_after_failure},
+                                                  {"distill.convert.orient_learning_rate", OnResume::may_change_after_failure},
                                                   {"distill.convert.align_learning_rate", OnResume::may_change_after_failure},
+                                                  {"distill.convert.state_passing_learning_rate", OnResume::may_change_after_failure},
                                                   {"optimizer.initial_loss_scale", OnResume::may_change_after_failure}};
   size_t num_others = 0;
   for (const auto& setting : all_settings()) {

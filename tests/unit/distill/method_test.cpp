@@ -37,7 +37,7 @@ const double kHalf = 1.0 / (1.0 + std::log(3.0));  // what is left of the range 
 
 TEST(Method, NamesInOrder) {
   EXPECT_EQ(method_names(), (std::vector<std::string>{"ce", "hinton", "teacher-annealing", "annealing-kd", "delta", "delta-frobenius",
-                                                      "hinton-frobenius", "ce-frobenius", "convert"}));
+                                                      "hinton-frobenius", "ce-frobenius", "convert", "mohawk"}));
   EXPECT_EQ(config::find_setting("distill.method")->names, method_names());
   for (const auto& name : method_names()) {
     const auto method = make_method(settings_of(name), 100, 4);
@@ -140,7 +140,7 @@ TEST(Method, RefusesBeforeAnythingLoads) {
   auto settings = settings_of("delta-frobenus");
   EXPECT_EQ(message_of(settings),
             "distill.method = \"delta-frobenus\": allowed are ce, hinton, teacher-annealing, annealing-kd, delta, delta-frobenius, "
-            "hinton-frobenius, ce-frobenius, convert (did you mean 'delta-frobenius'?)");
+            "hinton-frobenius, ce-frobenius, convert, mohawk (did you mean 'delta-frobenius'?)");
   const auto expect_refusal = [](auto change, const std::string& part, const std::string& method = "delta-frobenius") {
     auto changed = settings_of(method);
     change(changed);
@@ -249,6 +249,67 @@ TEST(Method, ConvertAlignsLayersAndThenDistils) {
   annealed->end_epoch(30);
   EXPECT_LT(annealed->plan({.step = 30, .total_steps = 40, .stage = 1}).alpha, before);
   EXPECT_EQ(method_terms("convert").hidden, (std::vector<std::string>{"layer_error"}));
+}
+
+TEST(Method, ConvertEndsInRowsThatStartFromStates) {
+  auto settings = settings_of("convert");
+  settings.convert = {.align_fraction = 0.25,
+                      .body_rate = 0.1,
+                      .state_passing_fraction = 0.2,
+                      .state_passing_learning_rate = 0.01,
+                      .state_passing_rows = 3};
+  settings.alpha = {.schedule = "linear", .start = 1.0, .final = 0.0};
+  const auto method = make_method(settings, 40, 1);
+  const auto stages = method->stages();
+  ASSERT_EQ(stages.size(), 3);
+  EXPECT_EQ(stages[1].until_step, 32);
+  EXPECT_EQ(stages[1].begin_step, 10);
+  EXPECT_EQ(stages[1].end_step, 32);
+  EXPECT_EQ(stages[1].rows_before, 0);
+  EXPECT_EQ(stages[2].rows_before, 3);
+  EXPECT_EQ(stages[2].rates, stages[1].rates);
+  EXPECT_EQ(stages[2].learning_rate, 0.01);
+  EXPECT_EQ(stages[2].learning_rate_key, "distill.convert.state_passing_learning_rate");
+  EXPECT_EQ(stages[2].begin_step, 32);
+  EXPECT_EQ(stages[2].end_step, 40);
+  EXPECT_EQ(stages[2].until_step, 0);
+  expect_weights(method->plan({.step = 39, .total_steps = 40, .stage = 2}), 1, 0, 0, 0, 0);  // one schedule over both
+
+  // A step is left for each stage.
+  settings.convert.align_fraction = settings.convert.state_passing_fraction = 0.49;
+  const auto shortest = make_method(settings, 3, 1)->stages();
+  EXPECT_EQ(shortest[0].until_step, 1);
+  EXPECT_EQ(shortest[1].until_step, 2);
+  EXPECT_THROW((void)make_method(settings, 2, 1), ConfigError);
+  settings.convert.align_fraction = 0.6;
+  settings.convert.state_passing_fraction = 0.4;
+  EXPECT_THROW(check_before_length(settings, 0), ConfigError) << "nothing would be left between them";
+  settings.convert.align_fraction = 0.0;
+  EXPECT_EQ(make_method(settings, 10, 1)->stages().size(), 2);
+}
+
+TEST(Method, MohawkOrientsMatricesFirst) {
+  auto settings = settings_of("mohawk");
+  settings.convert = {.orient_fraction = 0.1, .orient_learning_rate = 0.2, .align_fraction = 0.25, .align_learning_rate = 0.3};
+  settings.alpha = {.schedule = "linear", .start = 1.0, .final = 0.0};
+  const auto method = make_method(settings, 40, 1);
+  const auto stages = method->stages();
+  ASSERT_EQ(stages.size(), 3);
+  EXPECT_TRUE(stages[0].aligns_layers && stages[0].compares_matrices);
+  EXPECT_EQ(stages[0].until_step, 4);
+  EXPECT_EQ(stages[0].learning_rate, 0.2);
+  EXPECT_TRUE(stages[1].aligns_layers && !stages[1].compares_matrices);
+  EXPECT_EQ(stages[1].begin_step, 4);
+  EXPECT_EQ(stages[1].until_step, 14);
+  EXPECT_EQ(stages[2].begin_step, 14);
+  EXPECT_EQ(stages[2].end_step, 40);
+  const auto hidden_weights = [&](int64_t step) { return method->plan({.step = step, .total_steps = 40}).hidden_weights; };
+  EXPECT_EQ(method_terms("mohawk").hidden, (std::vector<std::string>{"layer_error", "matrix_error"}));
+  EXPECT_EQ(hidden_weights(3), (std::vector<double>{0.0, 1.0}));
+  EXPECT_EQ(hidden_weights(4), (std::vector<double>{1.0, 0.0}));
+  EXPECT_EQ(hidden_weights(14), (std::vector<double>{0.0, 0.0}));
+  EXPECT_EQ(method->plan({.step = 14, .total_steps = 40, .stage = 2}).alpha, 1.0);
+  EXPECT_EQ(make_method(settings_of("convert"), 40, 1)->stages().size(), 2) << "its settings are of this method alone";
 }
 
 TEST(Method, StatesWhatItIgnores) {

@@ -345,6 +345,146 @@ TEST(Convert, ForgetGatesStartFromHowFarTheTeacherLooksBack) {
   EXPECT_TRUE(at::allclose(-std::log(2.0) / at::log_sigmoid(bias), at::full({4}, (10 + 39) / 2.0 / 2.0, at::kDouble), 1e-9)) << bias;
 }
 
+// Each head's values are scaled by what brings it nearest to the attention that it replaces: no other factor comes nearer.
+TEST(Convert, ValuesStartWithTheFactorsOfLeastSquares) {
+  const json config = families()[2].config;  // as wide as its heads together, biases on q, k and v, grouped heads
+  const int64_t H = config["num_attention_heads"], G = config["num_key_value_heads"], K = config["head_dim"], E = H * K;
+  for (const std::string& mixer : convert_mixer_names()) {
+    SCOPED_TRACE(mixer);
+    const Pair pair =
+        convert(config, {.mixers = {mixer}, .gate_init = config::GateInit::spread, .value_init = config::ValueInit::least_squares});
+    const Pair plain = convert(config, {.mixers = {mixer}, .gate_init = config::GateInit::spread});
+    EXPECT_FALSE(plain.student->starts_from_rows());
+    ASSERT_TRUE(pair.student->starts_from_rows());
+    Tensor starts = at::zeros({3, 24}, at::kByte);
+    starts.select(1, 0).fill_(1);
+    starts[2][10] = 1;
+    const Tensor x_BSD = at::randn({3, 24, pair.student->hidden_size()}, at::kDouble);
+    pair.student->start_from_rows({x_BSD, x_BSD}, starts);
+    const auto before = named(*plain.student), after = named(*pair.student);
+    const std::string layer = "model.layers.1.";
+    std::vector<double> factors;
+    for (const char* name : {"self_attn.qkv_proj.weight", "self_attn.qkv_proj.bias"}) {
+      const Tensor was = before.at(layer + name).detach(), is = after.at(layer + name).detach();
+      EXPECT_TRUE(at::equal(was.narrow(0, 0, 2 * E), is.narrow(0, 0, 2 * E))) << name;
+      for (int64_t head = 0; head < H; ++head) {
+        const Tensor a = was.narrow(0, 2 * E + head * K, K), b = is.narrow(0, 2 * E + head * K, K);
+        if (a.dim() == 2) factors.push_back((b.norm() / a.norm()).item<double>());
+        EXPECT_TRUE(at::allclose(b, a * factors[static_cast<size_t>(head)], 1e-12)) << name;
+      }
+    }
+    // What each head gives, through an output projection that changes nothing.
+    for (const Pair* one : {&pair, &plain}) {
+      const at::NoGradGuard no_grad;
+      Tensor(named(*one->student).at(layer + "self_attn.o_proj.weight")).copy_(at::eye(E, at::kDouble));
+    }
+    const at::NoGradGuard no_grad;
+    const auto heads_of = [&](const Pair& one) {
+      return one.student->mixer_output(1, x_BSD, starts, in_double()).view({3, 24, H, K}).transpose(1, 2);
+    };
+    const Tensor got_BHSK = heads_of(pair), unscaled_BHSK = heads_of(plain);
+    // Attention by plain operations.
+    std::map<std::string, Tensor> w;
+    pair.teacher->for_each_weight([&](const std::string& name, const Tensor& values) { w[name] = values; }, layer);
+    const auto heads = [&](const std::string& name, int64_t count) {
+      const Tensor norm_D = w.at(layer + "input_layernorm.weight");
+      const Tensor u_BSD = x_BSD * (x_BSD.square().mean(2, true) + 1e-6).rsqrt() * norm_D;
+      return at::linear(u_BSD, w.at(layer + "self_attn." + name + ".weight"), w.at(layer + "self_attn." + name + ".bias"))
+          .view({3, 24, count, K});
+    };
+    const nn::Rotary rotary(teacher::teacher_shape(config).rope, K, at::kCPU);
+    const auto spread = [&](const Tensor& x_BSGK) { return x_BSGK.repeat_interleave(H / G, 2).transpose(1, 2); };
+    const Tensor q = rotary.rotate(heads("q_proj", H), 0).transpose(1, 2), k = spread(rotary.rotate(heads("k_proj", G), 0)),
+                 v = spread(heads("v_proj", G));
+    const Tensor document_BS = starts.cumsum(1, at::kInt);
+    const Tensor place_S = at::arange(24);
+    const Tensor is_hidden = (place_S.unsqueeze(1) < place_S.unsqueeze(0)) | (document_BS.unsqueeze(2) != document_BS.unsqueeze(1));
+    const Tensor wanted_BHSK = at::matmul(
+        (at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(K))).masked_fill(is_hidden.unsqueeze(1), -INFINITY).softmax(3),
+        v);
+    const auto error = [&](const Tensor& given, int64_t head) { return (given - wanted_BHSK).select(1, head).norm().item<double>(); };
+    for (int64_t head = 0; head < H; ++head) {
+      const double factor = factors[static_cast<size_t>(head)], nearest = error(got_BHSK, head);
+      EXPECT_LE(nearest, error(unscaled_BHSK, head) + 1e-12);
+      EXPECT_TRUE(factor <= 0.1 + 1e-9 || nearest < error(got_BHSK * 0.99, head)) << factor;
+      EXPECT_TRUE(factor >= 10.0 - 1e-9 || nearest < error(got_BHSK * 1.01, head)) << factor;
+    }
+  }
+}
+
+// Values that name their token show the matrix by which a layer mixes them: its error is what plain sums over it give.
+TEST(Convert, MixingErrorIsThatOfTheMatrixThatMixes) {
+  const json config = families()[2].config;  // as wide as its heads together
+  const int64_t H = config["num_attention_heads"], G = config["num_key_value_heads"], K = config["head_dim"], E = H * K, S = K;
+  for (const bool has_start : {false, true}) {
+    const Pair pair = convert(config, {.conv1d_kernel_size = 0});
+    const at::NoGradGuard no_grad;
+    auto parameters = named(*pair.student);
+    const std::string layer = "model.layers.1.";
+    for (const char* name : {"mixer.feature_q.weight", "mixer.feature_k.weight", "mixer.igate.weight", "mixer.fgate.weight"}) {
+      Tensor& x = parameters.at(layer + name);
+      x.add_(at::randn(x.sizes(), at::kDouble), 0.3);
+    }
+    Tensor starts = at::zeros({1, S}, at::kByte);
+    if (has_start) starts[0][2] = 1;
+    const Tensor tokens = tokens_of(1, S);
+    const auto seen = pair.teacher->forward(tokens, starts, {.collect_attention = true, .collect_heads = true});
+    const Tensor x_BSD = seen.layer_inputs_BSD.at(1);
+    const Tensor u_SD = (x_BSD * (x_BSD.square().mean(2, true) + 1e-6).rsqrt() * parameters.at(layer + "input_layernorm.weight"))[0];
+    const Tensor mask = at::ones({1, S}, at::kByte);
+    mask[0][3] = 0;
+    const AttentionHeads attention{seen.queries_BSHK.at(1), seen.keys_BSGK.at(1), mask};
+    const double error = pair.student->mixing_error_sum(1, x_BSD, starts, attention, in_double()).item<double>();
+
+    parameters.at(layer + "self_attn.qkv_proj.weight").narrow(0, 2 * E, E).copy_(at::linalg_pinv(u_SD, 1e-12).t().repeat({H, 1}));
+    parameters.at(layer + "self_attn.qkv_proj.bias").narrow(0, 2 * E, E).zero_();
+    parameters.at(layer + "self_attn.o_proj.weight").copy_(at::eye(E, at::kDouble));
+    parameters.at(layer + "mixer.ogate.bias").fill_(60.0);
+    const Tensor mixing_HSS = pair.student->mixer_output(1, x_BSD, starts, in_double()).view({S, H, K}).transpose(0, 1);
+    double expected = 0.0;
+    for (int64_t head = 0; head < H; ++head) {
+      const Tensor scores_SS = at::matmul(attention.q_BSHK[0].select(1, head), attention.k_BSGK[0].select(1, head / (H / G)).t()) /
+                               std::sqrt(static_cast<double>(K));
+      const Tensor document_S = starts[0].cumsum(0, at::kInt);
+      const Tensor is_hidden = at::ones({S, S}, at::kBool).triu(1) | (document_S.unsqueeze(1) != document_S.unsqueeze(0));
+      const Tensor counts = mask[0].to(at::kDouble).unsqueeze(1);
+      const Tensor a_SS = scores_SS.masked_fill(is_hidden, -INFINITY).softmax(1);
+      expected += (((a_SS - mixing_HSS[head]).square() * counts).sum() / (a_SS.square() * counts).sum()).item<double>();
+    }
+    EXPECT_NEAR(error, expected / static_cast<double>(H), 1e-9 * expected);
+    EXPECT_GT(expected, 1e-3);
+  }
+  const Pair mixed = convert(config, {.mixers = {"mlstm", "gated-delta"}});
+  EXPECT_EQ(mixed.shape->num_mixing_matrices(), 1);
+  const Tensor x_BSD = at::randn({1, S, mixed.student->hidden_size()}, at::kDouble);
+  const AttentionHeads attention{at::randn({1, S, H, K}, at::kDouble), at::randn({1, S, G, K}, at::kDouble), at::ones({1, S}, at::kByte)};
+  EXPECT_TRUE(mixed.student->mixing_error_sum(0, x_BSD, {}, attention, in_double()).defined());
+  EXPECT_FALSE(mixed.student->mixing_error_sum(1, x_BSD, {}, attention, in_double()).defined());
+}
+
+// Slow channels keep what does not depend on positions; the others turn as ever.
+TEST(Convert, RotaryPositionsMayEndAtAWavelength) {
+  nn::RopeConfig rope{.theta = 100.0};
+  const Tensor all = nn::rope_frequencies(rope, 8);
+  const double between = (2 * M_PI / all[1].item<double>() + 2 * M_PI / all[2].item<double>()) / 2;
+  rope.max_wavelength = between;
+  const Tensor some = nn::rope_frequencies(rope, 8);
+  EXPECT_TRUE(at::equal(some.narrow(0, 0, 2), all.narrow(0, 0, 2)));
+  EXPECT_TRUE(at::equal(some.narrow(0, 2, 2), at::zeros({2})));
+
+  const json config = families()[3].config;
+  const Pair partial = convert(config, {.rope_max_wavelength = 20.0}), none = convert(config, {.rope = false}),
+             shortest = convert(config, {.rope_max_wavelength = 1.0}), whole = convert(config);
+  const Tensor tokens = tokens_of(2, 24);
+  const auto hidden = [&](const Pair& pair) { return pair.student->forward_hidden(tokens); };
+  EXPECT_TRUE(at::equal(hidden(shortest), hidden(none))) << "no channel turns within one token";
+  EXPECT_GT(relative_error(hidden(partial), hidden(none)), 1e-6);
+  EXPECT_GT(relative_error(hidden(partial), hidden(whole)), 1e-6);
+  const auto read = read_shape(partial.shape->to_json(""), "here");
+  EXPECT_EQ(read->to_json(""), partial.shape->to_json(""));
+  EXPECT_THAT(read->description(), ::testing::HasSubstr("up to 20 tokens a turn"));
+}
+
 TEST(Convert, HalfPrecisionIsNearFloat32) {
   for (const at::Device device : devices()) {
     const Pair pair = convert(families()[1].config, {.mixers = {"mlstm", "gated-delta"}}, device, at::kFloat);

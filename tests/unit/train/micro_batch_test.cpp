@@ -125,6 +125,49 @@ TEST_F(MicroBatchTest, WhoTakesTheSharesChangesNoBit) {
   at::set_num_threads(threads);
 }
 
+// The state is that of a longer row, whose first part has no gradient; and who takes which rows does not matter.
+TEST_F(MicroBatchTest, RowsStartWhereOthersEnded) {
+  const int threads = at::get_num_threads();
+  for (const at::Device device : devices()) {
+    for (const auto& [rows_before, has_inner_starts] : std::vector<std::pair<int64_t, bool>>{{0, true}, {1, false}, {1, true}, {2, true}}) {
+      SCOPED_TRACE(fmt::format("{} {} {}", device.str(), rows_before, has_inner_starts));
+      const data::Batch batch = random_batch(4, 5, has_inner_starts);
+      load(device, at::kFloat, at::kFloat);
+      settings_.rows_before = rows_before;
+      at::set_num_threads(1);
+      const Result alone = run({{{batch}}});
+      at::set_num_threads(3);
+      const Result shared = run({{{batch}}});
+      at::set_num_threads(threads);
+
+      const auto on_device = nn::to_device(batch, device);
+      Tensor inner_BS = at::zeros_like(on_device.mask_BS);  // a row's own beginning begins no document here
+      if (has_inner_starts) inner_BS.narrow(1, 1, kContext - 1).copy_(on_device.is_start_BS.narrow(1, 1, kContext - 1));
+      std::vector<Tensor> tokens, starts;
+      for (int64_t back = rows_before; back >= 0; --back) {
+        tokens.push_back(on_device.tokens_BS.roll(back, 0));
+        starts.push_back(inner_BS.roll(back, 0));
+      }
+      const Tensor hidden_BSD =
+          student_->forward_hidden(at::cat(tokens, 1), at::cat(starts, 1)).narrow(1, rows_before * kContext, kContext);
+      const Tensor log_p_BSV = student_->logits(hidden_BSD).log_softmax(2);
+      const Tensor nll_BS = -log_p_BSV.gather(2, on_device.targets_BS.unsqueeze(2)).squeeze(2);
+      const double expected = (nll_BS * on_device.mask_BS).sum().item<double>();
+      const auto names = objective_->names();
+      const int64_t place = std::ranges::find(names, "ce_loss") - names.begin();
+      EXPECT_NEAR(alone.sums.head[place].item<double>(), expected, 1e-4 * expected);
+      EXPECT_NEAR(shared.sums.head[place].item<double>(), expected, 1e-4 * expected);
+      double difference = 0.0, scale = 0.0;
+      for (size_t i = 0; i < alone.gradients.size(); ++i) {
+        difference += (alone.gradients[i].second - shared.gradients[i].second).square().sum().item<double>();
+        scale += alone.gradients[i].second.square().sum().item<double>();
+      }
+      EXPECT_LT(std::sqrt(difference / scale), 1e-4);
+      ASSERT_GT(scale, 0.0);
+    }
+  }
+}
+
 // On a GPU each but the first has its teacher's part beside the student's of the one before, of the step before where it was announced. The
 // bits must not show it.
 TEST_F(MicroBatchTest, SeveralInOneCallAreThoseOneAfterTheOther) {

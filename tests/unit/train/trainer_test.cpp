@@ -7,7 +7,9 @@
 #include "config/settings.h"
 #include "distill/alignment.h"
 #include "small_run.h"
+#include "student/registry.h"
 #include "support/decay_mixer.h"
+#include "train/setting_checks.h"
 
 namespace distil_xlstm::train {
 namespace {
@@ -151,7 +153,7 @@ TEST_F(TrainerTest, ThreadsShareRowsAndTheirGradientsAreOne) {
 
 TEST_F(TrainerTest, EveryPartIsMeasuredForEveryMethod) {
   for (const auto& method : distill::method_names()) {
-    if (method == "convert") continue;  // it has students and stages of its own
+    if (method == "convert" || method == "mohawk") continue;  // they have students and stages of their own
     auto config = small_config();
     config.distill.method = method;
     const auto run_directory = folder_ / method;
@@ -475,6 +477,60 @@ TEST_F(TrainerTest, ConversionAlignsLayersAndThenDistils) {
   }
 }
 
+// First the matrices by which layers mix tokens, without a look at values; their error falls.
+TEST_F(TrainerTest, MohawkFitsMatricesThenLayersThenAll) {
+  auto config = convert_config();
+  config.distill.method = "mohawk";
+  config.distill.convert.orient_fraction = 0.5;
+  config.distill.convert.orient_learning_rate = 4e-3;
+  config.distill.convert.align_fraction = 0.25;
+  config.train.num_epochs = 4;
+  config.optimizer.schedule = config::LearningRateSchedule::constant;
+  config.optimizer.warmup_ratio = 0.0;
+  SmallRun run(config, data_, folder_ / "run");
+  run.trainer->run();
+  const auto steps = records_of(folder_ / "run", "train");
+  ASSERT_EQ(steps.size(), 24);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const int stage = i < 12 ? 1 : i < 18 ? 2 : 3;
+    EXPECT_EQ(steps[i]["stage"], stage);
+    EXPECT_EQ(steps[i]["matrix_error"].is_number(), stage == 1);
+    EXPECT_EQ(steps[i]["layer_error"].is_number(), stage == 2);
+    EXPECT_EQ(steps[i]["loss"], steps[i][stage == 1 ? "matrix_error" : stage == 2 ? "layer_error" : "kd_loss"]);
+  }
+  EXPECT_LT(mean_of(steps, "matrix_error", 6, 12), 0.95 * mean_of(steps, "matrix_error", 0, 6));
+
+  config.student.mixers = {"gated-delta"};
+  try {
+    check_stages(config, *student::derive_shape(config.student, teacher::teacher_shape(io::open_model("stories260K").config), 24));
+    FAIL();
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("none of this student's mixers has one"));
+  }
+}
+
+// In the last stage rows start from states: a stage of its own, at its own rate.
+TEST_F(TrainerTest, ConversionEndsInRowsThatStartFromStates) {
+  auto config = convert_config();
+  config.distill.convert.align_fraction = 0.25;
+  config.distill.convert.state_passing_fraction = 0.5;
+  config.distill.convert.state_passing_learning_rate = 7e-5;
+  config.distill.convert.state_passing_rows = 2;
+  config.train.micro_batch_size = 3;
+  config.train.num_epochs = 0;
+  config.train.max_steps = 8;
+  config.optimizer.schedule = config::LearningRateSchedule::constant;
+  config.optimizer.warmup_ratio = 0.0;
+  SmallRun run(config, data_, folder_ / "run");
+  run.trainer->run();
+  const auto steps = records_of(folder_ / "run", "train");
+  ASSERT_EQ(steps.size(), 8);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(steps[i]["stage"], i < 2 ? 1 : i < 4 ? 2 : 3);
+    EXPECT_DOUBLE_EQ(steps[i]["learning_rate"].get<double>(), i < 2 ? 2e-3 : i < 4 ? 3e-4 : 7e-5);
+  }
+}
+
 // The gradient of the first stage against differences of the mean that it reports.
 TEST_F(TrainerTest, TheGradientOfAlignedLayersIsThatOfTheirError) {
   const auto config = convert_config();
@@ -626,6 +682,9 @@ const std::vector<ResumeCase>& resume_cases() {
          c.student.slstm_layout = config::SlstmLayout::vanilla;
        }},
       {"convert", [](auto& c) { c = convert_config(); }},
+      {"mohawk", [](auto& c) { c = convert_config(), c.distill.method = "mohawk", c.distill.convert.orient_fraction = 0.3; }},
+      {"convert, states passed on",
+       [](auto& c) { c = convert_config(), c.distill.convert.align_fraction = 0.2, c.distill.convert.state_passing_fraction = 0.5; }},
   };
   return cases;
 }
