@@ -1,6 +1,5 @@
 // distil-xlstm eval: perplexity of one model, or of two side by side (tasks: eval_tasks.cpp).
 #include <cmath>
-#include <functional>
 #include <iostream>
 #include <span>
 #include <utility>
@@ -14,6 +13,7 @@
 #include "cli/options/eval.h"
 #include "commands/compute.h"
 #include "commands/eval_tasks.h"
+#include "commands/eval_texts.h"
 #include "commands/json_output.h"
 #include "commands/left_out_rows.h"
 #include "data/text_reader.h"
@@ -21,57 +21,14 @@
 #include "eval/unigram.h"
 #include "load/model.h"
 #include "ops/device.h"
-#include "tokenizer/document_borders.h"
-#include "tokenizer/vocabulary.h"
 
 namespace distil_xlstm::commands {
 namespace {
 
 using Options = cli::EvalOptions;
 
-data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const Options& options) {
-  data::ReaderOptions reader_options;
-  reader_options.inputs = inputs;
-  reader_options.format = data::parse_file_format(options.format);
-  reader_options.rows = data::RowKind::text;
-  reader_options.text_key = options.text_key;
-  reader_options.normalize_newlines = options.normalize_newlines;
-  reader_options.strip = options.strip;
-  reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
-  reader_options.max_piece_bytes = static_cast<uint64_t>(parse_count(options.max_document_size, "--max-document-size"));
-  reader_options.cuts_long_texts = options.stream;  // as `prepare` cuts them; documents are measured whole
-  return reader_options;
-}
-
-// Hands the documents of a file to `use` as ids, one at a time, until it says that it has enough.
-void read_documents(const fs::path& path, const Options& options, const Tokenizer& tokenizer, int64_t num_rows,
-                    const std::function<bool(const eval::EvalDocument&)>& use) {
-  const auto borders = document_borders(tokenizer, document_end_id(options.document_end, tokenizer));
-  uint64_t num_repeated = 0;
-  data::TextReader reader(reader_options({path.string()}, options));
-  data::Document text;
-  for (bool wants_more = true; wants_more && reader.next(text);) {
-    eval::EvalDocument document;
-    document.tokens = tokenizer.encode(text.text);
-    if (text.begins) {
-      if (begins_with(document.tokens, borders.begin)) ++num_repeated;
-      document.tokens.insert(document.tokens.begin(), borders.begin.begin(), borders.begin.end());
-    }
-    if (text.ends) document.tokens.insert(document.tokens.end(), borders.end.begin(), borders.end.end());
-    check_rows(document.tokens, tokenizer, num_rows, path.string());
-    document.size_bytes = static_cast<int64_t>(text.text.size());
-    wants_more = use(document);
-  }
-  warn_of_repeated_prefix(path.string(), borders.begin, num_repeated);
-  const auto& counts = reader.counts();
-  if (counts.cut_documents > 0) {
-    spdlog::warn("{}: texts longer than --max-document-size {}: {}: encoded in parts, so that a token at a cut may be another one",
-                 path.string(), options.max_document_size, counts.cut_documents);
-  }
-  if (counts.malformed_rows + counts.invalid_utf8 > 0) {
-    spdlog::warn("{}: malformed rows left out: {}, texts with invalid UTF-8 {}: {}", path.string(), counts.malformed_rows,
-                 options.bad_rows == "replace" ? "repaired" : "left out", counts.invalid_utf8);
-  }
+const char* length_option(const Options& options) {
+  return options.by_position ? "--positions" : "--context-length";
 }
 
 // All documents as one, cut to whole windows (and to max_tokens targets): what the PyTorch references measure.
@@ -81,6 +38,7 @@ class Stream {
       : scorer_(scorer),
         context_length_(options.perplexity.context_length),
         max_tokens_(max_tokens),
+        length_option_(length_option(options)),
         whole_(options.perplexity.carry_state) {}
 
   // False when there is enough.
@@ -98,7 +56,7 @@ class Stream {
     give();
     scorer_.end_document();
     if (scorer_.target_tokens() > 0) return;
-    throw DataError("{}: --stream: {} tokens do not fill one window of --context-length {}", path.string(), num_tokens_, context_length_);
+    throw DataError("{}: --stream: {} tokens do not fill one window of {} {}", path.string(), num_tokens_, length_option_, context_length_);
   }
 
  private:
@@ -121,6 +79,7 @@ class Stream {
 
   eval::PerplexityScorer& scorer_;
   int64_t context_length_, max_tokens_;
+  const char* length_option_;
   bool whole_;                    // in one part, as a state that is carried needs it
   std::vector<int32_t> waiting_;  // read and not given to the scorer yet
   int64_t num_tokens_ = 0, given_ = 0;
@@ -163,6 +122,27 @@ void print_row(const std::vector<Column>& columns, const std::string& name, cons
   check_output();  // the next file may take hours
 }
 
+// A file's figures, with those of its ranges of positions.
+json result_json(const eval::PerplexityResult& result, const eval::PerplexityOptions& options, bool has_teacher) {
+  json row = result.to_json(has_teacher);
+  for (size_t i = 0; i < result.by_position.size(); ++i) {
+    const auto& sums = result.by_position[i];
+    const int64_t first = i == 0 ? 1 : options.position_ends[i - 1] + 1, last = options.position_ends[i];
+    json range = {{"first", first}, {"last", last}, {"num_rows", sums.target_tokens / (last - first + 1)}};
+    range.update(sums.to_json(has_teacher));
+    row["by_position"].push_back(std::move(range));
+  }
+  return row;
+}
+
+void print_rows(const std::vector<Column>& columns, const std::string& name, const json& row) {
+  print_row(columns, name, row);
+  if (!row.contains("by_position")) return;
+  for (const auto& range : row["by_position"]) {
+    print_row(columns, fmt::format("  positions {}-{}", range["first"].get<int64_t>(), range["last"].get<int64_t>()), range);
+  }
+}
+
 void add_unigram(json& row, double nats, int64_t target_tokens) {
   row["unigram_nats_per_token"] = nats / static_cast<double>(target_tokens);
   row["unigram_perplexity"] = std::exp(nats / static_cast<double>(target_tokens));
@@ -179,6 +159,7 @@ json settings_json(const Options& options, const load::LoadedModel& student, int
                    {"batch_size", perplexity.batch_size},
                    {"stream", options.stream},
                    {"carry_state", perplexity.carry_state},
+                   {"by_position", options.by_position},
                    {"vocabulary", options.vocabulary},
                    {"max_tokens", max_tokens},
                    {"document_end", options.document_end},
@@ -193,17 +174,6 @@ json settings_json(const Options& options, const load::LoadedModel& student, int
   return settings;
 }
 
-// The sum of two results; `seconds` too.
-void add(eval::PerplexityResult& total, const eval::PerplexityResult& part) {
-  total.target_tokens += part.target_tokens;
-  total.size_bytes += part.size_bytes;
-  total.nats += part.nats;
-  total.teacher_nats += part.teacher_nats;
-  total.kl += part.kl;
-  total.agreements += part.agreements;
-  total.seconds += part.seconds;
-}
-
 struct Models {
   const load::LoadedModel& model;
   const load::LoadedModel* teacher;
@@ -214,6 +184,31 @@ struct Models {
     return (teacher != nullptr && load::warn_beyond_positions(*teacher, num_tokens, what)) || of_model;
   }
 };
+
+// The first row of each document that has a whole one.
+void score_rows(const fs::path& path, const Options& options, const Tokenizer& tokenizer, int64_t num_rows,
+                eval::PerplexityScorer& scorer) {
+  const auto row_tokens = static_cast<size_t>(options.perplexity.context_length) + 1;  // with the last target
+  int64_t num_documents = 0, num_short = 0;
+  read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) {
+    ++num_documents;
+    if (document.tokens.size() < row_tokens) {
+      ++num_short;
+    } else {
+      scorer.add({.tokens = {document.tokens.begin(), document.tokens.begin() + static_cast<ptrdiff_t>(row_tokens)}});
+    }
+    return true;
+  });
+  if (num_short == num_documents) {
+    throw DataError(
+        "{}: --by-position: none of {} documents has {} tokens: give longer ones, join them with --stream, or lower --positions",
+        path.string(), num_documents, row_tokens);
+  }
+  if (num_short > 0) {
+    spdlog::info("{}: --by-position: {} of {} documents have fewer than {} tokens and are left out", path.string(), num_short,
+                 num_documents, row_tokens);
+  }
+}
 
 eval::PerplexityResult score_file(const fs::path& path, const Options& options, const Tokenizer& tokenizer, const Models& models,
                                   int64_t max_tokens, const eval::Unigram* unigram, double& unigram_nats) {
@@ -235,6 +230,8 @@ eval::PerplexityResult score_file(const fs::path& path, const Options& options, 
     read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) { return stream.add(document.tokens); });
     check_length(stream.num_scored());
     stream.finish(path);
+  } else if (options.by_position) {
+    score_rows(path, options, tokenizer, num_rows, scorer);
   } else {
     read_documents(path, options, tokenizer, num_rows, [&](const eval::EvalDocument& document) {
       check_length(static_cast<int64_t>(document.tokens.size()));
@@ -248,12 +245,23 @@ eval::PerplexityResult score_file(const fs::path& path, const Options& options, 
   return result;
 }
 
+// With --by-position windows are rows as long as the last range says.
+void set_rows(Options& options) {
+  auto& ends = options.perplexity.position_ends;
+  for (size_t i = 0; i < options.positions.size(); ++i) {
+    ends.push_back(parse_count(options.positions[i], "--positions"));
+    if (ends.back() < 1 || (i > 0 && ends[i] <= ends[i - 1]))
+      throw ConfigError("--positions {}: the last positions of ranges ascend, and the first is at least 1", join(options.positions, ","));
+  }
+  options.perplexity.context_length = ends.back();
+}
+
 // All that can be said before anything is loaded. Returns --max-tokens.
 int64_t checked_max_tokens(const Options& options) {
   const int64_t max_tokens = parse_count(options.max_tokens, "--max-tokens");
   if (max_tokens > 0 && !options.stream) throw ConfigError("--max-tokens: only with --stream; documents are always evaluated whole");
   if (max_tokens > 0 && max_tokens < options.perplexity.context_length) {
-    throw ConfigError("--max-tokens {}: does not fill one window of --context-length {}", options.max_tokens,
+    throw ConfigError("--max-tokens {}: does not fill one window of {} {}", options.max_tokens, length_option(options),
                       options.perplexity.context_length);
   }
   if (options.document_end != "none" && !options.stream)
@@ -286,6 +294,7 @@ void run_eval(const cli::EvalOptions& given) {
   Options options = given;
   const SignalGuard guard;
   if (!options.tasks.empty()) return run_eval_tasks(options);
+  if (options.by_position) set_rows(options);
   const int64_t max_tokens = checked_max_tokens(options);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();
   check_output(options, paths);
@@ -295,7 +304,7 @@ void run_eval(const cli::EvalOptions& given) {
   const Tokenizer& tokenizer = student.require_tokenizer();
   const std::optional<load::LoadedModel> teacher = load_teacher(options, tokenizer);
   const Models models{student, teacher ? &*teacher : nullptr};
-  models.warn_of_length(options.perplexity.context_length, "--context-length");
+  models.warn_of_length(options.perplexity.context_length, length_option(options));
   options.perplexity.left_out_rows = choose_left_out_rows(student, tokenizer, options.model, options.vocabulary);
   options.perplexity.model_name = options.model;
   options.perplexity.teacher_name = options.teacher;
@@ -310,18 +319,18 @@ void run_eval(const cli::EvalOptions& given) {
     double unigram_nats = 0;
     const auto result = score_file(path, options, tokenizer, models, max_tokens, unigram ? &*unigram : nullptr, unigram_nats);
     json& row = results["files"][path.string()];
-    row = result.to_json(teacher.has_value());
+    row = result_json(result, options.perplexity, teacher.has_value());
     if (unigram) {
       total_unigram_nats += unigram_nats;
       add_unigram(row, unigram_nats, result.target_tokens);
     }
-    if (options.json_path != "-") print_row(columns, printable(path.string()), row);
-    add(total, result);
+    if (options.json_path != "-") print_rows(columns, printable(path.string()), row);
+    total.add(result);
   }
   if (paths.size() > 1) {
-    results["total"] = total.to_json(teacher.has_value());
+    results["total"] = result_json(total, options.perplexity, teacher.has_value());
     if (unigram) add_unigram(results["total"], total_unigram_nats, total.target_tokens);
-    if (options.json_path != "-") print_row(columns, "all", results["total"]);
+    if (options.json_path != "-") print_rows(columns, "all", results["total"]);
   }
   if (options.json_path == "-") {
     std::cout << results.dump(2, ' ', false, json::error_handler_t::replace) << "\n";

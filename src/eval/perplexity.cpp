@@ -39,18 +39,19 @@ WindowBatch make_batch(std::span<const Window> windows, at::Device device) {
   return {batch.tokens_BS.to(device), batch.targets_BS.to(device), batch.mask_BS.to(device)};
 }
 
-void add_sums(PerplexityResult& result, const Tensor& sums, bool has_teacher) {
+TargetSums to_sums(const Tensor& sums, int64_t target_tokens, bool has_teacher) {
   const Tensor host = sums.to(at::kCPU, at::kDouble);
   const auto* values = host.const_data_ptr<double>();
-  result.nats += values[ops::kCe];
-  if (!has_teacher) return;
-  result.teacher_nats += values[ops::kTeacherNll];
-  result.kl += values[ops::kKlAt1];
-  result.agreements += std::llround(values[ops::kAgreement]);
+  TargetSums result{.target_tokens = target_tokens, .nats = values[ops::kCe]};
+  if (!has_teacher) return result;
+  result.teacher_nats = values[ops::kTeacherNll];
+  result.kl = values[ops::kKlAt1];
+  result.agreements = std::llround(values[ops::kAgreement]);
+  return result;
 }
 
 // Throws where the sums so far are not finite; `batch` is what was added last.
-void check_finite(const PerplexityResult& result, const PerplexityOptions& options, nn::LanguageModel& model, nn::LanguageModel* teacher,
+void check_finite(const TargetSums& result, const PerplexityOptions& options, nn::LanguageModel& model, nn::LanguageModel* teacher,
                   const WindowBatch& batch) {
   if (teacher != nullptr && !std::isfinite(result.teacher_nats))
     throw Error(nn::why_not_finite(*teacher, options.teacher_name, "--precision", batch.tokens_BS));
@@ -66,6 +67,7 @@ PerplexityScorer::PerplexityScorer(nn::LanguageModel& model, nn::LanguageModel* 
   if (options_.stride == 0) options_.stride = options_.context_length;
   check_options();
   if (options_.carry_state) options_.batch_size = 1;
+  result_.by_position.resize(options_.position_ends.size());
   head_rows_ = ops::HeadRows(options_.left_out_rows, model_.vocab_size(), model_.device());
   head_VD_ = head_rows_.of_head(model_.head_weight());
   if (teacher_ != nullptr) teacher_head_VD_ = head_rows_.of_head(teacher_->head_weight());
@@ -80,6 +82,11 @@ void PerplexityScorer::check_options() const {
   if (options_.carry_state && stride != options_.context_length)
     throw ValueError("carry_state: needs stride = context_length, got stride = {}", stride);
   if (options_.batch_size < 1) throw ValueError("batch_size = {}: must be at least 1", options_.batch_size);
+  const auto& ends = options_.position_ends;
+  if (!ends.empty() &&
+      (ends.front() < 1 || ends.back() != options_.context_length || std::ranges::adjacent_find(ends, std::greater_equal()) != ends.end()))
+    throw ValueError("position_ends = {}: must be positive, ascending, and end with context_length ({})", fmt::join(ends, ","),
+                     options_.context_length);
   if (teacher_ != nullptr && teacher_->vocab_size() != model_.vocab_size()) {
     throw ShapeError("eval: the model has {} tokens, the teacher {}: the vocabularies differ", model_.vocab_size(), teacher_->vocab_size());
   }
@@ -111,7 +118,7 @@ void PerplexityScorer::append(std::span<const int32_t> tokens) {
 void PerplexityScorer::end_document() {
   const int64_t size = num_tokens();
   while (scored_ < size) take_window(std::min(begin_ + options_.context_length, size - 1));
-  result_.target_tokens += std::max<int64_t>(size - 1, 0);
+  num_targets_ += std::max<int64_t>(size - 1, 0);
   tokens_.clear();
   dropped_ = begin_ = 0;
   scored_ = 1;
@@ -147,14 +154,35 @@ void PerplexityScorer::score() {
     hidden = model_.forward_hidden(batch.tokens_BS);
     if (teacher_ != nullptr) teacher_hidden = teacher_->forward_hidden(batch.tokens_BS);
   }
-  const auto losses = ops::head_losses(hidden, head_VD_, teacher_hidden, teacher_head_VD_, head_rows_.of_ids(batch.targets_BS),
-                                       batch.mask_BS, {}, 1.0, {.with_gradient = false});
-  add_sums(result_, losses.sums, teacher_ != nullptr);
+  add_losses(hidden, teacher_hidden, head_rows_.of_ids(batch.targets_BS), batch.mask_BS);
   check_finite(result_, options_, model_, teacher_, batch);
-  for (const auto& window : waiting_) num_scored_ += static_cast<int64_t>(window.tokens.size() - window.first_scored);
   waiting_.clear();
   result_.seconds += monotonic_seconds() - begin;
-  if (observers_.progress) observers_.progress(num_scored_);
+  if (observers_.progress) observers_.progress(result_.target_tokens);
+}
+
+// Of the windows that wait: all positions together, or range by range.
+void PerplexityScorer::add_losses(const Tensor& hidden_BSD, const Tensor& teacher_hidden_BSD, const Tensor& targets_BS,
+                                  const Tensor& mask_BS) {
+  const int64_t length = targets_BS.size(1);
+  const auto ends = options_.position_ends.empty() ? std::vector<int64_t>{length} : options_.position_ends;
+  int64_t first = 0;  // counted from 0, as columns are
+  for (size_t range = 0; range < ends.size() && first < length; ++range) {
+    const int64_t end = std::min(ends[range], length);
+    int64_t count = 0;
+    for (const auto& [tokens, first_scored, document_tokens] : waiting_) {
+      const auto begin = std::max(first, static_cast<int64_t>(first_scored) - 1);
+      count += std::max<int64_t>(std::min(end, static_cast<int64_t>(tokens.size()) - 1) - begin, 0);
+    }
+    const auto part = [begin = first, end](const Tensor& whole) { return whole.defined() ? whole.narrow(1, begin, end - begin) : whole; };
+    first = end;
+    if (count == 0) continue;  // of overlapping windows
+    const auto losses = ops::head_losses(part(hidden_BSD), head_VD_, part(teacher_hidden_BSD), teacher_head_VD_, part(targets_BS),
+                                         part(mask_BS), {}, 1.0, {.with_gradient = false});
+    const TargetSums sums = to_sums(losses.sums, count, teacher_ != nullptr);
+    result_.TargetSums::add(sums);
+    if (!result_.by_position.empty()) result_.by_position[range].add(sums);
+  }
 }
 
 PerplexityResult PerplexityScorer::finish() {
@@ -170,11 +198,31 @@ PerplexityResult perplexity(nn::LanguageModel& model, nn::LanguageModel* teacher
   return scorer.finish();
 }
 
+void TargetSums::add(const TargetSums& other) {
+  target_tokens += other.target_tokens;
+  nats += other.nats;
+  teacher_nats += other.teacher_nats;
+  kl += other.kl;
+  agreements += other.agreements;
+}
+
+void PerplexityResult::add(const PerplexityResult& other) {
+  TargetSums::add(other);
+  size_bytes += other.size_bytes;
+  seconds += other.seconds;
+  by_position.resize(std::max(by_position.size(), other.by_position.size()));
+  for (size_t range = 0; range < other.by_position.size(); ++range) by_position[range].add(other.by_position[range]);
+}
+
 json PerplexityResult::to_json(bool has_teacher) const {
-  const auto targets = static_cast<double>(target_tokens);
-  json object = {{"nats_per_token", nats / targets}, {"perplexity", std::exp(nats / targets)}};
+  json object = TargetSums::to_json(has_teacher);
   object["bits_per_byte"] = size_bytes > 0 ? json(nats / std::numbers::ln2 / static_cast<double>(size_bytes)) : json(nullptr);
-  object["target_tokens"] = target_tokens;
+  return object;
+}
+
+json TargetSums::to_json(bool has_teacher) const {
+  const auto targets = static_cast<double>(target_tokens);
+  json object = {{"target_tokens", target_tokens}, {"nats_per_token", nats / targets}, {"perplexity", std::exp(nats / targets)}};
   if (has_teacher) {
     object["teacher_nats_per_token"] = teacher_nats / targets;
     object["teacher_perplexity"] = std::exp(teacher_nats / targets);

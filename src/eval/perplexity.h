@@ -19,16 +19,27 @@ struct EvalDocument {
   int64_t size_bytes = 0;  // of its text
 };
 
-struct PerplexityResult {
+// Sums over targets.
+struct TargetSums {
   int64_t target_tokens = 0;
-  int64_t size_bytes = 0;
-  double nats = 0.0;  // sums over targets
+  double nats = 0.0;
   double teacher_nats = 0.0, kl = 0.0;
   int64_t agreements = 0;
-  double seconds = 0.0;
 
-  // nats_per_token, perplexity, bits_per_byte, target_tokens; with a teacher also teacher_nats_per_token, teacher_perplexity,
-  // perplexity_ratio, top1_agreement, mean_kl.
+  void add(const TargetSums& other);
+  // nats_per_token, perplexity, target_tokens; with a teacher also teacher_nats_per_token, teacher_perplexity, perplexity_ratio,
+  // top1_agreement, mean_kl.
+  [[nodiscard]] json to_json(bool has_teacher) const;
+};
+
+struct PerplexityResult : TargetSums {
+  int64_t size_bytes = 0;
+  double seconds = 0.0;
+  std::vector<TargetSums> by_position;  // of each range of PerplexityOptions::position_ends
+
+  // Those of two texts together; `seconds` too.
+  void add(const PerplexityResult& other);
+  // Also bits_per_byte.
   [[nodiscard]] json to_json(bool has_teacher) const;
 };
 
@@ -50,7 +61,7 @@ class PerplexityScorer {
   // A document in parts; with carry_state its first part is the whole of it. Throws ValueError for an id outside the vocabulary.
   void append(std::span<const int32_t> tokens);
   void end_document();
-  [[nodiscard]] int64_t target_tokens() const { return result_.target_tokens; }  // of the documents that have ended
+  [[nodiscard]] int64_t target_tokens() const { return num_targets_; }  // of the documents that have ended
 
   // Scores what waits. Throws ValueError when no document had a target.
   PerplexityResult finish();
@@ -64,6 +75,7 @@ class PerplexityScorer {
   };
   void take_window(int64_t end);
   void score();
+  void add_losses(const Tensor& hidden_BSD, const Tensor& teacher_hidden_BSD, const Tensor& targets_BS, const Tensor& mask_BS);
   void check_options() const;
   [[nodiscard]] int64_t num_tokens() const { return dropped_ + static_cast<int64_t>(tokens_.size()); }
 
@@ -78,7 +90,7 @@ class PerplexityScorer {
   ops::HeadRows head_rows_;
   Tensor head_VD_, teacher_head_VD_;  // without the rows left out
   PerplexityResult result_;
-  int64_t num_scored_ = 0;
+  int64_t num_targets_ = 0;  // of the documents that have ended
 };
 
 // All of it at once.

@@ -33,11 +33,10 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--text-key", options->text_key, "Key of the text in JSONL and Parquet rows")->capture_default_str();
   command->add_option("--format", options->format, "auto (by the name's ending), text, jsonl or parquet")->capture_default_str();
   command->add_option("--bad-rows", options->bad_rows, "Malformed rows and invalid UTF-8: skip, replace or fail")->capture_default_str();
-  command
-      ->add_option("--context-length", options->perplexity.context_length,
-                   "Targets a window; of tasks: tokens seen at most, and the default is the model's positions")
-      ->check(at_least(1))
-      ->capture_default_str();
+  CLI::Option* context_length =
+      command->add_option("--context-length", options->perplexity.context_length,
+                          "Targets a window; of tasks: tokens seen at most, and the default is the model's positions");
+  context_length->check(at_least(1))->capture_default_str();
   command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
       ->check(at_least(0))
       ->capture_default_str();
@@ -45,6 +44,16 @@ void add_eval_command(CLI::App& app) {
       ->check(at_least(1))
       ->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
+  CLI::Option* by_position =
+      command->add_flag("--by-position", options->by_position, "Also by ranges of positions, on the first row of each long document")
+          ->excludes(context_length)
+          ->excludes("--stride")
+          ->excludes("--carry-state");
+  command
+      ->add_option("--positions", options->positions, "With --by-position: the last one of each range; the last of all is the row's length")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->needs(by_position);
   command
       ->add_option("--vocabulary", options->vocabulary, "Rows that the distributions run over: model = all, tokenizer = those with a token")
       ->check(CLI::IsMember(config::names_of<config::LossVocabulary>()))
@@ -64,8 +73,9 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)")
       ->check(output_file());
-  for (const char* of_texts : {"--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--stream", "--max-tokens",
-                               "--document-end", "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
+  for (const char* of_texts :
+       {"--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--by-position", "--stream", "--max-tokens", "--document-end",
+        "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
     command->get_option(of_texts)->needs(text);
   command->callback([options, command] {
     if (options->texts.empty() && options->tasks.empty())

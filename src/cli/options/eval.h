@@ -12,10 +12,11 @@ struct EvalOptions {
   std::string model, teacher, json_path, text_key = "text", format = "auto", bad_rows = "fail", document_end = "none", device = "auto",
                                          precision = "auto", max_tokens = "0", max_document_size = "16M", vocabulary = "model";
   std::vector<std::string> texts, unigram_from, tasks;
-  std::string tasks_data;  // "": beside a task file, else the current directory
+  std::vector<std::string> positions = {"512", "1024", "2048", "4096"};  // of --by-position: ends of ranges
+  std::string tasks_data;                                                // "": beside a task file, else the current directory
   eval::PerplexityOptions perplexity;
   int64_t limit = 0;  // items of a task, 0: all
-  bool stream = false, normalize_newlines = false, strip = false, log_samples = false;
+  bool stream = false, normalize_newlines = false, strip = false, log_samples = false, by_position = false;
   bool has_context_length = false;  // was given
 };
 

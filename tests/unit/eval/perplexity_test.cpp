@@ -132,6 +132,60 @@ TEST(Perplexity, EveryTargetHasTheContextOfItsWindow) {
   }
 }
 
+// Every target's own loss, position by position, by the formula; the ranges are slices of it.
+TEST(Perplexity, RangesOfPositionsAreSlicesOfEachTargetsLoss) {
+  const Tensor logits = at::randn({kVocabulary, kVocabulary}), other = at::randn({kVocabulary, kVocabulary});
+  PrefixModel model(logits), teacher(other);
+  const Tensor p = other.to(at::kDouble).log_softmax(1), q = logits.to(at::kDouble).log_softmax(1);
+  const std::vector<EvalDocument> documents = {document(31, 1), document(11, 2), document(8, 3), document(2, 4)};
+  for (const std::vector<int64_t>& ends : {std::vector<int64_t>{10}, {1, 10}, {3, 4, 10}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}}) {
+    for (const int64_t stride : {10, 4}) {
+      std::vector<TargetSums> expected(ends.size());
+      for (const auto& text : documents) {
+        int64_t scored = 1;
+        for (int64_t begin = 0; scored < static_cast<int64_t>(text.tokens.size()); begin += stride) {
+          int64_t sum = 0;
+          for (int64_t position = 1; position <= 10 && begin + position < static_cast<int64_t>(text.tokens.size()); ++position) {
+            sum += text.tokens[static_cast<size_t>(begin + position - 1)];
+            if (begin + position < scored) continue;  // the window before had it
+            const int64_t row = sum % kVocabulary, target = text.tokens[static_cast<size_t>(begin + position)];
+            auto& range = expected[static_cast<size_t>(std::ranges::lower_bound(ends, position) - ends.begin())];
+            ++range.target_tokens;
+            range.nats -= q[row][target].item<double>();
+            range.teacher_nats -= p[row][target].item<double>();
+            range.kl += (p[row].exp() * (p[row] - q[row])).sum().item<double>();
+            range.agreements += p[row].argmax().item<int64_t>() == q[row].argmax().item<int64_t>() ? 1 : 0;
+            scored = begin + position + 1;
+          }
+        }
+      }
+      for (const int64_t batch_size : {1, 3, 50}) {
+        PerplexityOptions options{.context_length = 10, .stride = stride, .batch_size = batch_size, .position_ends = ends};
+        const auto result = perplexity(model, &teacher, documents, options);
+        ASSERT_EQ(result.by_position.size(), ends.size());
+        TargetSums all;
+        for (size_t i = 0; i < ends.size(); ++i) {
+          const auto& range = result.by_position[i];
+          all.add(range);
+          EXPECT_EQ(range.target_tokens, expected[i].target_tokens) << i;
+          EXPECT_NEAR(range.nats, expected[i].nats, 1e-4) << i;
+          EXPECT_NEAR(range.teacher_nats, expected[i].teacher_nats, 1e-4) << i;
+          EXPECT_NEAR(range.kl, expected[i].kl, 1e-4) << i;
+          EXPECT_EQ(range.agreements, expected[i].agreements) << i;
+        }
+        EXPECT_EQ(all.target_tokens, 30 + 10 + 7 + 1);
+        EXPECT_EQ(result.target_tokens, all.target_tokens);
+        EXPECT_NEAR(result.nats, all.nats, 1e-9);
+        options.position_ends.clear();
+        const auto plain = perplexity(model, &teacher, documents, options);
+        EXPECT_TRUE(plain.by_position.empty());
+        EXPECT_NEAR(plain.nats, result.nats, 1e-4);
+        EXPECT_EQ(plain.agreements, result.agreements);
+      }
+    }
+  }
+}
+
 TEST(Perplexity, ComparesTwoModelsOnTheSameTokens) {
   const Tensor logits = at::randn({kVocabulary, kVocabulary}), other = at::randn({kVocabulary, kVocabulary});
   ToyModel model(logits), teacher(other), twin(logits);
@@ -171,6 +225,8 @@ TEST(Perplexity, RefusesWhatMakesNoSense) {
   EXPECT_THROW(perplexity(model, nullptr, documents, {.context_length = 4, .stride = 2, .carry_state = true}), ValueError);
   EXPECT_THROW(perplexity(model, nullptr, {document(1, 1)}, {}), ValueError);
   EXPECT_THROW(perplexity(model, &wider, documents, {}), ShapeError);
+  for (const std::vector<int64_t>& ends : {std::vector<int64_t>{0, 4}, {2, 2, 4}, {3}, {5}, {4, 2}})
+    EXPECT_THROW(perplexity(model, nullptr, documents, {.context_length = 4, .position_ends = ends}), ValueError);
   EvalDocument foreign;
   foreign.tokens = {1, static_cast<int32_t>(kVocabulary)};
   EXPECT_THROW(perplexity(model, nullptr, {foreign}, {}), ValueError);
