@@ -1,4 +1,4 @@
-// distil-xlstm eval: perplexity of one model, or of two side by side (tasks: eval_tasks.cpp).
+// distil-xlstm eval: perplexity of one model, or of two side by side (tasks: eval_tasks.cpp, pass keys: eval_passkey.cpp).
 #include <cmath>
 #include <iostream>
 #include <span>
@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "cli/options/eval.h"
 #include "commands/compute.h"
+#include "commands/eval_passkey.h"
 #include "commands/eval_tasks.h"
 #include "commands/eval_texts.h"
 #include "commands/json_output.h"
@@ -294,6 +295,7 @@ void run_eval(const cli::EvalOptions& given) {
   Options options = given;
   const SignalGuard guard;
   if (!options.tasks.empty()) return run_eval_tasks(options);
+  if (!options.passkey.empty()) return run_eval_passkey(options);
   if (options.by_position) set_rows(options);
   const int64_t max_tokens = checked_max_tokens(options);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();

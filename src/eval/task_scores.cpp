@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "eval/means.h"
 
 namespace distil_xlstm::eval {
 namespace {
@@ -33,20 +34,6 @@ double item_value(std::string_view metric, const TaskItem& item, const ItemOutco
   if (!is_accuracy(metric)) return outcome.log_likelihoods.front();
   if (item.num_choices() == 1) return outcome.is_greedy ? 1.0 : 0.0;
   return prediction(metric, item, outcome) == static_cast<size_t>(item.answer) ? 1.0 : 0.0;
-}
-
-struct MeanOf {
-  double mean = 0.0;
-  double standard_error = 0.0;  // of the mean; 0 of a single value
-};
-
-MeanOf mean_of(const std::vector<double>& values) {
-  const auto count = static_cast<double>(values.size());
-  double sum = 0.0, squares = 0.0;
-  for (const double value : values) sum += value;
-  const double mean = sum / count;
-  for (const double value : values) squares += (value - mean) * (value - mean);
-  return {mean, values.size() > 1 ? std::sqrt(squares / (count - 1.0) / count) : 0.0};
 }
 
 // The means of groups together, each counting the same.
@@ -89,11 +76,6 @@ json metrics_json(const Task& task, std::span<const TaskItem> items, std::span<c
     if (value.standard_error) values[metric + "_stderr"] = *value.standard_error;
   }
   return values;
-}
-
-// Null where there is nothing to keep a part of: of a teacher that is no better than chance.
-json share_json(double part, double whole) {
-  return whole > 0.0 ? json(part / whole) : json(nullptr);
 }
 
 json comparison_json(const Task& task, std::span<const TaskItem> items, std::span<const ItemOutcome> model,

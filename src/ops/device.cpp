@@ -300,4 +300,10 @@ int64_t peak_memory_bytes(at::Device device) {
   return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
 }
 
+int64_t reset_peak_memory(at::Device device) {
+  if (device.is_cpu()) return 0;
+  at::accelerator::resetPeakStats(index_of(device));
+  return peak_memory_bytes(device);
+}
+
 }  // namespace distil_xlstm::ops

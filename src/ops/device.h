@@ -61,4 +61,7 @@ void synchronize(at::Device device);
 // The most bytes of device memory that tensors have had in use (0 on a CPU).
 int64_t peak_memory_bytes(at::Device device);
 
+// Lets the peak begin anew; returns what tensors have in use now (0 on a CPU).
+int64_t reset_peak_memory(at::Device device);
+
 }  // namespace distil_xlstm::ops

@@ -25,22 +25,40 @@ void add_eval_command(CLI::App& app) {
           ->delimiter(',')
           ->excludes(text);
   command->add_option("--tasks-data", options->tasks_data, "Folder with the tasks' data sets (default: the current one)")->needs(tasks);
+  CLI::Option* passkey =
+      command
+          ->add_option(
+              "--passkey", options->passkey,
+              "Pass-key retrieval at these lengths in tokens (512,1024,2048), in place of --text, with speed and memory: docs/eval.md")
+          ->delimiter(',')
+          ->excludes(text)
+          ->excludes(tasks);
+  command->add_option("--passkey-prompts", options->passkey_prompts, "Prompts of each length")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->needs(passkey);
+  command
+      ->add_option("--passkey-filler", options->passkey_filler, "Text file to hide the keys in (default: a few plain sentences, repeated)")
+      ->needs(passkey);
+  command->add_option("--seed", options->seed, "Of keys and their places")->check(at_least(0))->capture_default_str()->needs(passkey);
   command->add_option("--limit", options->limit, "Items of each task at most, its first ones; 0 = all")
       ->check(at_least(0))
       ->capture_default_str()
       ->needs(tasks);
-  command->add_flag("--log-samples", options->log_samples, "With --json: also what each item of a task got")->needs(tasks);
+  command->add_flag("--log-samples", options->log_samples, "With --json: also what each item of a task, or each prompt, got");
   command->add_option("--text-key", options->text_key, "Key of the text in JSONL and Parquet rows")->capture_default_str();
   command->add_option("--format", options->format, "auto (by the name's ending), text, jsonl or parquet")->capture_default_str();
   command->add_option("--bad-rows", options->bad_rows, "Malformed rows and invalid UTF-8: skip, replace or fail")->capture_default_str();
   CLI::Option* context_length =
+
       command->add_option("--context-length", options->perplexity.context_length,
                           "Targets a window; of tasks: tokens seen at most, and the default is the model's positions");
   context_length->check(at_least(1))->capture_default_str();
+  passkey->excludes(context_length);
   command->add_option("--stride", options->perplexity.stride, "Targets from window to window; 0 = the context length")
       ->check(at_least(0))
       ->capture_default_str();
-  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time; of tasks: 512 tokens each")
+  command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time; of tasks and prompts: 512 tokens each")
       ->check(at_least(1))
       ->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
@@ -78,8 +96,10 @@ void add_eval_command(CLI::App& app) {
         "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
     command->get_option(of_texts)->needs(text);
   command->callback([options, command] {
-    if (options->texts.empty() && options->tasks.empty())
-      throw ConfigError("eval: what is to be measured? Give --text FILE or --tasks NAME");
+    if (options->texts.empty() && options->tasks.empty() && options->passkey.empty())
+      throw ConfigError("eval: what is to be measured? Give --text FILE, --tasks NAME or --passkey LENGTH");
+    if (options->log_samples && !options->texts.empty())
+      throw ConfigError("--log-samples: with --tasks or --passkey: texts are not made of items");
     options->has_context_length = command->count("--context-length") > 0;
     compute_commands().run_eval(*options);
   });
