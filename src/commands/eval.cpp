@@ -1,4 +1,4 @@
-// distil-xlstm eval: perplexity of one model, or of two side by side (tasks: eval_tasks.cpp, pass keys: eval_passkey.cpp).
+// distil-xlstm eval: perplexity of one model, or of two side by side (other measures: eval_*.cpp).
 #include <cmath>
 #include <iostream>
 #include <span>
@@ -13,6 +13,7 @@
 #include "cli/options/eval.h"
 #include "commands/compute.h"
 #include "commands/eval_passkey.h"
+#include "commands/eval_repetition.h"
 #include "commands/eval_tasks.h"
 #include "commands/eval_texts.h"
 #include "commands/json_output.h"
@@ -296,6 +297,7 @@ void run_eval(const cli::EvalOptions& given) {
   const SignalGuard guard;
   if (!options.tasks.empty()) return run_eval_tasks(options);
   if (!options.passkey.empty()) return run_eval_passkey(options);
+  if (options.repetition > 0) return run_eval_repetition(options);
   if (options.by_position) set_rows(options);
   const int64_t max_tokens = checked_max_tokens(options);
   const auto paths = data::TextReader(reader_options(options.texts, options)).files();

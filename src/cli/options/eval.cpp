@@ -25,6 +25,18 @@ void add_eval_command(CLI::App& app) {
           ->delimiter(',')
           ->excludes(text);
   command->add_option("--tasks-data", options->tasks_data, "Folder with the tasks' data sets (default: the current one)")->needs(tasks);
+  CLI::Option* repetition =
+      command->add_option("--repetition", options->repetition,
+                          "With --text: how much greedy texts repeat themselves, after the beginnings of so many documents: docs/eval.md");
+  repetition->check(at_least(1));
+  command->add_option("--prompt-tokens", options->prompt_tokens, "With --repetition: tokens of a document that begin a text")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->needs(repetition);
+  command->add_option("--new-tokens", options->new_tokens, "With --repetition: tokens written at most")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->needs(repetition);
   CLI::Option* passkey =
       command
           ->add_option(
@@ -91,15 +103,18 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--precision", options->precision, "auto, fp32, bf16 or fp16")->check(precision_name())->capture_default_str();
   command->add_option("--json", options->json_path, "Write the figures to this file (- = standard output, instead of the table)")
       ->check(output_file());
+  for (const char* of_windows : {"--context-length", "--stride", "--carry-state", "--by-position", "--stream", "--max-tokens",
+                                 "--document-end", "--vocabulary", "--unigram-from"})
+    repetition->excludes(command->get_option(of_windows));
   for (const char* of_texts :
-       {"--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--by-position", "--stream", "--max-tokens", "--document-end",
-        "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
+       {"--repetition", "--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--by-position", "--stream", "--max-tokens",
+        "--document-end", "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})
     command->get_option(of_texts)->needs(text);
   command->callback([options, command] {
     if (options->texts.empty() && options->tasks.empty() && options->passkey.empty())
       throw ConfigError("eval: what is to be measured? Give --text FILE, --tasks NAME or --passkey LENGTH");
-    if (options->log_samples && !options->texts.empty())
-      throw ConfigError("--log-samples: with --tasks or --passkey: texts are not made of items");
+    if (options->log_samples && !options->texts.empty() && options->repetition == 0)
+      throw ConfigError("--log-samples: with --tasks, --passkey or --repetition: texts are not made of items");
     options->has_context_length = command->count("--context-length") > 0;
     compute_commands().run_eval(*options);
   });

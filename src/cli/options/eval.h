@@ -16,6 +16,7 @@ struct EvalOptions {
   std::string passkey_filler;        // "": the program's sentences
   int64_t passkey_prompts = 200;
   uint64_t seed = 0;
+  int64_t repetition = 0, prompt_tokens = 64, new_tokens = 200;          // prompts; tokens of each, and written after it
   std::vector<std::string> positions = {"512", "1024", "2048", "4096"};  // of --by-position: ends of ranges
   std::string tasks_data;                                                // "": beside a task file, else the current directory
   eval::PerplexityOptions perplexity;
