@@ -15,6 +15,7 @@
 #include "cli/options/eval.h"
 #include "commands/json_output.h"
 #include "commands/left_out_rows.h"
+#include "eval/permuted_options.h"
 #include "eval/task_scores.h"
 #include "load/model.h"
 #include "ops/device.h"
@@ -31,6 +32,7 @@ struct TaskData {
   eval::Task task;
   std::vector<fs::path> files;
   std::vector<eval::TaskItem> items;
+  std::vector<eval::TaskItem> permuted;  // of --permute-options
 };
 
 // Everything that can be wrong with tasks and data shows before a model is loaded.
@@ -40,14 +42,15 @@ std::vector<TaskData> read_tasks(const Options& options) {
     const fs::path beside = task.folder.empty() ? fs::path(".") : task.folder;
     auto files = task.find_data(options.tasks_data.empty() ? beside : fs::path(options.tasks_data));
     auto items = eval::read_items(task, files, options.limit);
-    all.push_back({std::move(task), std::move(files), std::move(items)});
+    auto permuted = options.permute_options ? eval::permuted_items(task, items) : std::vector<eval::TaskItem>{};
+    all.push_back({std::move(task), std::move(files), std::move(items), std::move(permuted)});
   }
   return all;
 }
 
 void check_paths(const Options& options, const std::vector<TaskData>& tasks) {
   std::vector<fs::path> inputs = {options.model, options.teacher};
-  for (const auto& [task, files, items] : tasks) inputs.insert(inputs.end(), files.begin(), files.end());
+  for (const auto& [task, files, items, permuted] : tasks) inputs.insert(inputs.end(), files.begin(), files.end());
   for (const auto& name : options.tasks) {
     if (fs::path(name).extension() == ".toml") inputs.emplace_back(name);
   }
@@ -74,14 +77,14 @@ class ScoredModel {
   [[nodiscard]] const load::LoadedModel& loaded() const { return loaded_; }
   void set_max_length(int64_t max_length) { scoring_.max_length = max_length; }
 
-  std::vector<eval::ItemOutcome> outcomes(const TaskData& data, ProgressLine& progress) const {
-    const auto encoded = eval::encode_items(data.task, data.items, tokenizer_, loaded_.model->vocab_size(), scoring_.max_length);
-    warn_of_cut_requests(encoded, data.task.name);
+  std::vector<eval::ItemOutcome> outcomes(const eval::Task& task, const std::vector<eval::TaskItem>& items, ProgressLine& progress) const {
+    const auto encoded = eval::encode_items(task, items, tokenizer_, loaded_.model->vocab_size(), scoring_.max_length);
+    warn_of_cut_requests(encoded, task.name);
     const auto show = [&](size_t done) {
       if (progress.due())
-        progress.update(fmt::format("{}: {}: {} of {} requests", data.task.name, scoring_.model_name, done, encoded.requests.size()));
+        progress.update(fmt::format("{}: {}: {} of {} requests", task.name, scoring_.model_name, done, encoded.requests.size()));
     };
-    return eval::gather_outcomes(data.task, encoded, eval::log_likelihoods(*loaded_.model, encoded.requests, scoring_, show));
+    return eval::gather_outcomes(task, encoded, eval::log_likelihoods(*loaded_.model, encoded.requests, scoring_, show));
   }
 
  private:
@@ -117,6 +120,7 @@ json settings_json(const Options& options, const ScoredModel& model, int64_t max
   if (!options.teacher.empty()) settings["teacher"] = options.teacher;
   settings.update({{"context_length", max_length},
                    {"limit", options.limit},
+                   {"permute_options", options.permute_options},
                    {"batch_size", options.perplexity.batch_size},
                    {"vocabulary", options.vocabulary},
                    {"precision", ops::precision_name(ops::parse_precision(options.precision, device))},
@@ -145,6 +149,16 @@ void print_heading(bool has_teacher) {
   end_line();
 }
 
+// How often each letter was chosen with --permute-options.
+void print_letters(const json& result) {
+  if (!result.contains("letters")) return;
+  for (const auto& [who, shares] : result["letters"].items()) {
+    fmt::print("{:<18} letters of {:<7}", "", who);
+    for (const auto& [letter, share] : shares.items()) fmt::print(" {} {:.3f}", letter, share.get<double>());
+    end_line();
+  }
+}
+
 void print_task(const std::string& name, const json& result) {
   bool is_first = true;
   for (const auto& [metric, value] : result["model"].items()) {
@@ -161,6 +175,7 @@ void print_task(const std::string& name, const json& result) {
     end_line();
     is_first = false;
   }
+  print_letters(result);
 }
 
 void print_average(const json& average) {
@@ -196,12 +211,18 @@ void run_eval_tasks(const Options& options) {
   for (const TaskData& data : tasks) {
     ProgressLine progress;
     const double begin = monotonic_seconds();
-    const auto of_model = model.outcomes(data, progress);
-    const auto of_teacher = teacher ? teacher->outcomes(data, progress) : std::vector<eval::ItemOutcome>{};
+    const auto of_model = model.outcomes(data.task, data.items, progress);
+    const auto of_teacher = teacher ? teacher->outcomes(data.task, data.items, progress) : std::vector<eval::ItemOutcome>{};
+    std::optional<eval::PermutedScores> permuted, teacher_permuted;
+    if (options.permute_options) {
+      permuted = eval::permuted_scores(data.permuted, model.outcomes(data.task, data.permuted, progress));
+      if (teacher) teacher_permuted = eval::permuted_scores(data.permuted, teacher->outcomes(data.task, data.permuted, progress));
+    }
     progress.finish(
         fmt::format("{}: {:.1f} items/s", data.task.name, static_cast<double>(data.items.size()) / (monotonic_seconds() - begin)));
     json& result = results["tasks"][data.task.name];
     result = eval::task_json(data.task, data.items, of_model, of_teacher, options.log_samples);
+    if (permuted) eval::add_permuted(result, *permuted, teacher_permuted ? &*teacher_permuted : nullptr);
     for (const auto& file : data.files) result["data"].push_back(file.string());
     if (prints_table) print_task(data.task.name, result);
   }

@@ -25,6 +25,10 @@ void add_eval_command(CLI::App& app) {
           ->delimiter(',')
           ->excludes(text);
   command->add_option("--tasks-data", options->tasks_data, "Folder with the tasks' data sets (default: the current one)")->needs(tasks);
+  command
+      ->add_flag("--permute-options", options->permute_options,
+                 "Also ask multiple choice with the options under letters, in every cyclic order: docs/eval.md")
+      ->needs(tasks);
   CLI::Option* repetition =
       command->add_option("--repetition", options->repetition,
                           "With --text: how much greedy texts repeat themselves, after the beginnings of so many documents: docs/eval.md");

@@ -21,7 +21,7 @@ struct EvalOptions {
   std::string tasks_data;                                                // "": beside a task file, else the current directory
   eval::PerplexityOptions perplexity;
   int64_t limit = 0;  // items of a task, 0: all
-  bool stream = false, normalize_newlines = false, strip = false, log_samples = false, by_position = false;
+  bool stream = false, normalize_newlines = false, strip = false, log_samples = false, by_position = false, permute_options = false;
   bool has_context_length = false;  // was given
 };
 
