@@ -131,7 +131,7 @@ json result_json(const eval::PerplexityResult& result, const eval::PerplexityOpt
     const auto& sums = result.by_position[i];
     const int64_t first = i == 0 ? 1 : options.position_ends[i - 1] + 1, last = options.position_ends[i];
     json range = {{"first", first}, {"last", last}, {"num_rows", sums.target_tokens / (last - first + 1)}};
-    range.update(sums.to_json(has_teacher));
+    range.update(sums.sums_json(has_teacher));
     row["by_position"].push_back(std::move(range));
   }
   return row;

@@ -215,12 +215,12 @@ void PerplexityResult::add(const PerplexityResult& other) {
 }
 
 json PerplexityResult::to_json(bool has_teacher) const {
-  json object = TargetSums::to_json(has_teacher);
+  json object = sums_json(has_teacher);
   object["bits_per_byte"] = size_bytes > 0 ? json(nats / std::numbers::ln2 / static_cast<double>(size_bytes)) : json(nullptr);
   return object;
 }
 
-json TargetSums::to_json(bool has_teacher) const {
+json TargetSums::sums_json(bool has_teacher) const {
   const auto targets = static_cast<double>(target_tokens);
   json object = {{"target_tokens", target_tokens}, {"nats_per_token", nats / targets}, {"perplexity", std::exp(nats / targets)}};
   if (has_teacher) {

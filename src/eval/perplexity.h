@@ -29,7 +29,7 @@ struct TargetSums {
   void add(const TargetSums& other);
   // nats_per_token, perplexity, target_tokens; with a teacher also teacher_nats_per_token, teacher_perplexity, perplexity_ratio,
   // top1_agreement, mean_kl.
-  [[nodiscard]] json to_json(bool has_teacher) const;
+  [[nodiscard]] json sums_json(bool has_teacher) const;
 };
 
 struct PerplexityResult : TargetSums {
@@ -39,7 +39,7 @@ struct PerplexityResult : TargetSums {
 
   // Those of two texts together; `seconds` too.
   void add(const PerplexityResult& other);
-  // Also bits_per_byte.
+  // Those of sums_json, and bits_per_byte.
   [[nodiscard]] json to_json(bool has_teacher) const;
 };
 
