@@ -6,7 +6,8 @@
 
 The teacher's decoder layers with a recurrent cell in the place of each attention: an mLSTM ("mlstm") or the gated delta rule
 ("gated-delta"), on learned features of the teacher's queries and keys. Text is read in chunks and written token by token; both go through
-the same cell, whose state has a constant size.
+the same cell, whose state has a constant size. A hybrid keeps the attention of some layers ("attention"), over a window or over the whole
+text: then its state grows with it.
 
 Letters: B batch, S sequence, D width of the stream, H heads of K channels, E = H K, F features of a head, J taps of the convolution, L
 tokens of a chunk.
@@ -25,8 +26,9 @@ NONE = float("-inf")  # exp(NONE) = 0
 
 
 class DistilXlstmConfig(PretrainedConfig):
-    """`rotary`: rope_type, rope_theta and the parameters of that type, all in force, or None for no positions. Layer i has the cell
-    mixers[i % len(mixers)]."""
+    """`rotary`: rope_type, rope_theta and the parameters of that type, all in force, or None for no positions; use_rope: whether cells have
+    them too, as attention does. Layer i has mixers[i % len(mixers)]. attention_window: tokens that a kept attention sees, 0 for all, beside a
+    text's first attention_sinks."""
 
     model_type = "distil_xlstm"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -34,7 +36,7 @@ class DistilXlstmConfig(PretrainedConfig):
     def __init__(self, vocab_size=512, hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, head_dim=8,
                  rms_norm_eps=1e-6, attention_bias=False, attention_output_bias=False, mlp_bias=False, use_qk_norm=False, rotary=None,
                  mixers=("mlstm",), conv1d_kernel_size=4, feature_factor=2, chunk_size=64, initializer_range=0.02, use_cache=True,
-                 tie_word_embeddings=False, **kwargs):
+                 tie_word_embeddings=False, use_rope=True, num_key_value_heads=None, attention_window=0, attention_sinks=0, **kwargs):
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -47,22 +49,27 @@ class DistilXlstmConfig(PretrainedConfig):
         self.mlp_bias = mlp_bias
         self.use_qk_norm = use_qk_norm
         self.rotary = rotary
+        self.use_rope = use_rope
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.mixers = list(mixers)
+        self.attention_window = attention_window
+        self.attention_sinks = attention_sinks
         self.conv1d_kernel_size = conv1d_kernel_size
         self.feature_factor = feature_factor
         self.chunk_size = chunk_size
         self.initializer_range = initializer_range
         self.use_cache = use_cache
-        unknown = sorted(set(self.mixers) - set(CELLS))
+        known = {**CELLS, **MIXERS}
+        unknown = sorted(set(self.mixers) - set(known))
         if unknown or not self.mixers:
-            raise ValueError(f"config.json: mixers = {self.mixers}: this modeling_distil_xlstm.py knows {sorted(CELLS)}; "
+            raise ValueError(f"config.json: mixers = {self.mixers}: this modeling_distil_xlstm.py knows {sorted(known)}; "
                              "take the file of the export that config.json belongs to")
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 class RecurrentState:
-    """What goes from token to token, passed as `past_key_values`: for each layer the convolution's last inputs and the cell's state. Rows of
-    the batch come first in every tensor."""
+    """What goes from token to token, passed as `past_key_values`: for each layer the convolution's last inputs and the cell's state, or the
+    keys and values that attention needs. Rows of the batch come first in every tensor."""
 
     is_compileable = False
 
@@ -288,14 +295,100 @@ class Mlp(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+# Mixers that are no cell behind features. `projections` and, where a student adds something, `additions` are the modules of a layer; `mix`
+# gives what the output projection takes and the new state: a tensor and a tuple of others, rows first.
+
+
+class AttentionProjections(nn.Module):
+    """The teacher's, keys and values of a group once."""
+
+    def __init__(self, config):
+        super().__init__()
+        D, K = config.hidden_size, config.head_dim
+        self.qkv_proj = nn.Linear(D, (config.num_attention_heads + 2 * config.num_key_value_heads) * K, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * K, D, bias=config.attention_output_bias)
+        if config.use_qk_norm:
+            self.q_norm = RmsNorm(K, config.rms_norm_eps)
+            self.k_norm = RmsNorm(K, config.rms_norm_eps)
+
+
+class Attention:
+    """The teacher's own, kept. State: keys, values [B, C, G, K] and how many tokens each row has read. The token at position p stands in column
+    p; with a window in that column for the first attention_sinks, and behind them in a ring of attention_window."""
+
+    projections, additions = AttentionProjections, None
+
+    @staticmethod
+    def mix(layer, u_BSD, cos_sin, is_token_BS, state):
+        config, (B, S, _) = layer.config, u_BSD.shape
+        G, K = config.num_key_value_heads, config.head_dim
+        q, k, v = layer.self_attn.qkv_proj(u_BSD).view(B, S, -1, K).split((config.num_attention_heads, G, G), dim=2)
+        if config.use_qk_norm:
+            q, k = layer.self_attn.q_norm(q), layer.self_attn.k_norm(k)
+        with in_float32(u_BSD.device):
+            q, k, v = rotate(q.float(), cos_sin), rotate(k.float(), cos_sin), v.float()
+            if state is None:
+                empty = k.new_zeros(B, config.attention_sinks + config.attention_window, G, K)
+                state = empty, (empty, torch.zeros(B, dtype=torch.long, device=k.device))
+            old_k, (old_v, before_B) = state
+            mask = Attention.visible(config, before_B, old_k.shape[1], S)
+            keys, values = (torch.cat(parts, dim=1).transpose(1, 2).repeat_interleave(config.num_attention_heads // G, dim=1)
+                            for parts in ((old_k, k), (old_v, v)))
+            mixed = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask).transpose(1, 2)
+        after_B = before_B + (S if is_token_BS is None else is_token_BS.sum(1))
+        k, v = (Attention.written(config, old, new, before_B, after_B) for old, new in ((old_k, k), (old_v, v)))
+        return mixed.reshape(B, S, -1).to(u_BSD.dtype), (k, (v, after_B))
+
+    @staticmethod
+    def columns(config, count_B, num_columns):
+        """The position of the token in each column [B, C]; what stands nowhere yet is not in 0..count - 1."""
+        column_C = torch.arange(num_columns, device=count_B.device).expand(count_B.shape[0], -1)
+        if config.attention_window == 0:
+            return column_C
+        last_B1 = count_B.unsqueeze(1) - 1
+        late_BC = last_B1 - (last_B1 - column_C) % config.attention_window
+        late_BC = late_BC.masked_fill(late_BC < config.attention_sinks, -1)
+        return torch.where(column_C < config.attention_sinks, column_C, late_BC)
+
+    @staticmethod
+    def visible(config, before_B, num_columns, S):
+        """[B, 1, S, C + S]: what the new tokens see of the columns, and of each other. Padding stands behind them, and sees itself."""
+        held_B1C = Attention.columns(config, before_B, num_columns).unsqueeze(1)
+        new_S = torch.arange(S, device=before_B.device)
+        new_BS = before_B.unsqueeze(1) + new_S
+        is_held_B1C = (held_B1C >= 0) & (held_B1C < before_B[:, None, None])
+        is_behind = torch.cat((is_held_B1C.expand(-1, S, -1), (new_S <= new_S.unsqueeze(1)).expand(len(before_B), -1, -1)), dim=2)
+        if config.attention_window == 0:
+            return is_behind.unsqueeze(1)
+        position_B1C = torch.cat((held_B1C, new_BS.unsqueeze(1)), dim=2)
+        is_near = new_BS.unsqueeze(2) - position_B1C < config.attention_window
+        return (is_behind & (is_near | (position_B1C < config.attention_sinks))).unsqueeze(1)
+
+    @staticmethod
+    def written(config, old, new, before_B, after_B):
+        """The columns after the new tokens."""
+        if config.attention_window == 0:
+            old = torch.cat((old, torch.zeros_like(new)), dim=1)
+        place_BC = Attention.columns(config, after_B, old.shape[1]) - before_B.unsqueeze(1)
+        is_new_BC = (place_BC >= 0) & (place_BC < (after_B - before_B).unsqueeze(1))
+        index = place_BC.clamp(0, new.shape[1] - 1)[:, :, None, None].expand_as(old)
+        return torch.where(is_new_BC[:, :, None, None], new.gather(1, index), old)
+
+
+MIXERS = {"attention": Attention}
+
+
 class DistilXlstmLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer):
         super().__init__()
         self.config = config
-        self.cell = CELLS[config.mixers[layer % len(config.mixers)]]
+        name = config.mixers[layer % len(config.mixers)]
+        self.cell, self.other = CELLS.get(name), MIXERS.get(name)
+        projections, additions = (self.other.projections, self.other.additions) if self.other else (Projections, Mixer)
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Projections(config)
-        self.mixer = Mixer(config)
+        self.self_attn = projections(config)
+        if additions is not None:
+            self.mixer = additions(config)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
@@ -306,6 +399,9 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD)), state
 
     def mix(self, u_BSD, cos_sin, is_token_BS, state):
+        if self.other is not None:
+            mixed, state = self.other.mix(self, u_BSD, cos_sin, is_token_BS, state)
+            return self.self_attn.o_proj(mixed), state
         B, S, _ = u_BSD.shape
         tail, cell_state = state if state is not None else (None, None)
         qkv, tail = self.convolve(self.self_attn.qkv_proj(u_BSD), is_token_BS, tail)
@@ -314,7 +410,7 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
             q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
         with in_float32(u_BSD.device):
             q, k, v = q.float(), k.float(), v.float().transpose(1, 2)
-            if cos_sin is not None:
+            if cos_sin is not None and self.config.use_rope:
                 q, k = rotate(q, cos_sin), rotate(k, cos_sin)
             q, k = self.cell.features(features(q, self.mixer.feature_q.weight), features(k, self.mixer.feature_k.weight), self.config.head_dim)
             input_gate, log_forget = self.gates(u_BSD.float(), is_token_BS)

@@ -1,4 +1,5 @@
 // distil-xlstm inspect: what is in a checkpoint, a run, a model directory, a safetensors or GGUF file, a token shard.
+#include <algorithm>
 #include <iostream>
 #include <map>
 
@@ -92,6 +93,22 @@ json describe_shard(const fs::path& path) {
           {"metadata", shard.metadata()}};
 }
 
+// Of a converted student that keeps attention: in how many layers, and what becomes of its state. Null for others.
+json hybrid_json(const json& config) {
+  const auto member = [](const json& object, const char* key) { return object.contains(key) ? object.at(key) : json(); };
+  const json own = member(config, "distil_xlstm"), mixers = member(own, "mixers"), layers = member(config, "num_hidden_layers");
+  if (member(own, "kind") != "convert" || !mixers.is_array() || mixers.empty() || !layers.is_number_unsigned()) return nullptr;
+  const auto kept_of = [&](size_t count) {
+    return std::count(mixers.begin(), mixers.begin() + static_cast<ptrdiff_t>(count), "attention");
+  };
+  const size_t num_layers = layers.get<size_t>(), size = mixers.size();
+  const auto kept = static_cast<size_t>(kept_of(size)) * (num_layers / size) + static_cast<size_t>(kept_of(num_layers % size));
+  if (kept == 0) return nullptr;
+  const json window = member(own, "attention_window");
+  return fmt::format("attention kept in {} of {} layers: the state {}", kept, num_layers,
+                     window.is_number() && window > 0 ? "is of constant size" : "grows with the text");
+}
+
 json describe_model(const std::string& name) {
   const io::ModelFiles files = io::open_model(name);
   std::vector<io::TensorView> tensors;
@@ -102,6 +119,7 @@ json describe_model(const std::string& name) {
     if (fs::exists(place)) result[place.stem().string()] = read_json(place);
   }
   result["config"] = files.config;
+  if (const json hybrid = hybrid_json(files.config); !hybrid.is_null()) result["hybrid"] = hybrid;
   result["has_tokenizer"] = files.tokenizer.has_value();
   result.update(tensors_json(tensors));
   return result;

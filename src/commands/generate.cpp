@@ -11,6 +11,7 @@
 #include "commands/json_output.h"
 #include "generate/generator.h"
 #include "load/model.h"
+#include "student/student.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/document_borders.h"
 #include "tokenizer/stop_ids.h"
@@ -36,16 +37,22 @@ std::string unescape(const std::string& text) {
   return plain;
 }
 
-void print_statistics(const generate::GenerateResult& result) {
-  const auto decoded = static_cast<double>(result.tokens.size());
-  std::cerr << fmt::format(
-      "prompt {}, {:.1f} tokens/s; generated {}, {:.1f} tokens/s; state {}; {}\n", cli::counted(result.prompt_tokens, "token"),
-      static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9),
-      cli::counted(static_cast<int64_t>(result.tokens.size()), "token"), decoded / std::max(result.decode_seconds, 1e-9),
-      format_bytes(static_cast<double>(result.state_bytes)), result.finish_reason);
+// Whether a longer text has a larger state.
+bool has_growing_state(const load::LoadedModel& loaded) {
+  const auto* student = dynamic_cast<const student::Student*>(loaded.model.get());
+  return student == nullptr || !student->shape().has_constant_state();
 }
 
-json to_json(const generate::GenerateResult& result) {
+void print_statistics(const generate::GenerateResult& result, bool grows) {
+  const auto decoded = static_cast<double>(result.tokens.size());
+  std::cerr << fmt::format(
+      "prompt {}, {:.1f} tokens/s; generated {}, {:.1f} tokens/s; state {}{}; {}\n", cli::counted(result.prompt_tokens, "token"),
+      static_cast<double>(result.prompt_tokens) / std::max(result.prompt_seconds, 1e-9),
+      cli::counted(static_cast<int64_t>(result.tokens.size()), "token"), decoded / std::max(result.decode_seconds, 1e-9),
+      format_bytes(static_cast<double>(result.state_bytes)), grows ? ", which grows with the text" : "", result.finish_reason);
+}
+
+json to_json(const generate::GenerateResult& result, bool grows) {
   return {{"text", result.text},
           {"tokens", result.tokens},
           {"finish_reason", result.finish_reason},
@@ -53,7 +60,8 @@ json to_json(const generate::GenerateResult& result) {
           {"prompt_seconds", result.prompt_seconds},
           {"decode_seconds", result.decode_seconds},
           {"tokens_per_second", static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9)},
-          {"state_bytes", result.state_bytes}};
+          {"state_bytes", result.state_bytes},
+          {"state_grows", grows}};
 }
 
 // What --prompt or --prompt-file holds.
@@ -68,14 +76,15 @@ void show(const std::string& text) {
 }
 
 // Statistics, and the result as JSON where it was asked for. Throws Interrupted after a signal.
-void finish(const generate::GenerateResult& result, const Options& options) {
+void finish(const load::LoadedModel& loaded, const generate::GenerateResult& result, const Options& options) {
+  const bool grows = has_growing_state(loaded);
   if (options.json_path == "-") {
-    std::cout << to_json(result).dump(2, ' ', false, json::error_handler_t::replace) << "\n";
+    std::cout << to_json(result, grows).dump(2, ' ', false, json::error_handler_t::replace) << "\n";
   } else {
     show("\n");
-    if (!options.json_path.empty()) write_json(options.json_path, to_json(result));
+    if (!options.json_path.empty()) write_json(options.json_path, to_json(result, grows));
   }
-  if (!options.quiet) print_statistics(result);
+  if (!options.quiet) print_statistics(result, grows);
   throw_if_interrupted();
 }
 
@@ -106,7 +115,7 @@ void chat(const load::LoadedModel& loaded, Options options) {
       if (options.json_path != "-") show(piece);
     });
     messages.push_back(chat_message("assistant", result.text));
-    finish(result, options);
+    finish(loaded, result, options);
   }
 }
 
@@ -125,7 +134,7 @@ void complete(const load::LoadedModel& loaded, const Options& options) {
   const auto result = generate::generate(*loaded.model, tokenizer, prompt, options.generate, [&](const std::string& piece) {
     if (options.json_path != "-") show(piece);
   });
-  finish(result, options);
+  finish(loaded, result, options);
 }
 
 }  // namespace

@@ -91,10 +91,11 @@ std::string introduction(const Source& source, const student::StudentShape& shap
   const json teacher = source.setting("teacher.model");
   const std::string of = teacher.is_string() ? fmt::format(" of {}", public_name(teacher.get<std::string>())) : "";
   return fmt::format(
-      "# Student{}\n\nA recurrent language model, distilled from a transformer by distil-xlstm: {}. It writes with a state of constant "
-      "size, "
-      "however long the text.\n\n{} its teacher's: mind the teacher's licence.\n",
-      of, shape.description(),
+      "# Student{}\n\nA {} language model, distilled from a transformer by distil-xlstm: {}. {}\n\n{} its teacher's: mind the teacher's "
+      "licence.\n",
+      of, shape.has_constant_state() ? "recurrent" : "hybrid", shape.description(),
+      shape.has_constant_state() ? "It writes with a state of constant size, however long the text."
+                                 : "The state that it writes with grows with the text, in the layers that keep attention.",
       shape.keeps_teacher_layers() ? "Embedding and head are, and the layers began as," : "Embedding and head are");
 }
 

@@ -36,6 +36,8 @@ struct StudentSettings {
   bool rope = true;                             // convert: the teacher's rotary positions on q and k
   std::vector<std::string> mixers = {"mlstm"};  // convert: of the layers, by turns (student/convert/config.h)
   double rope_max_wavelength = 0.0;             // convert: in tokens; slower pairs of channels are not turned; 0: all are
+  int64_t attention_window = 0;                 // convert: tokens that a kept attention sees, 0: all
+  int64_t attention_sinks = 0;                  // convert: and of a document's first
   GateInit gate_init = GateInit::look_back;     // convert: of the forget gates
   ValueInit value_init = ValueInit::copied;     // convert: of the values
   int64_t qkv_proj_blocksize = 4;

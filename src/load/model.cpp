@@ -21,6 +21,7 @@ LoadedModel load_model(const std::string& name_or_path, const std::string& devic
     auto student =
         student::load_student(loaded.files, {.device = device, .parameter_dtype = dtype == at::kDouble ? at::kDouble : at::kFloat});
     student->set_compute_dtype(dtype);
+    if (!student->shape().has_constant_state()) spdlog::info("{}: {}", name_or_path, student->description());
     loaded.model = std::move(student);
   } else {
     loaded.model = teacher::load_teacher(loaded.files, device, dtype);

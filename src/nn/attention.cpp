@@ -45,7 +45,22 @@ Tensor finite_rows(const Tensor& x_BSHK) {
   return x_BSHK.sum({1, 2, 3}, /*keepdim=*/false, at::kFloat).isfinite();
 }
 
+// LibTorch's kernels for CPUs take an exponential in half precision that makes a number of what is none.
+Tensor nan_where_not_finite(Tensor attended_BSE, const Tensor& queries, const Tensor& keys) {
+  const bool is_half = queries.scalar_type() == at::kHalf || queries.scalar_type() == at::kBFloat16;
+  if (!queries.is_cpu() || !is_half) return attended_BSE;
+  const Tensor is_finite_B = finite_rows(queries).logical_and_(finite_rows(keys));
+  if (is_finite_B.all().item<bool>()) return attended_BSE;
+  return attended_BSE.masked_fill(is_finite_B.logical_not().view({-1, 1, 1}), std::numeric_limits<double>::quiet_NaN());
+}
+
 }  // namespace
+
+Tensor attend(const Tensor& q_BSHK, const Tensor& k_BGTK, const Tensor& v_BGTK, const Tensor& mask, bool is_causal) {
+  const int64_t B = q_BSHK.size(0), S = q_BSHK.size(1), E = q_BSHK.size(2) * q_BSHK.size(3);
+  const Tensor attended_BSE = grouped_attention(q_BSHK.transpose(1, 2), k_BGTK, v_BGTK, mask, is_causal).transpose(1, 2).reshape({B, S, E});
+  return nan_where_not_finite(attended_BSE, q_BSHK, k_BGTK);
+}
 
 Tensor document_mask(const Tensor& is_start_BS, at::Device device) {
   const int64_t S = is_start_BS.size(1);
@@ -77,7 +92,7 @@ Sight Attention::sight(int64_t B, int64_t S, const at::TensorOptions& options, c
   return sight;
 }
 
-Attention::Heads Attention::heads(const AttentionWeights& weights, const MatrixInput& u_BSD, int64_t first_position) const {
+AttentionHeads Attention::heads(const AttentionWeights& weights, const MatrixInput& u_BSD, int64_t first_position) const {
   const int64_t B = u_BSD.sizes[0], S = u_BSD.sizes[1], H = num_heads_, G = num_kv_heads_, K = head_dim_;
   const auto rotated = [&](const Tensor& x_BSHK) {
     if (ops::any_requires_grad({x_BSHK})) return rotary_.rotate(x_BSHK, first_position);
@@ -106,13 +121,8 @@ Tensor Attention::attended(const AttentionWeights& weights, const MatrixInput& u
   Tensor k_BGTK = k_BSGK.transpose(1, 2), v_BGTK = v_BSGK.transpose(1, 2);
   if (sight.cache) std::tie(k_BGTK, v_BGTK) = sight.cache->append(layer, k_BGTK, v_BGTK);
   const bool is_causal = !sight.mask.defined() && S > 1;
-  Tensor attended = grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
-  const bool is_half = q_BSHK.scalar_type() == at::kHalf || q_BSHK.scalar_type() == at::kBFloat16;
-  if (!q_BSHK.is_cpu() || !is_half) return attended;
-  // LibTorch's kernels for CPUs take an exponential in half precision that makes a number of what is none.
-  const Tensor is_finite_B = finite_rows(q_BSHK).logical_and_(finite_rows(k_BSGK));
-  if (is_finite_B.all().item<bool>()) return attended;
-  return attended.masked_fill(is_finite_B.logical_not().view({B, 1, 1}), std::numeric_limits<double>::quiet_NaN());
+  const Tensor attended_BSE = grouped_attention(q_BHSK, k_BGTK, v_BGTK, sight.mask, is_causal).transpose(1, 2).reshape({B, S, H * K});
+  return nan_where_not_finite(attended_BSE, q_BSHK, k_BSGK);
 }
 
 }  // namespace distil_xlstm::nn

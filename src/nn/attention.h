@@ -27,6 +27,15 @@ struct Sight {
   std::function<void(int64_t layer, const Tensor& q_BSHK, const Tensor& k_BSGK)> on_heads;
 };
 
+// Of each new token, turned by its position.
+struct AttentionHeads {
+  Tensor q_BSHK, k_BSGK, v_BSGK;
+};
+
+// softmax(q k^T / sqrt(K)) v of queries [B, S, H, K] over keys and values [B, G, T, K] -> [B, S, H K]. `mask` is boolean, true where a
+// query may look, and broadcast to [B, 1, S, T]; undefined: all, or with is_causal, for S = T, what is not ahead. Differentiable.
+Tensor attend(const Tensor& q_BSHK, const Tensor& k_BGTK, const Tensor& v_BGTK, const Tensor& mask, bool is_causal);
+
 // What all layers share. Several threads may use one.
 class Attention {
  public:
@@ -39,13 +48,10 @@ class Attention {
   // u_BSD -> [B, S, H K]. `layer` is its place in the cache. Throws ValueError where a gradient is recorded with a cache, or with a sight
   // made without.
   [[nodiscard]] Tensor attended(const AttentionWeights& weights, const MatrixInput& u_BSD, const Sight& sight, int64_t layer) const;
+  // For those who attend by themselves.
+  [[nodiscard]] AttentionHeads heads(const AttentionWeights& weights, const MatrixInput& u_BSD, int64_t first_position) const;
 
  private:
-  struct Heads {
-    Tensor q_BSHK, k_BSGK, v_BSGK;
-  };
-  [[nodiscard]] Heads heads(const AttentionWeights& weights, const MatrixInput& u_BSD, int64_t first_position) const;
-
   int64_t num_heads_, num_kv_heads_, head_dim_;
   double rms_norm_eps_;
   Rotary rotary_;

@@ -129,11 +129,13 @@ Tensor BlockStudent::forward_hidden(const Tensor& tokens_BS, const Tensor& is_st
   return forward(tokens_BS, is_start_BS, {.compute_dtype = step_dtype_}, nullptr).last_hidden_BSD;
 }
 
-std::unique_ptr<nn::DecodeState> BlockStudent::new_state(int64_t batch, int64_t /*max_tokens*/) {
+std::unique_ptr<nn::DecodeState> BlockStudent::new_state(int64_t batch, int64_t max_tokens) {
   if (batch < 1) throw ValueError("student: a state for {} sequences was asked for: at least 1 is needed", batch);
   std::vector<std::unique_ptr<MixerState>> blocks;
-  for (const auto& mixer : parts_.mixers)
+  for (const auto& mixer : parts_.mixers) {
     blocks.push_back(mixer->zero_state(batch, step_dtype_, at::TensorOptions(device()).dtype(dtype_)));
+    blocks.back()->reserve(max_tokens);
+  }
   return std::make_unique<StudentState>(std::move(blocks), batch);
 }
 

@@ -22,8 +22,12 @@ class MixerState {
   virtual ~MixerState() = default;
   // Calls visit for each defined tensor, always in one order.
   virtual void for_each(const std::function<void(Tensor&)>& visit) = 0;
-  // Handles to the same tensors.
+  // What happens to one changes nothing of the other. Handles to the same tensors do, where none is written into.
   [[nodiscard]] virtual std::unique_ptr<MixerState> clone() const = 0;
+  // For states that grow with their tokens. Room for so many in all, made at once.
+  virtual void reserve(int64_t /*max_tokens*/) {}
+  // Rows of `other`, of the same mixer after as many tokens, are to come behind these: gives both tensors that differ in their rows alone.
+  virtual void match(MixerState& /*other*/) {}
 };
 
 // Of a mixer's tensors, in the order of its parameters().

@@ -56,7 +56,9 @@ void StudentState::append_rows(const DecodeState& other) {
   nn::check_same_tokens("student", *this, *state);
   Changes changes;
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    const std::vector<Tensor*> own = tensors_of(*blocks_[i]), added = tensors_of(*state->blocks_[i]);
+    const auto added_block = state->blocks_[i]->clone();
+    blocks_[i]->match(*added_block);
+    const std::vector<Tensor*> own = tensors_of(*blocks_[i]), added = tensors_of(*added_block);
     if (own.size() != added.size()) return refuse();
     for (size_t j = 0; j < own.size(); ++j) {
       if (!has_same_rows(*own[j], *added[j])) return refuse();

@@ -1,4 +1,4 @@
-// The recurrent state of a student: what decoding and truncated training carry from one segment to the next. Its size is constant.
+// The state of a student: what decoding and truncated training carry from one segment to the next. Recurrent mixers' is of constant size.
 #pragma once
 
 #include <memory>

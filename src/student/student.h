@@ -48,10 +48,13 @@ class Student : public nn::LanguageModel {
   // undefined where that layer's mixer has none (Mixer::has_mixing_matrix). Differentiable. Throws ValueError as mixer_output does.
   [[nodiscard]] virtual Tensor mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS,
                                                 const AttentionHeads& attention, const StudentForwardOptions& options);
+  // Whether that layer keeps its teacher's own mixer, so that nothing is left to align.
+  [[nodiscard]] virtual bool keeps_mixer(int64_t /*layer*/) const { return false; }
   // What a fresh student takes from the first rows of training, where it says that it wants them: layer_inputs_BSD is the stream before
-  // each of the teacher's layers on these rows.
+  // each of the teacher's layers on these rows. Without the teacher, what needs its weights stays as it is.
   [[nodiscard]] virtual bool starts_from_rows() const { return false; }
-  virtual void start_from_rows(const std::vector<Tensor>& /*layer_inputs_BSD*/, const Tensor& /*is_start_BS*/) {}
+  virtual void start_from_rows(const std::vector<Tensor>& /*layer_inputs_BSD*/, const Tensor& /*is_start_BS*/,
+                               const nn::LanguageModel* /*teacher*/ = nullptr) {}
   [[nodiscard]] virtual const StudentShape& shape() const = 0;
   // Trainable parameters by their stored names, float32 leaves; requires_grad but where a stage leaves them out.
   [[nodiscard]] virtual const NamedTensors& parameters() const = 0;

@@ -165,7 +165,7 @@ void start_student_from_rows(Session& s) {
   const auto rows = first_batch(s);
   const auto few = rows.rows(0, std::min<int64_t>(rows.tokens_BS.size(0), kMaxRows));
   const auto seen = s.teacher->forward(few.tokens_BS, few.is_start_BS, {.collect_attention = true});
-  s.student->start_from_rows(seen.layer_inputs_BSD, few.is_start_BS);
+  s.student->start_from_rows(seen.layer_inputs_BSD, few.is_start_BS, s.teacher.get());
 }
 
 // After the student was made, which may start from the weights as they are. What fp8 does to the teacher's predictions is measured on the

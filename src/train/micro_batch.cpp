@@ -326,6 +326,8 @@ LossSums MicroBatches::run_layers(student::Student& student, const teacher::Teac
   for (int64_t layer = 0; layer < num_layers; ++layer) {
     const auto at_layer = static_cast<size_t>(layer);
     const Tensor& x_BSD = teacher.layer_inputs_BSD[at_layer];
+    // A gradient of rounding errors alone would still be a whole step of Adam's.
+    const at::AutoGradMode grad_mode(at::GradMode::is_enabled() && !student.keeps_mixer(layer));
     // Of one term, as a mean over the layers that it knows; undefined where it does not know this one.
     const auto layer_loss = [&](const distill::HiddenTerm& term) -> Tensor {
       if (!term.compares_matrices()) {

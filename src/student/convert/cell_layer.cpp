@@ -1,31 +1,11 @@
 // A layer with a cell of cells.h behind the teacher's projections.
-#include <map>
-#include <mutex>
-
 #include "student/convert/layer.h"
 #include "student/convert/look_back.h"
 #include "student/convert/mixer.h"
+#include "student/convert/per_device.h"
 
 namespace distil_xlstm::student {
 namespace {
-
-// Rotary positions on the device of the first who asks.
-class SharedRotary {
- public:
-  SharedRotary(const nn::RopeConfig& config, int64_t head_dim) : config_(config), head_dim_(head_dim) {}
-  const nn::Rotary& on(at::Device device) {
-    const std::scoped_lock lock(mutex_);
-    auto& rotary = by_device_[device.str()];
-    if (!rotary) rotary = std::make_unique<nn::Rotary>(config_, head_dim_, device);
-    return *rotary;
-  }
-
- private:
-  nn::RopeConfig config_;
-  int64_t head_dim_;
-  std::mutex mutex_;
-  std::map<std::string, std::unique_ptr<nn::Rotary>> by_device_;
-};
 
 class CellLayer final : public ConvertLayer {
  public:
@@ -34,7 +14,9 @@ class CellLayer final : public ConvertLayer {
         cell_(find_convert_cell(cell)),
         bind_(parameters()),
         bind_layer_(parameters()),
-        rotary_(config.rope(), config.decoder.head_dim) {}
+        rotary_([rope = config.rope(), head_dim = config.decoder.head_dim](at::Device device) {
+          return std::make_unique<const nn::Rotary>(rope, head_dim, device);
+        }) {}
 
   [[nodiscard]] std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
                                                        at::TensorOptions options) const override {
@@ -98,7 +80,7 @@ class CellLayer final : public ConvertLayer {
   const ConvertCell& cell_;
   WeightBinder<CellWeights> bind_;
   WeightBinder<LayerWeights> bind_layer_;
-  mutable SharedRotary rotary_;
+  mutable PerDevice<nn::Rotary> rotary_;
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "ops/delta_rule.h"
 #include "ops/feature_map.h"
 #include "ops/mixing_matrix.h"
+#include "student/convert/look_back.h"
 #include "student/mlstm_cell.h"
 
 namespace distil_xlstm::student {
@@ -110,7 +111,7 @@ Tensor ConvertCell::mixing_error_sum(const CellInputs& /*in*/, const AttentionHe
 }
 
 Tensor ConvertCell::forget_gate_of(const Tensor& half_life_H) const {
-  return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()));
+  return student::forget_gate_of(half_life_H);
 }
 
 const ConvertCell& find_convert_cell(const std::string& name) {

@@ -1,5 +1,7 @@
 #include "student/convert/config.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 
@@ -29,6 +31,8 @@ json ConvertConfig::to_json() const {
             {"rope", has_rope},
             {"rope_max_wavelength", rope_max_wavelength},
             {"mixers", mixers},
+            {"attention_window", attention_window},
+            {"attention_sinks", attention_sinks},
             {"o_bias", decoder.has_o_bias},
             {"chunk_size", chunk_size},
             {"teacher_config", teacher_config}}}};
@@ -38,8 +42,9 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   const std::string place = where + ": distil_xlstm";
   const json own = require<json>(config, "distil_xlstm", where);
   for (const auto& [key, value] : own.items()) {
-    constexpr std::array kKeys = {"format_version", "kind",       "context_length", "conv1d_kernel_size", "feature_factor",     "rope",
-                                  "mixers",         "chunk_size", "o_bias",         "teacher_config",     "rope_max_wavelength"};
+    constexpr std::array kKeys = {"format_version",  "kind",       "context_length", "conv1d_kernel_size",
+                                  "feature_factor",  "rope",       "mixers",         "attention_window",
+                                  "rope_max_wavelength", "attention_sinks", "chunk_size", "o_bias",         "teacher_config"};
     if (std::ranges::find(kKeys, key) == kKeys.end()) throw ConfigError("{}: '{}' is not known to this version", place, key);
   }
   ConvertConfig result;
@@ -53,6 +58,8 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   result.has_rope = require<bool>(own, "rope", place);
   result.rope_max_wavelength = get_or<double>(own, "rope_max_wavelength", 0.0, place);
   result.mixers = require<std::vector<std::string>>(own, "mixers", place);
+  result.attention_window = get_or<int64_t>(own, "attention_window", 0, place);
+  result.attention_sinks = get_or<int64_t>(own, "attention_sinks", 0, place);
   result.chunk_size = require<int64_t>(own, "chunk_size", place);
   try {
     result.check();
@@ -60,6 +67,12 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
     throw ConfigError("{}: {}", where, error.what());
   }
   return result;
+}
+
+int64_t ConvertConfig::num_attention_layers() const {
+  int64_t count = 0;
+  for (int64_t layer = 0; layer < decoder.num_layers; ++layer) count += mixer_of(layer) == kKeptAttention ? 1 : 0;
+  return count;
 }
 
 void ConvertConfig::check() const {
@@ -72,6 +85,18 @@ void ConvertConfig::check() const {
   const auto known = convert_mixer_names();
   for (const auto& name : mixers) {
     if (std::ranges::find(known, name) == known.end()) throw config::unknown_name(name, known, "student.mixers");
+  }
+  if (attention_window < 0) throw ConfigError("student.attention_window = {}: must not be negative; 0: no window", attention_window);
+  if (attention_sinks < 0) throw ConfigError("student.attention_sinks = {}: must not be negative", attention_sinks);
+  if (attention_window > 0 && num_attention_layers() == 0) {
+    throw ConfigError(
+        "student.attention_window = {}: no layer keeps its attention: name \"attention\" in student.mixers ({}), or set it to 0",
+        attention_window, fmt::join(mixers, ", "));
+  }
+  if (attention_sinks > 0 && attention_window == 0) {
+    throw ConfigError(
+        "student.attention_sinks = {}: without a window every token of the document is seen: set student.attention_window too",
+        attention_sinks);
   }
   if (chunk_size < 1) throw ConfigError("student.chunk_size = {}: must be at least 1", chunk_size);
 }
@@ -86,6 +111,8 @@ ConvertConfig derive_convert(const config::StudentSettings& settings, const teac
   config.has_rope = settings.rope;
   config.mixers = settings.mixers;
   config.rope_max_wavelength = settings.rope_max_wavelength;
+  config.attention_window = settings.attention_window;
+  config.attention_sinks = settings.attention_sinks;
   config.gate_init = settings.gate_init;
   config.value_init = settings.value_init;
   config.chunk_size = settings.chunk_size;

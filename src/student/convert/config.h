@@ -1,4 +1,4 @@
-// Shape of a `convert` student: its teacher's decoder layers, in each an mLSTM in place of attention (docs/convert.md).
+// Shape of a `convert` student: its teacher's decoder layers, in each another mixer in place of attention (docs/convert.md).
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,8 @@ struct ConvertConfig {
   bool has_rope = true;
   double rope_max_wavelength = 0.0;             // of RopeConfig::max_wavelength
   std::vector<std::string> mixers = {"mlstm"};  // names of convert_mixer_names(): layer i has mixers[i % size]
+  int64_t attention_window = 0;                 // of layers that keep attention: tokens that one sees, itself among them; 0: all
+  int64_t attention_sinks = 0;                  // and of a document's first, beside a window
   int64_t chunk_size = 64;
   config::GateInit gate_init = config::GateInit::spread;     // of a fresh one; not stored
   config::ValueInit value_init = config::ValueInit::copied;  // likewise
@@ -32,11 +34,17 @@ struct ConvertConfig {
 
   [[nodiscard]] const std::string& mixer_of(int64_t layer) const { return mixers[static_cast<size_t>(layer) % mixers.size()]; }
 
+  // Layers that keep their attention.
+  [[nodiscard]] int64_t num_attention_layers() const;
+
   [[nodiscard]] json to_json() const;
   // Throws ConfigError that names unknown keys.
   static ConvertConfig from_json(const json& config, const std::string& where);
   void check() const;  // throws ConfigError that names key and value
 };
+
+// The teacher's attention itself, among them.
+inline constexpr const char* kKeptAttention = "attention";
 
 // What may stand in attention's place.
 std::vector<std::string> convert_mixer_names();

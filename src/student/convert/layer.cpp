@@ -13,7 +13,8 @@ struct LayerKind {
   std::unique_ptr<const ConvertLayer> (*make)(const ConvertConfig& config, const std::string& mixer);
 };
 
-constexpr std::array kLayerKinds = {LayerKind{"mlstm", make_cell_layer}, LayerKind{"gated-delta", make_cell_layer}};
+constexpr std::array kLayerKinds = {LayerKind{"mlstm", make_cell_layer}, LayerKind{"gated-delta", make_cell_layer},
+                                    LayerKind{"attention", make_attention_layer}};
 
 nn::Matrix matrix(const Tensor& weight, const Tensor& converted) {
   return converted.defined() ? nn::Matrix(weight, converted) : nn::Matrix(weight);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +14,12 @@
 #include "student/mixer.h"
 
 namespace distil_xlstm::student {
+
+// What a teacher's layer read, and its weights by their names within it ("self_attn.q_proj.weight"); none where they are not at hand.
+struct TeacherRows {
+  Tensor x_BSD, is_start_BS;  // as start_from_rows has them
+  std::map<std::string, Tensor> teacher_weights;
+};
 
 class ConvertLayer : public Mixer {
  public:
@@ -25,10 +32,17 @@ class ConvertLayer : public Mixer {
   [[nodiscard]] Tensor mixer_output(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call) const final;
   [[nodiscard]] KeptValues kept_values() const final;
 
+  // Whether the mixer begins as the teacher's attention itself, so that nothing is left to align.
+  [[nodiscard]] virtual bool is_teachers() const { return false; }
+
   // Whether start_from_rows does anything.
   [[nodiscard]] virtual bool starts_from_rows() const { return false; }
   // Sets what a fresh layer takes from rows that the teacher read: x_BSD is the stream before the layer; is_start_BS (uint8) or undefined.
   virtual void start_from_rows(const MixerWeights& /*weights*/, const Tensor& /*x_BSD*/, const Tensor& /*is_start_BS*/) const {}
+  // The same, for layers that also need what of the teacher's they have no parameter for.
+  virtual void start_from_teacher(const MixerWeights& weights, const TeacherRows& rows) const {
+    start_from_rows(weights, rows.x_BSD, rows.is_start_BS);
+  }
 
  protected:
   using WithMixer = std::function<Tensor(nn::TokenMixer&)>;
@@ -56,5 +70,8 @@ std::unique_ptr<const ConvertLayer> make_convert_layer(const ConvertConfig& conf
 
 // With the cell of that name.
 std::unique_ptr<const ConvertLayer> make_cell_layer(const ConvertConfig& config, const std::string& cell);
+
+// With the teacher's own attention.
+std::unique_ptr<const ConvertLayer> make_attention_layer(const ConvertConfig& config, const std::string& mixer);
 
 }  // namespace distil_xlstm::student

@@ -73,4 +73,8 @@ Tensor LayerAttention::value_factors(const Tensor& mixed_BSE) const {
   return (product_H / square_H).clamp(0.1, 10.0).masked_fill(square_H == 0, 1.0);
 }
 
+Tensor forget_gate_of(const Tensor& half_life_H) {
+  return at::logit(at::pow(2.0, -half_life_H.clamp(2.0, 2000.0).reciprocal()));
+}
+
 }  // namespace distil_xlstm::student

@@ -28,4 +28,7 @@ class LayerAttention {
   Tensor q_BHSK_, k_BHSK_, v_BHSK_, is_start_BS_;
 };
 
+// Pre-activation of a forget gate whose memory halves in so many tokens, within 2 to 2 000 [H].
+Tensor forget_gate_of(const Tensor& half_life_H);
+
 }  // namespace distil_xlstm::student

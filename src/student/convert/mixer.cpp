@@ -8,14 +8,6 @@
 #include "ops/linear.h"
 
 namespace distil_xlstm::student {
-namespace {
-
-Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& product, const Tensor& bias) {
-  const nn::Matrix matrix = product.defined() ? nn::Matrix(weight, product) : nn::Matrix(weight);
-  return matrix.product(u, bias.defined() ? bias.to(u.values.scalar_type()) : bias);
-}
-
-}  // namespace
 
 void ConvertState::for_each(const std::function<void(Tensor&)>& visit) {
   if (tail_BJT.defined()) visit(tail_BJT);

@@ -63,14 +63,8 @@ class ConvertShape final : public StudentShape {
     return count;
   }
   [[nodiscard]] std::vector<ParameterInfo> parameters() const override { return parameter_infos(specs_of(config_)); }
-  [[nodiscard]] std::string description() const override {
-    return fmt::format("the teacher's {} layers, attention replaced by {} of {} heads, {} features of a head{}", num_layers(),
-                       join(config_.mixers, ", "), config_.decoder.num_heads, config_.feature_size(),
-                       !config_.has_rope ? ", no rotary positions"
-                       : config_.rope_max_wavelength > 0
-                           ? fmt::format(", rotary positions up to {:g} tokens a turn", config_.rope_max_wavelength)
-                           : "");
-  }
+  [[nodiscard]] bool has_constant_state() const override { return config_.num_attention_layers() == 0 || config_.attention_window > 0; }
+  [[nodiscard]] std::string description() const override;
   [[nodiscard]] json to_json(std::string_view /*layout*/) const override { return config_.to_json(); }
   [[nodiscard]] std::vector<std::string> differences(const StudentShape& found) const override {
     if (found.kind() != kind()) return {fmt::format("  kind: [student] says {}, there it is {}", kind(), found.kind())};
@@ -99,18 +93,54 @@ class ConvertShape final : public StudentShape {
   ConvertConfig config_;
 };
 
+std::string rope_description(const ConvertConfig& config) {
+  if (!config.has_rope) return ", no rotary positions";
+  return config.rope_max_wavelength > 0 ? fmt::format(", rotary positions up to {:g} tokens a turn", config.rope_max_wavelength) : "";
+}
+
+std::string ConvertShape::description() const {
+  const int64_t kept = config_.num_attention_layers();
+  std::vector<std::string> others = config_.mixers;
+  std::erase(others, kKeptAttention);
+  const bool has_features = std::ranges::any_of(others, [](const std::string& name) { return name != "slstm"; });
+  const std::string replaced = fmt::format("attention replaced by {} of {} heads{}{}", join(others, ", "), config_.decoder.num_heads,
+                                           has_features ? fmt::format(", {} features of a head", config_.feature_size()) : "",
+                                           has_features ? rope_description(config_) : "");
+  if (kept == 0) return fmt::format("the teacher's {} layers, {}", num_layers(), replaced);
+  const std::string seen = config_.attention_window == 0  ? "whole documents, so that the state grows with the text"
+                           : config_.attention_sinks == 0 ? fmt::format("the last {} tokens", config_.attention_window)
+                                                          : fmt::format("the last {} tokens and a document's first {}",
+                                                                        config_.attention_window, config_.attention_sinks);
+  const bool is_all = kept == num_layers();
+  return fmt::format("the teacher's {} layers, {}attention kept in {} of them over {}{}{}", num_layers(),
+                     is_all ? "" : "a hybrid: ", is_all ? "all" : std::to_string(kept), seen, is_all ? "" : "; elsewhere ",
+                     is_all ? "" : replaced);
+}
+
 class ConvertStudent final : public BlockStudent {
  public:
   ConvertStudent(const ConvertConfig& config, BlockParts parts) : BlockStudent(std::move(parts)), shape_(config) {}
 
   [[nodiscard]] const StudentShape& shape() const override { return shape_; }
+  [[nodiscard]] bool keeps_mixer(int64_t layer) const override {
+    return layer_of(*parts().mixers.at(static_cast<size_t>(layer))).is_teachers();
+  }
   [[nodiscard]] bool starts_from_rows() const override {
     return std::ranges::any_of(parts().mixers, [](const auto& mixer) { return layer_of(*mixer).starts_from_rows(); });
   }
-  void start_from_rows(const std::vector<Tensor>& layer_inputs_BSD, const Tensor& is_start_BS) override {
+  void start_from_rows(const std::vector<Tensor>& layer_inputs_BSD, const Tensor& is_start_BS, const nn::LanguageModel* teacher) override {
     const at::NoGradGuard no_grad;
-    for (size_t layer = 0; layer < parts().mixers.size(); ++layer)
-      layer_of(*parts().mixers[layer]).start_from_rows(block_weights(static_cast<int64_t>(layer)), layer_inputs_BSD.at(layer), is_start_BS);
+    for (size_t layer = 0; layer < parts().mixers.size(); ++layer) {
+      const auto index = static_cast<int64_t>(layer);
+      TeacherRows rows{layer_inputs_BSD.at(layer), is_start_BS, {}};
+      const std::string prefix = convert_layer_prefix(index);
+      if (teacher != nullptr) {
+        teacher->for_each_weight(
+            [&](const std::string& name, const Tensor& tensor) { rows.teacher_weights[name.substr(prefix.size())] = tensor; },
+            prefix + "self_attn.");
+      }
+      layer_of(*parts().mixers[layer]).start_from_teacher(block_weights(index), rows);
+    }
   }
   [[nodiscard]] std::string description() const override {
     return fmt::format("converted, {}, {} trainable parameters", shape_.description(),

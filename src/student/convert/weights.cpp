@@ -28,22 +28,25 @@ Initializer feature_start(int64_t heads, int64_t K, int64_t M) {
   };
 }
 
-// The last tap 1, the others 0: the convolution begins as none.
+}  // namespace
+
 Initializer identity_taps(int64_t taps) {
   return [=](Random&, std::span<double> out) {
     for (size_t i = 0; i < out.size(); ++i) out[i] = (static_cast<int64_t>(i) + 1) % taps == 0 ? 1.0 : 0.0;
   };
 }
 
-// Keys and values of a group, once for each of its queries' heads: [G K, ...] -> [H K, ...].
-Tensor repeated(const Tensor& x, int64_t groups, int64_t repeats) {
+Tensor for_each_query(const Tensor& x, int64_t groups, int64_t repeats) {
   std::vector<int64_t> shape = x.sizes().vec();
   const Tensor grouped = x.reshape({groups, 1, -1}).expand({groups, repeats, x.numel() / groups});
   shape[0] *= repeats;
   return grouped.reshape(shape);
 }
 
-}  // namespace
+Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& product, const Tensor& bias) {
+  const nn::Matrix matrix = product.defined() ? nn::Matrix(weight, product) : nn::Matrix(weight);
+  return matrix.product(u, bias.defined() ? bias.to(u.values.scalar_type()) : bias);
+}
 
 SpecList& SpecList::add(std::string name, Shape shape, std::string group, bool is_product, std::string start, Initializer initialize) {
   specs_.push_back({.name = std::move(name),
@@ -135,7 +138,7 @@ void copy_from_teacher(const ConvertConfig& config, const nn::LanguageModel& tea
       for (const auto& part : names) rows += parts.emplace_back(find(part)).size(0);
       for (size_t i = 0; rows != parameter.size(0) && i < names.size(); ++i) {
         const bool is_grouped = names[i].find(".k_proj.") != std::string::npos || names[i].find(".v_proj.") != std::string::npos;
-        if (is_grouped) parts[i] = repeated(parts[i], G, repeats);
+        if (is_grouped) parts[i] = for_each_query(parts[i], G, repeats);
       }
       parameter.copy_(parts.size() == 1 ? parts.front() : at::cat(parts));
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "nn/language_model.h"
+#include "nn/matrix.h"
 #include "student/convert/config.h"
 #include "student/parameter.h"
 
@@ -55,6 +56,15 @@ struct CellWeights {
     visit("mixer.ogate.bias", output_gate_bias_E);
   }
 };
+
+// The last tap 1, the others 0: a convolution that begins as none.
+Initializer identity_taps(int64_t taps);
+
+// Keys or values of groups, once for each of their queries' heads: [G K, ...] -> [H K, ...].
+Tensor for_each_query(const Tensor& x, int64_t groups, int64_t repeats);
+
+// u W^T + b. `product`: the weight as products take it (MixerCall::products), or undefined; `bias` may be undefined too.
+Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& product, const Tensor& bias);
 
 // Puts parameters together. What is a factor of a large product has its type, and decays.
 class SpecList {

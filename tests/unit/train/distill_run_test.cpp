@@ -76,7 +76,7 @@ class DistillRunTest : public RunTest {
     return "";
   }
 
-  void expect_kind_is_distilled_resumed_and_loaded(const std::string& kind);
+  void expect_kind_is_distilled_resumed_and_loaded(const std::string& kind, const std::vector<config::Override>& more = {});
 
   fs::path text_;
 };
@@ -113,10 +113,11 @@ TEST_F(DistillRunTest, FromTextToARunThatOpensAsAModel) {
 
 // Distils a student of the kind whole, and in two parts of a run that is stopped and resumed: the same weights, a validation perplexity
 // that falls, and a student that loads from the run and decodes token by token what it computes at once.
-void DistillRunTest::expect_kind_is_distilled_resumed_and_loaded(const std::string& kind) {
+void DistillRunTest::expect_kind_is_distilled_resumed_and_loaded(const std::string& kind, const std::vector<config::Override>& more) {
   const auto settings = [&](const std::string& name) {
     auto overrides = settings_for(folder_ / name, text_);
     overrides.push_back({"student.kind", kind, "--set"});
+    overrides.insert(overrides.end(), more.begin(), more.end());
     return load(overrides);
   };
   EXPECT_EQ(run_distillation({.config = settings("whole")}), TrainStatus::finished);
@@ -148,6 +149,16 @@ TEST_F(DistillRunTest, AStudentKindFromOutsideIsDistilledResumedAndLoaded) {
 // It starts from the teacher's layers.
 TEST_F(DistillRunTest, AConvertedStudentIsDistilledResumedAndLoaded) {
   expect_kind_is_distilled_resumed_and_loaded("convert");
+}
+
+// Every mixer, from its teacher's look-back, by the method of two stages.
+TEST_F(DistillRunTest, AHybridIsConvertedResumedAndLoaded) {
+  expect_kind_is_distilled_resumed_and_loaded("convert", {{"student.mixers", R"(["gated-delta", "attention", "mlstm"])", "--set"},
+                                                          {"student.attention_window", "8", "--set"},
+                                                          {"student.attention_sinks", "2", "--set"},
+                                                          {"distill.method", "convert", "--set"}});
+  const auto student = student::load_student(io::open_model((folder_ / "whole").string()));
+  EXPECT_THAT(student->description(), HasSubstr("the last 8 tokens and a document's first 2"));
 }
 
 TEST_F(DistillRunTest, StudentAndTeacherShareTheFrozenMatrices) {

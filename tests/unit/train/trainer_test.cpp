@@ -531,6 +531,27 @@ TEST_F(TrainerTest, ConversionEndsInRowsThatStartFromStates) {
   }
 }
 
+// It is the teacher's from the first step on: no rounding error moves it before the whole student is trained.
+TEST_F(TrainerTest, AlignmentLeavesKeptAttentionAlone) {
+  for (const int64_t window : {0, 4}) {
+    auto config = convert_config();
+    config.student.mixers = {"mlstm", "attention"};
+    config.student.attention_window = window;
+    config.optimizer.warmup_ratio = 0.0;
+    const auto name = fmt::format("window{}", window);
+    SmallRun run(config, data_, folder_ / name, "", 3);
+    const auto before = copies_of(run.student->parameters());
+    run.trainer->run();
+    const auto traits = run.student->parameter_traits();
+    for (size_t i = 0; i < traits.size(); ++i) {
+      const auto& [parameter, now] = run.student->parameters()[i];
+      const bool is_kept = window == 0 && (parameter.starts_with("model.layers.1.") || parameter.starts_with("model.layers.3."));
+      const bool is_trained = !is_kept && (traits[i].group == "mixer" || traits[i].group == "attention");
+      EXPECT_EQ(at::equal(now.detach(), before[i].second), !is_trained) << parameter;
+    }
+  }
+}
+
 // The gradient of the first stage against differences of the mean that it reports.
 TEST_F(TrainerTest, TheGradientOfAlignedLayersIsThatOfTheirError) {
   const auto config = convert_config();
@@ -685,6 +706,12 @@ const std::vector<ResumeCase>& resume_cases() {
       {"mohawk", [](auto& c) { c = convert_config(), c.distill.method = "mohawk", c.distill.convert.orient_fraction = 0.3; }},
       {"convert, states passed on",
        [](auto& c) { c = convert_config(), c.distill.convert.align_fraction = 0.2, c.distill.convert.state_passing_fraction = 0.5; }},
+      {"convert, every mixer",
+       [](auto& c) {
+         c = convert_config();
+         c.student.mixers = {"gated-delta", "attention", "mlstm"}, c.student.attention_window = 5, c.student.attention_sinks = 1;
+         c.train.checkpointing = config::Checkpointing::blocks;
+       }},
   };
   return cases;
 }
