@@ -5,9 +5,9 @@
     model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 The teacher's decoder layers with a recurrent cell in the place of each attention: an mLSTM ("mlstm") or the gated delta rule
-("gated-delta"), on learned features of the teacher's queries and keys. Text is read in chunks and written token by token; both go through
-the same cell, whose state has a constant size. A hybrid keeps the attention of some layers ("attention"), over a window or over the whole
-text: then its state grows with it.
+("gated-delta"), on learned features of the teacher's queries and keys, or an sLSTM on its values ("slstm"). Text is read in chunks and
+written token by token; both go through the same cell, whose state has a constant size. A hybrid keeps the attention of some layers
+("attention"), over a window or over the whole text: then its state grows with it.
 
 Letters: B batch, S sequence, D width of the stream, H heads of K channels, E = H K, F features of a head, J taps of the convolution, L
 tokens of a chunk.
@@ -375,7 +375,69 @@ class Attention:
         return torch.where(is_new_BC[:, :, None, None], new.gather(1, index), old)
 
 
-MIXERS = {"attention": Attention}
+class ValueProjections(nn.Module):
+    """The teacher's values, those of a group once for each of its heads."""
+
+    def __init__(self, config):
+        super().__init__()
+        D, E = config.hidden_size, config.num_attention_heads * config.head_dim
+        self.v_proj = nn.Linear(D, E, bias=config.attention_bias)
+        self.o_proj = nn.Linear(E, D, bias=config.attention_output_bias)
+
+
+class SlstmMixer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        D, H, K = config.hidden_size, config.num_attention_heads, config.head_dim
+        if config.conv1d_kernel_size > 0:
+            self.conv = Weight(H * K, config.conv1d_kernel_size)
+        self.igate = nn.Linear(D, H * K)
+        self.fgate = nn.Linear(D, H * K)
+        self.ogate = nn.Linear(D, H * K)
+        self.recurrent = Weight(H, K, 4, K)
+        self.log_range = Weight(H * K)
+
+
+class Slstm:
+    """y_t = sigmoid(o_t) c_t / n_t with c_t = sigmoid(f_t) c_(t-1) + e^i_t tanh(z_t), n_t the same sum of ones, z = v / a, and R y_(t-1) in all
+    four pre-activations; out = a y. State: the convolution's last inputs, and y, c, n, m [B, H, K], c and n divided by e^m."""
+
+    projections, additions = ValueProjections, SlstmMixer
+
+    @staticmethod
+    def mix(layer, u_BSD, cos_sin, is_token_BS, state):
+        config, mixer, (B, S, _) = layer.config, layer.mixer, u_BSD.shape
+        tail, cell = state if state is not None else (None, None)
+        v, tail = layer.convolve(layer.self_attn.v_proj(u_BSD), is_token_BS, tail)
+        with in_float32(u_BSD.device):
+            gate = lambda linear: F.linear(u_BSD.float(), linear.weight.float(), linear.bias.float())  # noqa: E731
+            a = mixer.log_range.weight.float().exp()
+            inputs = torch.stack((gate(mixer.igate), gate(mixer.fgate), v.float() / a, gate(mixer.ogate)), dim=2)
+            inputs = inputs.view(B, S, 4, config.num_attention_heads, config.head_dim).transpose(2, 3)
+            if cell is None:
+                cell = (torch.zeros_like(inputs[:, 0, :, 0]),) * 4
+            outputs = []
+            for t in range(S):
+                after = Slstm.step(inputs[:, t], cell, mixer.recurrent.weight.float())
+                if is_token_BS is not None:
+                    after = tuple(torch.where(is_token_BS[:, t, None, None], new, old) for new, old in zip(after, cell))
+                cell = after
+                outputs.append(cell[0])
+            mixed = torch.stack(outputs, dim=1).reshape(B, S, -1) * a
+        return mixed.to(u_BSD.dtype), (tail, cell)
+
+    @staticmethod
+    def step(input_BHGK, cell, recurrent):
+        y, c, n, m = cell
+        i, f, z, o = (input_BHGK + torch.einsum("bhe,hegk->bhgk", y, recurrent)).unbind(2)
+        carried = F.logsigmoid(f) + m
+        m = torch.where(n == 0, i, torch.maximum(i, carried)).detach()
+        forget, write = (carried - m).clamp_max(0).exp(), (i - m).exp()
+        c, n = forget * c + write * z.tanh(), forget * n + write
+        return o.sigmoid() * c / n, c, n, m
+
+
+MIXERS = {"attention": Attention, "slstm": Slstm}
 
 
 class DistilXlstmLayer(GradientCheckpointingLayer):
@@ -477,7 +539,7 @@ class DistilXlstmPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         if isinstance(module, RmsNorm):
             nn.init.ones_(module.weight)
-        if isinstance(module, Mixer):
+        if isinstance(module, (Mixer, SlstmMixer)):
             nn.init.constant_(module.fgate.bias, 5.0)
             nn.init.constant_(module.ogate.bias, 4.0)
 

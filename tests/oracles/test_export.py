@@ -39,9 +39,11 @@ CASES = {
               dict(mixers=["mlstm", "gated-delta"], feature_factor=4)),
     "qwen2 without positions": ("qwen2", dict(use_sliding_window=False), dict(rope=False, conv1d_kernel_size=1, mixers=["gated-delta"])),
     "qwen3": ("qwen3", dict(head_dim=6, attention_bias=True), dict(mixers=["gated-delta", "mlstm", "mlstm"], conv1d_kernel_size=3)),
-    "llama hybrid": ("llama", dict(attention_bias=True, rope_parameters=LLAMA3), dict(mixers=["attention", "mlstm"])),
+    "llama hybrid": ("llama", dict(attention_bias=True, rope_parameters=LLAMA3), dict(mixers=["attention", "mlstm", "slstm"])),
     "qwen2 with a window": ("qwen2", dict(use_sliding_window=False),
                             dict(mixers=["mlstm", "attention"], attention_window=20, attention_sinks=3, rope=False)),
+    "qwen3 sLSTM": ("qwen3", dict(head_dim=6, attention_bias=True),
+                    dict(mixers=["slstm", "attention", "slstm"], attention_window=31, conv1d_kernel_size=0)),
 }
 GROWING = ["llama hybrid"]  # whose states do
 MIXED = "qwen2"
@@ -78,7 +80,7 @@ def exported(name):
     generator = torch.Generator().manual_seed(11)
     for key, tensor in weights.items():
         if ".mixer." in key:
-            scale = 0.2 if "conv" in key else 0.3 if tensor.dim() == 2 else 0.7
+            scale = 0.2 if "conv" in key or "recurrent" in key else 0.3 if tensor.dim() == 2 else 0.7
             weights[key] = tensor + scale * torch.randn(tensor.shape, generator=generator)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
@@ -249,7 +251,7 @@ def test_batches_are_generated_as_their_rows():
 
 @on_one_thread
 def test_beams_carry_their_states():
-    for name in (MIXED, "qwen3", "llama hybrid", "qwen2 with a window"):
+    for name in (MIXED, "qwen3", "llama hybrid", "qwen2 with a window", "qwen3 sLSTM"):
         tokens, options = random_tokens(2, 11), dict(max_new_tokens=10, num_beams=3, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert torch.equal(opened(name).generate(tokens, **options), opened(name).generate(tokens, use_cache=False, **options))
 

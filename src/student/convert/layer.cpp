@@ -14,7 +14,7 @@ struct LayerKind {
 };
 
 constexpr std::array kLayerKinds = {LayerKind{"mlstm", make_cell_layer}, LayerKind{"gated-delta", make_cell_layer},
-                                    LayerKind{"attention", make_attention_layer}};
+                                    LayerKind{"slstm", make_slstm_layer}, LayerKind{"attention", make_attention_layer}};
 
 nn::Matrix matrix(const Tensor& weight, const Tensor& converted) {
   return converted.defined() ? nn::Matrix(weight, converted) : nn::Matrix(weight);

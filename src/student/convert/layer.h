@@ -71,6 +71,9 @@ std::unique_ptr<const ConvertLayer> make_convert_layer(const ConvertConfig& conf
 // With the cell of that name.
 std::unique_ptr<const ConvertLayer> make_cell_layer(const ConvertConfig& config, const std::string& cell);
 
+// With an sLSTM.
+std::unique_ptr<const ConvertLayer> make_slstm_layer(const ConvertConfig& config, const std::string& mixer);
+
 // With the teacher's own attention.
 std::unique_ptr<const ConvertLayer> make_attention_layer(const ConvertConfig& config, const std::string& mixer);
 

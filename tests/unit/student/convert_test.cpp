@@ -81,9 +81,11 @@ std::vector<config::StudentSettings> every_kind() {
           {.conv1d_kernel_size = 0, .mixers = {"mlstm"}},
           {.mixers = {"gated-delta"}},
           {.conv1d_kernel_size = 0, .mixers = {"mlstm", "gated-delta"}},
+          {.mixers = {"slstm"}},
+          {.conv1d_kernel_size = 0, .mixers = {"slstm", "mlstm"}},
           {.mixers = {"attention"}},
           {.mixers = {"mlstm", "attention"}, .attention_window = 5},
-          {.mixers = {"attention"}, .attention_window = 4, .attention_sinks = 3}};
+          {.mixers = {"attention", "slstm"}, .attention_window = 4, .attention_sinks = 3}};
 }
 
 std::string name_of(const config::StudentSettings& settings) {
@@ -103,7 +105,7 @@ TEST(Convert, StartsFromItsTeacher) {
   };
   std::vector<Case> cases;
   for (const auto& [family, of_family] : families()) {
-    for (const char* mixer : {"mlstm", "attention"}) cases.push_back({family + " " + mixer, of_family, mixer});
+    for (const char* mixer : {"mlstm", "slstm", "attention"}) cases.push_back({family + " " + mixer, of_family, mixer});
   }
   for (const auto& [name, config, mixer] : cases) {
     SCOPED_TRACE(name);
@@ -371,10 +373,10 @@ TEST(Convert, GradientsMatchDifferences) {
     for (const auto& [family, settings] :
          {std::pair<size_t, config::StudentSettings>{1, {.mixers = {"mlstm", "gated-delta"}}},
           {3, {.mixers = {"mlstm", "gated-delta"}}},
-          {1, {.mixers = {"gated-delta", "attention"}}},
-          {3, {.mixers = {"attention", "gated-delta"}}},
+          {1, {.mixers = {"slstm", "attention"}}},
+          {3, {.mixers = {"attention", "slstm"}}},
           {1, {.mixers = {"attention"}, .attention_window = 3}},
-          {3, {.conv1d_kernel_size = 0, .mixers = {"gated-delta", "attention"}, .attention_window = 3, .attention_sinks = 2}}}) {
+          {3, {.conv1d_kernel_size = 0, .mixers = {"slstm", "attention"}, .attention_window = 3, .attention_sinks = 2}}}) {
       SCOPED_TRACE(device.str() + " " + families()[family].name + " " + name_of(settings));
       const Pair pair = convert(families()[family].config, settings, device);
       perturb(*pair.student, 0.2);
@@ -621,8 +623,8 @@ TEST(Convert, HalfPrecisionIsNearFloat32) {
   for (const at::Device device : devices()) {
     for (const auto& [mixers, type] : {std::pair<std::vector<std::string>, at::ScalarType>{{"mlstm", "gated-delta"}, at::kBFloat16},
                                        {{"mlstm", "gated-delta"}, at::kHalf},
-                                       {{"gated-delta", "attention"}, at::kBFloat16},
-                                       {{"attention", "gated-delta"}, at::kHalf}}) {
+                                       {{"slstm", "attention"}, at::kBFloat16},
+                                       {{"attention", "slstm"}, at::kHalf}}) {
       SCOPED_TRACE(fmt::format("{} {}", fmt::join(mixers, " "), c10::toString(type)));
       const Pair pair = convert(families()[1].config, {.mixers = mixers}, device, at::kFloat);
       const Tensor tokens = tokens_of(2, 21, device);
@@ -656,7 +658,7 @@ TEST(Convert, StoredAndReadAgainIsTheSame) {
     EXPECT_TRUE(at::equal(again->forward_hidden(tokens), pair.student->forward_hidden(tokens)));
     EXPECT_TRUE(at::equal(again->head_weight(), pair.student->head_weight()));
     const Pair hybrid =
-        convert(config, {.mixers = {"gated-delta", "attention"}, .attention_window = 4, .attention_sinks = 2}, at::kCPU, at::kFloat);
+        convert(config, {.mixers = {"slstm", "attention"}, .attention_window = 4, .attention_sinks = 2}, at::kCPU, at::kFloat);
     perturb(*hybrid.student, 0.1);
     const json stored_hybrid = hybrid.shape->to_json("");
     EXPECT_EQ(stored_hybrid["distil_xlstm"]["attention_window"], 4);
@@ -787,7 +789,7 @@ TEST(Convert, AStateIsAsLargeAsItsWindowOrGrowsSeldom) {
   };
   const int64_t a_token = 2 * 2 * 2 * 6 * 8;  // keys and values of two layers, two heads of six channels, in float64
   EXPECT_EQ(sizes({.mixers = {"attention"}, .attention_window = 9, .attention_sinks = 2}, 30), (std::set<int64_t>{11 * a_token + 2 * 8}));
-  EXPECT_EQ(sizes({.mixers = {"mlstm", "gated-delta"}}, 30).size(), 1);
+  EXPECT_EQ(sizes({.mixers = {"mlstm", "slstm"}}, 30).size(), 1);
   const auto grown = sizes({.mixers = {"attention"}}, 400);
   EXPECT_LE(grown.size(), 7);
   EXPECT_GE(*grown.rbegin(), 400 * a_token);
@@ -826,7 +828,7 @@ TEST(Convert, WindowsThatCannotBeAreRefused) {
     return testing::error_of<ConfigError>([&] { (void)derive_shape(of_kind, teacher, 8); });
   };
   EXPECT_THAT(refusal({.attention_window = 4}), ::testing::HasSubstr("student.attention_window = 4: no layer keeps its attention"));
-  EXPECT_THAT(refusal({.mixers = {"mlstm", "gated-delta", "attention"}, .attention_window = 4}),
+  EXPECT_THAT(refusal({.mixers = {"mlstm", "slstm", "attention"}, .attention_window = 4}),
               ::testing::HasSubstr("no layer keeps its attention"))
       << "of two layers";
   EXPECT_THAT(refusal({.mixers = {"attention"}, .attention_sinks = 4}),
@@ -853,9 +855,89 @@ TEST(Convert, AHybridSaysThatItIsOne) {
   };
   EXPECT_THAT(text({.mixers = {"mlstm", "attention"}}),
               ::testing::HasSubstr("a hybrid: attention kept in 1 of them over whole documents, so that the state grows with the text"));
-  EXPECT_THAT(text({.mixers = {"attention", "gated-delta"}, .attention_window = 16, .attention_sinks = 4}),
-              ::testing::HasSubstr("over the last 16 tokens and a document's first 4; elsewhere attention replaced by gated-delta"));
+  EXPECT_THAT(text({.mixers = {"attention", "slstm"}, .attention_window = 16, .attention_sinks = 4}),
+              ::testing::HasSubstr("over the last 16 tokens and a document's first 4; elsewhere attention replaced by slstm"));
   EXPECT_THAT(text({}), ::testing::Not(::testing::HasSubstr("hybrid")));
+}
+
+// ---- sLSTM.
+
+// One layer's mixer by the formulas, a token at a time.
+TEST(Convert, AnSlstmIsItsDefinition) {
+  for (const int64_t taps : {4, 0}) {
+    const Pair pair = convert(families()[1].config, {.conv1d_kernel_size = taps, .mixers = {"slstm"}});
+    perturb(*pair.student, 0.3);
+    const auto w = named(*pair.student);
+    const auto of = [&](const std::string& name) { return w.at("model.layers.0." + name).detach(); };
+    const int64_t S = 12, H = 4, K = 6, E = H * K;
+    const Tensor x_SD = at::randn({S, 12}, at::kDouble);
+    const Tensor u_SD = x_SD / (x_SD.square().mean(-1, true) + 1e-6).sqrt() * of("input_layernorm.weight");
+    const Tensor in_SE = at::linear(u_SD, of("self_attn.v_proj.weight"), of("self_attn.v_proj.bias"));
+    Tensor v_SE = taps > 0 ? at::zeros_like(in_SE) : in_SE;
+    for (int64_t t = 0; taps > 0 && t < S; ++t) {
+      for (int64_t j = 0; j < taps && j <= t; ++j) v_SE[t] += of("mixer.conv.weight").select(1, taps - 1 - j) * in_SE[t - j];
+    }
+    const auto gate = [&](const std::string& name) {
+      return at::linear(u_SD, of("mixer." + name + ".weight"), of("mixer." + name + ".bias")).view({S, H, K});
+    };
+    const Tensor a_HK = of("mixer.log_range.weight").exp().view({H, K});
+    const Tensor i = gate("igate"), f = gate("fgate"), o = gate("ogate"), z = v_SE.view({S, H, K}) / a_HK;
+    Tensor y = at::zeros({H, K}, at::kDouble), c = y.clone(), n = y.clone(), out_SE = at::zeros({S, E}, at::kDouble);
+    for (int64_t t = 0; t < S; ++t) {
+      const Tensor back_HGK = at::einsum("he,hegd->hgd", {y, of("mixer.recurrent.weight")});
+      const auto of_gate = [&](const Tensor& own, int64_t index) { return own[t] + back_HGK.select(1, index); };
+      const Tensor input = of_gate(i, 0).exp(), forget = of_gate(f, 1).sigmoid();
+      c = forget * c + input * of_gate(z, 2).tanh();
+      n = forget * n + input;
+      y = of_gate(o, 3).sigmoid() * c / n;
+      out_SE[t] = (a_HK * y).flatten();
+    }
+    const Tensor expected = at::linear(out_SE, of("self_attn.o_proj.weight"), of("self_attn.o_proj.bias"));
+    const at::NoGradGuard no_grad;
+    EXPECT_LT(relative_error(pair.student->mixer_output(0, x_SD.unsqueeze(0), {}, {.compute_dtype = at::kDouble})[0], expected), 1e-9)
+        << taps;
+  }
+}
+
+// A fresh one is the decaying mean of what its teacher's values are, over as many tokens as the teacher looks back.
+TEST(Convert, AnSlstmStartsAsAMeanOverItsTeachersLookBack) {
+  for (const auto& [name, config] : families()) {
+    SCOPED_TRACE(name);
+    const Pair pair = convert(config, {.mixers = {"slstm"}}), cells = convert(config, {.mixers = {"mlstm"}});
+    const Tensor tokens = tokens_of(3, 24);
+    const auto seen = pair.teacher->forward(tokens, {}, {.collect_attention = true});
+    ASSERT_TRUE(pair.student->starts_from_rows());
+    const Tensor before = named(*pair.student).at("model.layers.1.mixer.fgate.bias").detach().clone();
+    pair.student->start_from_rows(seen.layer_inputs_BSD, {});
+    EXPECT_TRUE(at::equal(named(*pair.student).at("model.layers.1.mixer.fgate.bias"), before)) << "without the teacher";
+    pair.student->start_from_rows(seen.layer_inputs_BSD, {}, pair.teacher.get());
+    cells.student->start_from_rows(seen.layer_inputs_BSD, {}, pair.teacher.get());
+    const auto own = named(*pair.student), of_cells = named(*cells.student);
+    const int64_t K = config["head_dim"];
+    for (int64_t layer = 0; layer < 2; ++layer) {
+      const auto bias = fmt::format("model.layers.{}.mixer.fgate.bias", layer);
+      EXPECT_TRUE(at::allclose(own.at(bias), of_cells.at(bias).repeat_interleave(K), 1e-9, 1e-9)) << "as a cell behind the same attention";
+    }
+    const at::NoGradGuard no_grad;
+    const Tensor& x_BSD = seen.layer_inputs_BSD[1];
+    const auto of = [&](const std::string& part) {
+      const auto found = own.find("model.layers.1." + part);
+      return found == own.end() ? Tensor() : found->second;
+    };
+    const Tensor u_BSD = x_BSD / (x_BSD.square().mean(-1, true) + 1e-6).sqrt() * of("input_layernorm.weight");
+    const Tensor v_BSE = at::linear(u_BSD, of("self_attn.v_proj.weight"), of("self_attn.v_proj.bias"));
+    EXPECT_TRUE(at::allclose(of("mixer.log_range.weight").exp(), 4.0 * v_BSE.square().mean(at::IntArrayRef{0, 1}).sqrt(), 1e-6));
+    const Tensor forget_E = of("mixer.fgate.bias").sigmoid();
+    Tensor sum = at::zeros_like(v_BSE.select(1, 0)), count = at::zeros_like(sum), mean_BSE = at::zeros_like(v_BSE);
+    for (int64_t t = 0; t < 24; ++t) {
+      sum = forget_E * sum + v_BSE.select(1, t);
+      count = forget_E * count + 1.0;
+      mean_BSE.select(1, t).copy_(sum / count);
+    }
+    const Tensor expected = at::linear(mean_BSE, of("self_attn.o_proj.weight"), of("self_attn.o_proj.bias"));
+    // The output gate is open to 0.98, and tanh is straight to a twentieth where values lie.
+    EXPECT_LT(relative_error(pair.student->mixer_output(1, x_BSD, {}, {.compute_dtype = at::kDouble}), expected), 0.1);
+  }
 }
 
 }  // namespace

@@ -153,7 +153,7 @@ TEST_F(DistillRunTest, AConvertedStudentIsDistilledResumedAndLoaded) {
 
 // Every mixer, from its teacher's look-back, by the method of two stages.
 TEST_F(DistillRunTest, AHybridIsConvertedResumedAndLoaded) {
-  expect_kind_is_distilled_resumed_and_loaded("convert", {{"student.mixers", R"(["gated-delta", "attention", "mlstm"])", "--set"},
+  expect_kind_is_distilled_resumed_and_loaded("convert", {{"student.mixers", R"(["slstm", "attention", "mlstm"])", "--set"},
                                                           {"student.attention_window", "8", "--set"},
                                                           {"student.attention_sinks", "2", "--set"},
                                                           {"distill.method", "convert", "--set"}});

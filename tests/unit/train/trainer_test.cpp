@@ -709,7 +709,7 @@ const std::vector<ResumeCase>& resume_cases() {
       {"convert, every mixer",
        [](auto& c) {
          c = convert_config();
-         c.student.mixers = {"gated-delta", "attention", "mlstm"}, c.student.attention_window = 5, c.student.attention_sinks = 1;
+         c.student.mixers = {"slstm", "attention", "mlstm"}, c.student.attention_window = 5, c.student.attention_sinks = 1;
          c.train.checkpointing = config::Checkpointing::blocks;
        }},
   };
