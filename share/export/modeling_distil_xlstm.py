@@ -27,8 +27,8 @@ NONE = float("-inf")  # exp(NONE) = 0
 
 class DistilXlstmConfig(PretrainedConfig):
     """`rotary`: rope_type, rope_theta and the parameters of that type, all in force, or None for no positions; use_rope: whether cells have
-    them too, as attention does. Layer i has mixers[i % len(mixers)]. attention_window: tokens that a kept attention sees, 0 for all, beside a
-    text's first attention_sinks."""
+    them too, as attention does; rope_max_wavelength: the tokens of the longest turn that they keep, 0 for all. Layer i has
+    mixers[i % len(mixers)]. attention_window: tokens that a kept attention sees, 0 for all, beside a text's first attention_sinks."""
 
     model_type = "distil_xlstm"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -36,7 +36,8 @@ class DistilXlstmConfig(PretrainedConfig):
     def __init__(self, vocab_size=512, hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, head_dim=8,
                  rms_norm_eps=1e-6, attention_bias=False, attention_output_bias=False, mlp_bias=False, use_qk_norm=False, rotary=None,
                  mixers=("mlstm",), conv1d_kernel_size=4, feature_factor=2, chunk_size=64, initializer_range=0.02, use_cache=True,
-                 tie_word_embeddings=False, use_rope=True, num_key_value_heads=None, attention_window=0, attention_sinks=0, **kwargs):
+                 tie_word_embeddings=False, use_rope=True, rope_max_wavelength=0.0, num_key_value_heads=None, attention_window=0,
+                 attention_sinks=0, **kwargs):
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -50,6 +51,7 @@ class DistilXlstmConfig(PretrainedConfig):
         self.use_qk_norm = use_qk_norm
         self.rotary = rotary
         self.use_rope = use_rope
+        self.rope_max_wavelength = rope_max_wavelength
         self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.mixers = list(mixers)
         self.attention_window = attention_window
@@ -195,13 +197,7 @@ def run_cell(cell, q, k, v, input_gate, log_forget, state, chunk_size):
 
 
 def rope_frequencies(rotary, head_dim):
-    """The K / 2 frequencies, float32 on the CPU; 0 where a turn takes more than `max_wavelength` tokens."""
-    frequencies = scaled_frequencies(rotary, head_dim)
-    longest = rotary.get("max_wavelength", math.inf)
-    return frequencies.masked_fill(2 * math.pi / frequencies > longest, 0.0)
-
-
-def scaled_frequencies(rotary, head_dim):
+    """The K / 2 frequencies, float32 on the CPU."""
     powers = rotary["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
     frequencies, kind = 1.0 / powers, rotary["rope_type"]
     if kind == "default":
@@ -228,6 +224,15 @@ def scaled_frequencies(rotary, head_dim):
         kept = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)
         return frequencies / factor * (1 - kept) + frequencies * kept
     raise ValueError(f"config.json: rotary.rope_type = {kind!r} is not known: take default, linear, llama3 or yarn")
+
+
+def fast_turns(cos_sin, config):
+    """The same, but channels whose turn takes more than rope_max_wavelength tokens stay where they are."""
+    if not config.rope_max_wavelength:
+        return cos_sin
+    cos, sin = cos_sin
+    is_slow = (2 * math.pi / rope_frequencies(config.rotary, config.head_dim) > config.rope_max_wavelength).to(cos.device)
+    return cos.masked_fill(is_slow, config.rotary.get("attention_factor", 1.0)), sin.masked_fill(is_slow, 0.0)
 
 
 def rotate(x_BSHK, cos_sin):
@@ -473,6 +478,7 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         with in_float32(u_BSD.device):
             q, k, v = q.float(), k.float(), v.float().transpose(1, 2)
             if cos_sin is not None and self.config.use_rope:
+                cos_sin = fast_turns(cos_sin, self.config)
                 q, k = rotate(q, cos_sin), rotate(k, cos_sin)
             q, k = self.cell.features(features(q, self.mixer.feature_q.weight), features(k, self.mixer.feature_k.weight), self.config.head_dim)
             input_gate, log_forget = self.gates(u_BSD.float(), is_token_BS)

@@ -39,7 +39,7 @@ CASES = {
               dict(mixers=["mlstm", "gated-delta"], feature_factor=4)),
     "qwen2 without positions": ("qwen2", dict(use_sliding_window=False), dict(rope=False, conv1d_kernel_size=1, mixers=["gated-delta"])),
     "qwen3": ("qwen3", dict(head_dim=6, attention_bias=True), dict(mixers=["gated-delta", "mlstm", "mlstm"], conv1d_kernel_size=3)),
-    "llama hybrid": ("llama", dict(attention_bias=True, rope_parameters=LLAMA3), dict(mixers=["attention", "mlstm", "slstm"])),
+    "llama hybrid": ("llama", dict(attention_bias=True, rope_parameters=LLAMA3), dict(mixers=["attention", "mlstm", "slstm"], rope_max_wavelength=30.0)),
     "qwen2 with a window": ("qwen2", dict(use_sliding_window=False),
                             dict(mixers=["mlstm", "attention"], attention_window=20, attention_sinks=3, rope=False)),
     "qwen3 sLSTM": ("qwen3", dict(head_dim=6, attention_bias=True),

@@ -31,7 +31,7 @@ LayerAttention::LayerAttention(const ConvertConfig& config, const Tensor& norm_D
   };
   q_BHSK_ = placed(part(0), w.q_norm_K);
   k_BHSK_ = placed(part(1), w.k_norm_K);
-  v_BHSK_ = part(2).transpose(1, 2);
+  if (qkv_BST.size(2) == 3 * E) v_BHSK_ = part(2).transpose(1, 2);
   const Tensor place_S = at::arange(num_tokens_, q_BHSK_.options().dtype(at::kLong));
   distance_SS_ = place_S.unsqueeze(1) - place_S.unsqueeze(0);
 }

@@ -29,7 +29,6 @@ json rotary_json(const nn::RopeConfig& rope) {
                      {"attention_factor", rope.attention_factor}});
       break;
   }
-  if (rope.max_wavelength > 0.0) rotary["max_wavelength"] = rope.max_wavelength;
   return rotary;
 }
 
@@ -58,8 +57,9 @@ PythonForm convert_python_form(const ConvertConfig& config) {
                      {"attention_output_bias", decoder.has_o_bias},
                      {"mlp_bias", decoder.has_mlp_bias},
                      {"use_qk_norm", decoder.has_qk_norm},
-                     {"rotary", config.has_rope || config.num_attention_layers() > 0 ? rotary_json(config.rope()) : json()},
+                     {"rotary", config.has_rope || config.num_attention_layers() > 0 ? rotary_json(decoder.rope) : json()},
                      {"use_rope", config.has_rope},
+                     {"rope_max_wavelength", config.rope_max_wavelength},
                      {"num_key_value_heads", decoder.num_kv_heads},
                      {"attention_window", config.attention_window},
                      {"attention_sinks", config.attention_sinks},

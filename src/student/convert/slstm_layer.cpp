@@ -149,8 +149,7 @@ class ScalarLayer final : public ConvertLayer {
     if (rows.teacher_weights.empty()) return;
     const ScalarWeights w = bind_(&weights);
     const Tensor norm_D = bind_layer_(&weights).input_norm_D;
-    const nn::Rotary rotary(config().decoder.rope, config().decoder.head_dim, rows.x_BSD.device());
-    const Tensor half_life_H = mean_look_back(config(), norm_D, queries_and_keys(rows), rotary, rows.x_BSD, rows.is_start_BS);
+    const Tensor half_life_H = LayerAttention(config(), norm_D, queries_and_keys(rows), rows.x_BSD, rows.is_start_BS).mean_look_back();
     Tensor(w.forget_gate_bias_E).copy_(forget_gate_of(half_life_H).repeat_interleave(config().decoder.head_dim));
     const auto u_BSD =
         nn::rms_norm_input(rows.x_BSD.to(w.v_ED.scalar_type()), norm_D, config().decoder.rms_norm_eps, nn::ProductType::same_as_weights);

@@ -483,7 +483,7 @@ TEST(Convert, ForgetGatesStartFromHowFarTheTeacherLooksBack) {
 TEST(Convert, ValuesStartWithTheFactorsOfLeastSquares) {
   const json config = families()[2].config;  // as wide as its heads together, biases on q, k and v, grouped heads
   const int64_t H = config["num_attention_heads"], G = config["num_key_value_heads"], K = config["head_dim"], E = H * K;
-  for (const std::string& mixer : convert_mixer_names()) {
+  for (const std::string mixer : {"mlstm", "gated-delta"}) {
     SCOPED_TRACE(mixer);
     const Pair pair =
         convert(config, {.mixers = {mixer}, .gate_init = config::GateInit::spread, .value_init = config::ValueInit::least_squares});
