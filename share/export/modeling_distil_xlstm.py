@@ -5,14 +5,15 @@
     model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 The teacher's decoder layers with a recurrent cell in the place of each attention: an mLSTM ("mlstm") or the gated delta rule
-("gated-delta"), on learned features of the teacher's queries and keys, or an sLSTM on its values ("slstm"). Text is read in chunks and
-written token by token; both go through the same cell, whose state has a constant size. A hybrid keeps the attention of some layers
-("attention"), over a window or over the whole text: then its state grows with it.
+("gated-delta"), on learned features of the teacher's queries and keys, the block of NX-AI's large models ("xlstm-large"), or an sLSTM on the
+teacher's values ("slstm"). Text is read in chunks and written token by token; both go through the same cell, whose state has a constant
+size. A hybrid keeps the attention of some layers ("attention"), over a window or over the whole text: then its state grows with it.
 
 Letters: B batch, S sequence, D width of the stream, H heads of K channels, E = H K, F features of a head, J taps of the convolution, L
 tokens of a chunk.
 """
 import contextlib
+import functools
 import math
 
 import torch
@@ -118,6 +119,8 @@ class Mlstm:
     """h_t = sum_j (q_t k_j) e^D_tj v_j / sum_j (q_t k_j) e^D_tj with D_tj = sum_(r = j+1..t) log_forget_r + input_gate_j. The state (C, n, m)
     is kept divided by e^m, and what a token reads by e^frame: any frame gives the same."""
 
+    SOFT_CAP = None
+    HAS_FEATURES = True
     EPS = 1e-6
     MIN_FRAME = -10.0  # e^-frame stays finite
     ABOVE_BOUND = 2.0**24  # the divisor is at least 1 (of numbers this much greater): the plain sum divides
@@ -159,6 +162,9 @@ class GatedDelta:
     """C_t = g_t C_(t-1) + k_t u_t^T, u_t = beta_t (v_t - g_t C_(t-1)^T k_t), h_t = C_t^T q_t: a token writes what the decayed state does not
     already answer at its key. The u of a chunk solve one triangular system."""
 
+    SOFT_CAP = None
+    HAS_FEATURES = True
+
     @staticmethod
     def features(phi_q, phi_k, head_dim):
         return phi_q / phi_q.norm(dim=-1, keepdim=True), phi_k / phi_k.norm(dim=-1, keepdim=True)
@@ -181,7 +187,18 @@ class GatedDelta:
         return h, (C,)
 
 
-CELLS = {"mlstm": Mlstm, "gated-delta": GatedDelta}
+class XlstmLarge(Mlstm):
+    """The mLSTM on queries and keys as they are, so that products may be negative and the divisor's bound counts."""
+
+    SOFT_CAP = 15.0  # of both gates
+    HAS_FEATURES = False
+
+    @staticmethod
+    def features(q, k, head_dim):
+        return q / math.sqrt(head_dim), k
+
+
+CELLS = {"mlstm": Mlstm, "gated-delta": GatedDelta, "xlstm-large": XlstmLarge}
 
 
 def run_cell(cell, q, k, v, input_gate, log_forget, state, chunk_size):
@@ -277,16 +294,19 @@ class Projections(nn.Module):
 class Mixer(nn.Module):
     """What a student adds to them."""
 
-    def __init__(self, config):
+    def __init__(self, config, cell):
         super().__init__()
         D, H, K = config.hidden_size, config.num_attention_heads, config.head_dim
+        self.igate = nn.Linear(D, H)
+        self.fgate = nn.Linear(D, H)
+        self.ogate = nn.Linear(D, H * K, bias=cell.HAS_FEATURES)
+        if not cell.HAS_FEATURES:
+            self.head_norm = Weight(H * K)
+            return
         if config.conv1d_kernel_size > 0:
             self.conv = Weight(3 * H * K, config.conv1d_kernel_size)
         self.feature_q = Weight(H, K, config.feature_factor * K // 2)
         self.feature_k = Weight(H, K, config.feature_factor * K // 2)
-        self.igate = nn.Linear(D, H)
-        self.fgate = nn.Linear(D, H)
-        self.ogate = nn.Linear(D, H * K)
 
 
 class Mlp(nn.Module):
@@ -451,7 +471,8 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         self.config = config
         name = config.mixers[layer % len(config.mixers)]
         self.cell, self.other = CELLS.get(name), MIXERS.get(name)
-        projections, additions = (self.other.projections, self.other.additions) if self.other else (Projections, Mixer)
+        projections = self.other.projections if self.other else Projections
+        additions = self.other.additions if self.other else functools.partial(Mixer, cell=self.cell)
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = projections(config)
         if additions is not None:
@@ -476,21 +497,31 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         if self.config.use_qk_norm:
             q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
         with in_float32(u_BSD.device):
-            q, k, v = q.float(), k.float(), v.float().transpose(1, 2)
-            if cos_sin is not None and self.config.use_rope:
-                cos_sin = fast_turns(cos_sin, self.config)
-                q, k = rotate(q, cos_sin), rotate(k, cos_sin)
-            q, k = self.cell.features(features(q, self.mixer.feature_q.weight), features(k, self.mixer.feature_k.weight), self.config.head_dim)
+            q, k, v = self.placed(q, cos_sin, "feature_q"), self.placed(k, cos_sin, "feature_k"), v.float().transpose(1, 2)
+            q, k = self.cell.features(q, k, self.config.head_dim)
             input_gate, log_forget = self.gates(u_BSD.float(), is_token_BS)
             if cell_state is None:
                 cell_state = self.cell.zero_state(v, q.shape[-1])
             h, cell_state = run_cell(self.cell, q, k, v, input_gate, log_forget, cell_state, self.config.chunk_size)
+            if not self.cell.HAS_FEATURES:
+                h = F.layer_norm(h, h.shape[-1:], eps=self.config.rms_norm_eps)
         h = h.transpose(1, 2).reshape(B, S, -1).to(u_BSD.dtype)
+        if not self.cell.HAS_FEATURES:
+            h = h * self.mixer.head_norm.weight
         return self.self_attn.o_proj(torch.sigmoid(self.mixer.ogate(u_BSD)) * h), (tail, cell_state)
+
+    def placed(self, x_BSHK, cos_sin, feature_map):
+        """Queries or keys as the cell takes them [B, H, S, F or K]."""
+        x_BSHK = x_BSHK.float()
+        if not self.cell.HAS_FEATURES:
+            return x_BSHK.transpose(1, 2)
+        if cos_sin is not None and self.config.use_rope:
+            x_BSHK = rotate(x_BSHK, fast_turns(cos_sin, self.config))
+        return features(x_BSHK, getattr(self.mixer, feature_map).weight)
 
     def convolve(self, x_BST, is_token_BS, tail):
         """Depthwise and causal: the last tap is the current token's. `tail`: the J - 1 inputs before; zeros at the start of a text."""
-        J, S = self.config.conv1d_kernel_size, x_BST.shape[1]
+        J, S = self.config.conv1d_kernel_size if self.cell is None or self.cell.HAS_FEATURES else 0, x_BST.shape[1]
         if J == 0:
             return x_BST, x_BST[:, :0]
         tail = x_BST.new_zeros(x_BST.shape[0], J - 1, x_BST.shape[2]) if tail is None else tail.to(x_BST.dtype)
@@ -504,8 +535,13 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
 
     def gates(self, u_BSD, is_token_BS):
         """Pre-activation of the input gate and logarithm of the forget gate [B, H, S]."""
-        linear = lambda gate: F.linear(u_BSD, gate.weight.float(), gate.bias.float()).transpose(1, 2)  # noqa: E731
-        input_gate, log_forget = linear(self.mixer.igate), F.logsigmoid(linear(self.mixer.fgate))
+        cap = self.cell.SOFT_CAP
+
+        def before(gate):
+            x_BHS = F.linear(u_BSD, gate.weight.float(), gate.bias.float()).transpose(1, 2)
+            return x_BHS if cap is None else cap * torch.tanh(x_BHS / cap)
+
+        input_gate, log_forget = before(self.mixer.igate), F.logsigmoid(before(self.mixer.fgate))
         if is_token_BS is None:
             return input_gate, log_forget
         is_padding = ~is_token_BS.unsqueeze(1)
@@ -547,7 +583,10 @@ class DistilXlstmPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
         if isinstance(module, (Mixer, SlstmMixer)):
             nn.init.constant_(module.fgate.bias, 5.0)
-            nn.init.constant_(module.ogate.bias, 4.0)
+            if module.ogate.bias is not None:
+                nn.init.constant_(module.ogate.bias, 4.0)
+            else:
+                nn.init.ones_(module.head_norm.weight)
 
 
 class DistilXlstmForCausalLM(DistilXlstmPreTrainedModel, GenerationMixin):

@@ -48,7 +48,7 @@ std::vector<io::TensorView> to_views(const NamedTensors& tensors, at::ScalarType
   return views;
 }
 
-constexpr const char* kModelType = "distil_xlstm";  // in the config.json of an export alone
+constexpr const char* kModelType = "distil_xlstm";  // in the config.json of an export alone, but for forms that a library knows itself
 
 // Of exports of every kind; README.md apart.
 constexpr std::array kFiles = {"model.safetensors",     "config.json",     "generation_config.json",  "tokenizer.json",
@@ -61,7 +61,8 @@ bool is_own(const std::string& name) {
 bool is_export(const fs::path& directory) {
   try {
     const json config = read_json(directory / "config.json");
-    return config.is_object() && config.contains("distil_xlstm") && config.value("model_type", json()) == kModelType;
+    if (!config.is_object() || !config.contains("distil_xlstm")) return false;
+    return config.value("model_type", json()) == kModelType || config.at("distil_xlstm").contains("layout");
   } catch (const Error&) {
     return false;
   }
@@ -76,19 +77,25 @@ void check_target(const Options& options, const fs::path& model) {
     throw ConfigError("{}: an export lies there: give --overwrite to replace it", shown);
 }
 
-// With the stop ids of the teacher.
-void write_tokenizer(const fs::path& directory, const io::ModelFiles& files) {
+// With the stop ids of the teacher. Returns generation_config.json.
+json write_tokenizer(const fs::path& directory, const io::ModelFiles& files) {
   const Tokenizer tokenizer(*files.tokenizer);
   write_file_atomic(directory / "tokenizer.json", tokenizer.files().tokenizer_json);
   write_json(directory / "tokenizer_config.json", tokenizer.files().tokenizer_config);
-  write_json(directory / "generation_config.json", generation_config(stop_ids(files, tokenizer), tokenizer));
+  json config = generation_config(stop_ids(files, tokenizer), tokenizer);
+  write_json(directory / "generation_config.json", config);
+  return config;
 }
 
-json export_config(const student::StudentShape& shape, const student::PythonForm& form, at::ScalarType dtype) {
+json export_config(const student::StudentShape& shape, const student::PythonForm& form, at::ScalarType dtype, const json& generation) {
   json config = {{"model_type", kModelType}};
-  config.update(shape.to_json(""));
+  config.update(shape.to_json(form.layout));
   config.update(form.config);
-  config["model_type"] = kModelType;
+  if (!form.config.contains("model_type")) {
+    config["model_type"] = kModelType;
+  } else {  // a library's own class, which has ids of its own where none are given
+    for (const char* id : {"bos_token_id", "eos_token_id", "pad_token_id"}) config[id] = generation.value(id, json());
+  }
   if (!form.config.empty()) config["dtype"] = dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
   return config;
 }
@@ -109,12 +116,12 @@ void run_export(const cli::ExportOptions& options) {
   const OutputLock lock(target, OutputLock::Place::beside);
   clear_abandoned(resolved_output(target));
   check_target(options, files.path);  // another process may have written before the lock was ours
-  const auto views = to_views(student->stored_tensors(options.layout, true), dtype, kept);
+  const auto views = to_views(student->stored_tensors(form.layout.empty() ? options.layout : form.layout, true), dtype, kept);
   write_directory_atomic(target, [&](const fs::path& staging) {
     io::write_safetensors(staging / "model.safetensors", views, {{"format", "pt"}, {"slstm_layout", options.layout}},
                           /*has_checksum=*/true);
-    write_json(staging / "config.json", export_config(student->shape(), form, dtype));
-    if (files.tokenizer) write_tokenizer(staging, files);
+    const json generation = files.tokenizer ? write_tokenizer(staging, files) : json::object();
+    write_json(staging / "config.json", export_config(student->shape(), form, dtype, generation));
     for (const std::string& file : form.files) fs::copy_file(share_directory() / "export" / file, staging / file);
     if (const fs::path card = target / "README.md"; !fs::exists(fs::symlink_status(card)) || is_own_card(card))
       write_file_atomic(staging / "README.md", model_card(files, student->shape(), form));

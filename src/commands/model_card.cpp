@@ -151,6 +151,7 @@ std::string model_card(const io::ModelFiles& student, const student::StudentShap
   const Source source = read_source(student.path);
   std::string text = metadata(source, shape, form) + kMark + "\n" + introduction(source, shape);
   if (!form.example.empty()) text += fmt::format("\n## Use\n\n```python\n{}```\n", form.example);
+  if (!form.limits.empty()) text += "\n" + form.limits;
   text += "\nIn the program itself: `distil-xlstm generate --model DIRECTORY --prompt \"Once upon a time\"`.\n";
   return text + figures(source) + recipe(source);
 }

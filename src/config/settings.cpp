@@ -109,7 +109,7 @@ void add_student(TableBuilder& t) {
   t.number(AT(student.rope_max_wavelength), kNotNegative,
            "convert: channels whose rotary position takes more tokens than this for a turn are not turned; 0: all are");
   t.custom(AT(student.mixers), "the name of a mixer, or a list of them that the layers take by turns",
-           "convert: in attention's place; mlstm, gated-delta, slstm, attention (kept)", "", read_mixers);
+           "convert: in attention's place; mlstm, gated-delta, slstm, xlstm-large, attention (kept)", "", read_mixers);
   t.integer(AT(student.attention_window), {.low = 0, .high = 1 << 20},
             "convert: tokens that a kept attention sees, the current one among them; 0: all of the document");
   t.integer(AT(student.attention_sinks), {.low = 0, .high = 1 << 20}, "convert: first tokens of a document that it sees beside a window");

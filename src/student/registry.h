@@ -15,9 +15,11 @@ namespace distil_xlstm::student {
 // What an export has beside weights and tokenizer, so that Python opens it.
 struct PythonForm {
   std::vector<std::string> files;  // of share/export, copied
-  json config = json::object();    // keys of its config.json beside StudentShape::to_json's
+  json config = json::object();    // keys of its config.json beside StudentShape::to_json's; `model_type` where it is a library's own
+  std::string layout;              // of weights and config.json (StudentShape::to_json); "": what `export --layout` says
   std::string library;             // that opens it: "transformers"
   std::string opening, example;    // a line with {} for its directory; lines of Python for the model card
+  std::string limits;              // for the card: what the library does otherwise
 };
 
 struct StudentKind {

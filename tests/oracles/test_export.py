@@ -11,8 +11,11 @@ import sys
 import tempfile
 import warnings
 
+sys.modules["xlstm"] = None  # as where the package is not installed
+
 import torch
 from safetensors.torch import load_file, save_file
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -44,6 +47,16 @@ CASES = {
                             dict(mixers=["mlstm", "attention"], attention_window=20, attention_sinks=3, rope=False)),
     "qwen3 sLSTM": ("qwen3", dict(head_dim=6, attention_bias=True),
                     dict(mixers=["slstm", "attention", "slstm"], attention_window=31, conv1d_kernel_size=0)),
+    "qwen2 with the large block": ("qwen2", dict(use_sliding_window=False), dict(mixers=["xlstm-large", "gated-delta"], chunk_size=48)),
+    "qwen3 with the large block": ("qwen3", dict(head_dim=6, tie_word_embeddings=True), dict(mixers=["mlstm", "xlstm-large", "xlstm-large"])),
+}
+# Of the large block alone: an export without code. Heads of 8 and of 6 need idle ones beside them.
+LARGE = {
+    "large llama": ("llama", dict(tie_word_embeddings=True), dict(mixers="xlstm-large")),
+    "large llama with biases": ("llama", dict(attention_bias=True, mlp_bias=True, hidden_size=48, intermediate_size=67, num_key_value_heads=1),
+                                dict(mixers="xlstm-large", chunk_size=48)),
+    "large llama of odd width": ("llama", dict(head_dim=6, mlp_bias=True), dict(mixers="xlstm-large", chunk_size=17)),
+    "large qwen2": ("qwen2", dict(use_sliding_window=False, hidden_size=64, tie_word_embeddings=True), dict(mixers="xlstm-large")),
 }
 GROWING = ["llama hybrid"]  # whose states do
 MIXED = "qwen2"
@@ -57,7 +70,7 @@ def program(*arguments):
 @functools.cache
 def run_directory(name):
     """Two steps of method convert on a random teacher."""
-    family, settings, student = CASES[name]
+    family, settings, student = {**CASES, **LARGE}[name]
     folder = pathlib.Path(FOLDER.name) / name.replace(" ", "-")
     make_teacher.random_model(family, {**TINY, **settings}, seed=3).save_pretrained(folder / "teacher")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -82,8 +95,28 @@ def exported(name):
         if ".mixer." in key:
             scale = 0.2 if "conv" in key or "recurrent" in key else 0.3 if tensor.dim() == 2 else 0.7
             weights[key] = tensor + scale * torch.randn(tensor.shape, generator=generator)
+        if ("gate_preact" in key and "ogate_preact.bias" not in key) or "multihead_norm.weight" in key:
+            heads = {**TINY, **LARGE[name][1]}["num_attention_heads"]  # idle ones, behind these, stay so
+            rows = heads if "igate" in key or "fgate" in key else heads * head_width(name)
+            tensor[:rows] += 0.3 * torch.randn(tensor[:rows].shape, generator=generator)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+def head_width(name):
+    settings = {**TINY, **{**CASES, **LARGE}[name][1]}
+    return settings.get("head_dim", settings["hidden_size"] // settings["num_attention_heads"])
+
+
+@functools.cache
+def opened_plain(name):
+    """Without remote code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, info = AutoModelForCausalLM.from_pretrained(exported(name), dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    assert type(model) is transformers.xLSTMForCausalLM and not list(exported(name).glob("*.py"))
+    return model.eval()
 
 
 @functools.cache
@@ -171,19 +204,67 @@ def test_steps_equal_the_whole_text():
             expect_equal(torch.cat(parts, 1), expected, f"{name}, parts of {sizes[0]}")
 
 
+def expect_same_text(name, model, expected, tokens):
+    written = model.generate(tokens, max_new_tokens=expected.shape[1], do_sample=False, eos_token_id=None, pad_token_id=0)[:, tokens.shape[1]:]
+    for row in range(len(tokens)):
+        differs = (written[row] != expected[row]).nonzero()
+        if differs.numel() == 0:
+            continue
+        at = differs[0].item()  # both went the same way up to here: only a tie may part them
+        best = model(torch.cat((tokens[row], written[row, :at]))[None]).logits[0, -1].topk(2).values
+        assert best[0] - best[1] <= 2 * TOLERANCE * best.abs().max(), (name, row, at)
+
+
 @on_one_thread
 def test_generation_equals_the_programs():
     for name in CASES:
-        model, tokens, count = opened(name), random_tokens(2, 20), 40
-        expected = dump(exported(name), tokens, "--greedy", count)["greedy"]
-        written = model.generate(tokens, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 20:]
-        for row in range(2):
-            differs = (written[row] != expected[row]).nonzero()
-            if differs.numel() == 0:
-                continue
-            at = differs[0].item()  # both went the same way up to here: only a tie may part them
-            best = model(torch.cat((tokens[row], written[row, :at]))[None]).logits[0, -1].topk(2).values
-            assert best[0] - best[1] <= 2 * TOLERANCE * best.abs().max(), (name, row, at)
+        tokens = random_tokens(2, 20)
+        expect_same_text(name, opened(name), dump(exported(name), tokens, "--greedy", 40)["greedy"], tokens)
+
+
+@on_one_thread
+def test_the_large_block_is_the_class_of_transformers():
+    for name in LARGE:
+        for length in (1, 5, 63, 64, 65, 131):
+            tokens = random_tokens(2, length)
+            expect_equal(opened_plain(name)(tokens).logits, dump(exported(name), tokens)["logits"], f"{name}, {length} tokens")
+        untouched = run_directory(name).parent / "untouched"
+        program("export", "--model", run_directory(name), "--output", untouched)
+        tokens = random_tokens(1, 77)
+        expect_equal(AutoModelForCausalLM.from_pretrained(untouched)(tokens).logits, dump(run_directory(name), tokens)["logits"], f"{name}, the run")
+
+
+@on_one_thread
+def test_the_class_of_transformers_writes_what_the_program_does():
+    for name in LARGE:
+        expect_same_text(name, opened_plain(name), dump(exported(name), tokens := random_tokens(2, 20), "--greedy", 40)["greedy"], tokens)
+
+
+@on_one_thread
+def test_the_program_opens_what_the_class_of_transformers_saves():
+    text = ROOT / "share/demo/tinystories_valid.jsonl"
+    for name in LARGE:
+        saved, again, tokens = run_directory(name).parent / "saved", run_directory(name).parent / "again", random_tokens(1, 30)
+        opened_plain(name).save_pretrained(saved)
+        expect_equal(dump(saved, tokens)["logits"], dump(exported(name), tokens)["logits"], name, 0.0)
+        untouched = run_directory(name).parent / "untouched"
+        program("export", "--model", run_directory(name), "--output", untouched, "--overwrite")
+        program("export", "--model", untouched, "--output", again)
+        for file in ("model.safetensors", "config.json", "generation_config.json", "README.md"):
+            assert (untouched / file).read_bytes() == (again / file).read_bytes(), file
+        figures = [json.loads(program("eval", "--model", model, "--text", text, "--context-length", 64, "--max-tokens", 512, "--stream", "--json", "-"))
+                   for model in (run_directory(name), untouched)]
+        assert figures[0]["files"] == figures[1]["files"]
+
+
+def test_a_bias_that_the_program_has_no_place_for_is_named():
+    folder = run_directory("large qwen2").parent / "biased"
+    shutil.copytree(exported("large qwen2"), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["backbone.blocks.1.norm_ffn.bias"][3] = 1.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    result = subprocess.run([PROGRAM, "export", "--model", folder, "--output", folder.parent / "not"], capture_output=True, text=True)
+    assert result.returncode != 0 and "backbone.blocks.1.norm_ffn.bias" in result.stderr, result.stderr
 
 
 @on_one_thread
@@ -359,19 +440,20 @@ def test_the_program_opens_what_transformers_saves():
 
 def test_a_process_of_its_own_writes_the_same_text():
     """With the call of the model card, without the package xlstm, the program, or a network."""
-    directory, prompt = run_directory(MIXED).parent / "card", "Once upon a time"
-    program("export", "--model", run_directory(MIXED), "--output", directory)
-    card = (directory / "README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    assert prompt in code
-    code = code.replace("max_new_tokens=40", "max_new_tokens=24, do_sample=False, eos_token_id=None")
-    block = "import sys\nsys.modules['xlstm'] = None\n"
-    text = subprocess.run([sys.executable, "-c", block + code], cwd=directory, check=True, capture_output=True, text=True,
-                          env={"PATH": "", "HF_HUB_OFFLINE": "1", "HOME": FOLDER.name}).stdout.strip()
-    figures = json.loads(program("generate", "--model", directory, "--prompt", prompt, "--temperature", 0, "--max-new-tokens", 24, "--ignore-eos",
-                                 "--precision", "fp32", "--device", "cpu", "--json", "-"))
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
-    assert text == tokenizer.decode(tokenizer(prompt).input_ids + figures["tokens"]).strip(), (text, figures)
+    for name in (MIXED, "large llama", "large qwen2"):
+        directory, prompt = run_directory(name).parent / "card", "Once upon a time"
+        program("export", "--model", run_directory(name), "--output", directory)
+        card = (directory / "README.md").read_text()
+        code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+        assert prompt in code and (name == MIXED) == ("trust_remote_code" in code) and (name in LARGE) == ("Padding on the left" in card)
+        code = code.replace("max_new_tokens=40", "max_new_tokens=24, do_sample=False, eos_token_id=None")
+        block = "import sys\nsys.modules['xlstm'] = None\n"
+        text = subprocess.run([sys.executable, "-c", block + code], cwd=directory, check=True, capture_output=True, text=True,
+                              env={"PATH": "", "HF_HUB_OFFLINE": "1", "HOME": FOLDER.name}).stdout.strip()
+        figures = json.loads(program("generate", "--model", directory, "--prompt", prompt, "--temperature", 0, "--max-new-tokens", 24, "--ignore-eos",
+                                     "--precision", "fp32", "--device", "cpu", "--json", "-"))
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+        assert text == tokenizer.decode(tokenizer(prompt).input_ids + figures["tokens"]).strip(), (text, figures)
 
 
 def test_the_card_tells_what_the_run_reached():

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "config/names.h"
+#include "student/convert/large_form.h"
 
 namespace distil_xlstm::student {
 
@@ -42,15 +43,27 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   const std::string place = where + ": distil_xlstm";
   const json own = require<json>(config, "distil_xlstm", where);
   for (const auto& [key, value] : own.items()) {
-    constexpr std::array kKeys = {"format_version",  "kind",       "context_length", "conv1d_kernel_size",
-                                  "feature_factor",  "rope",       "mixers",         "attention_window",
-                                  "rope_max_wavelength", "attention_sinks", "chunk_size", "o_bias",         "teacher_config"};
+    constexpr std::array kKeys = {"format_version",
+                                  "kind",
+                                  "context_length",
+                                  "conv1d_kernel_size",
+                                  "feature_factor",
+                                  "rope",
+                                  "mixers",
+                                  "attention_window",
+                                  "rope_max_wavelength",
+                                  "attention_sinks",
+                                  "chunk_size",
+                                  "o_bias",
+                                  "teacher_config",
+                                  "layout"};
     if (std::ranges::find(kKeys, key) == kKeys.end()) throw ConfigError("{}: '{}' is not known to this version", place, key);
   }
   ConvertConfig result;
   result.teacher_config = require<json>(own, "teacher_config", place);
   result.decoder = teacher::teacher_shape(result.teacher_config);
-  result.decoder.is_tied = require<bool>(config, "tie_word_embeddings", where);  // as the teacher's tensors were, and its biases
+  // As the teacher's tensors were, and its biases. The layout of transformers has a head of its own always.
+  result.decoder.is_tied = !own.contains("layout") && require<bool>(config, "tie_word_embeddings", where);
   result.decoder.has_o_bias = get_or<bool>(own, "o_bias", result.decoder.has_o_bias, place);
   result.context_length = require<int64_t>(own, "context_length", place);
   result.conv1d_kernel_size = require<int64_t>(own, "conv1d_kernel_size", place);
@@ -117,6 +130,7 @@ ConvertConfig derive_convert(const config::StudentSettings& settings, const teac
   config.value_init = settings.value_init;
   config.chunk_size = settings.chunk_size;
   config.check();
+  check_large(config);
   return config;
 }
 

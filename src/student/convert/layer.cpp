@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "config/names.h"
+#include "student/convert/large_form.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -14,7 +15,8 @@ struct LayerKind {
 };
 
 constexpr std::array kLayerKinds = {LayerKind{"mlstm", make_cell_layer}, LayerKind{"gated-delta", make_cell_layer},
-                                    LayerKind{"slstm", make_slstm_layer}, LayerKind{"attention", make_attention_layer}};
+                                    LayerKind{"slstm", make_slstm_layer}, LayerKind{"attention", make_attention_layer},
+                                    LayerKind{kLargeMixer, make_large_layer}};
 
 nn::Matrix matrix(const Tensor& weight, const Tensor& converted) {
   return converted.defined() ? nn::Matrix(weight, converted) : nn::Matrix(weight);

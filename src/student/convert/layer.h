@@ -77,4 +77,7 @@ std::unique_ptr<const ConvertLayer> make_slstm_layer(const ConvertConfig& config
 // With the teacher's own attention.
 std::unique_ptr<const ConvertLayer> make_attention_layer(const ConvertConfig& config, const std::string& mixer);
 
+// With the block of NX-AI's large models.
+std::unique_ptr<const ConvertLayer> make_large_layer(const ConvertConfig& config, const std::string& mixer);
+
 }  // namespace distil_xlstm::student

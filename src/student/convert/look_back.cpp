@@ -1,7 +1,6 @@
 #include "student/convert/look_back.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
@@ -59,18 +58,28 @@ Tensor LayerAttention::mean_look_back() const {
   return sum_H / static_cast<double>(B);
 }
 
-Tensor LayerAttention::value_factors(const Tensor& mixed_BSE) const {
-  const at::NoGradGuard no_grad;
+std::pair<Tensor, Tensor> LayerAttention::products(const Tensor& mixed_BSE) const {
   const int64_t B = q_BHSK_.size(0), H = q_BHSK_.size(1), K = q_BHSK_.size(3);
   const Tensor mixed_BHSK = mixed_BSE.narrow(1, 0, num_tokens_).view({B, num_tokens_, H, K}).transpose(1, 2).to(at::kDouble);
-  constexpr std::array<int64_t, 2> kOfHead = {1, 2};
-  Tensor product_H = at::zeros({H}, mixed_BHSK.options()), square_H = at::zeros({H}, mixed_BHSK.options());
+  Tensor product_HK = at::zeros({H, K}, mixed_BHSK.options()), square_HK = at::zeros({H, K}, mixed_BHSK.options());
   for (int64_t row = 0; row < B; ++row) {
-    const Tensor wanted_HSK = at::matmul(shares(row), v_BHSK_[row]).to(at::kDouble);
-    product_H += (wanted_HSK * mixed_BHSK[row]).sum(kOfHead);
-    square_H += mixed_BHSK[row].square().sum(kOfHead);
+    product_HK += (at::matmul(shares(row), v_BHSK_[row]).to(at::kDouble) * mixed_BHSK[row]).sum(1);
+    square_HK += mixed_BHSK[row].square().sum(1);
   }
+  return {product_HK, square_HK};
+}
+
+Tensor LayerAttention::value_factors(const Tensor& mixed_BSE) const {
+  const at::NoGradGuard no_grad;
+  const auto [product_HK, square_HK] = products(mixed_BSE);
+  const Tensor product_H = product_HK.sum(1), square_H = square_HK.sum(1);
   return (product_H / square_H).clamp(0.1, 10.0).masked_fill(square_H == 0, 1.0);
+}
+
+Tensor LayerAttention::channel_factors(const Tensor& mixed_BSE) const {
+  const at::NoGradGuard no_grad;
+  const auto [product_HK, square_HK] = products(mixed_BSE);
+  return (product_HK / square_HK).masked_fill(square_HK == 0, 1.0).flatten();
 }
 
 Tensor forget_gate_of(const Tensor& half_life_H) {

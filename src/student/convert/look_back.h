@@ -1,6 +1,8 @@
 // What a converted layer's starting values take from the attention that it replaces, on rows that the teacher read (docs/convert.md).
 #pragma once
 
+#include <utility>
+
 #include "nn/rotary.h"
 #include "student/convert/weights.h"
 
@@ -18,8 +20,12 @@ class LayerAttention {
   // Head by head [H], the factor of `mixed_BSE`, what a mixer makes in its place, that comes nearest to its output by least squares, in
   // [0.1, 10]; 1 where the mixer gives nothing.
   [[nodiscard]] Tensor value_factors(const Tensor& mixed_BSE) const;
+  // The same channel by channel [E], without limits.
+  [[nodiscard]] Tensor channel_factors(const Tensor& mixed_BSE) const;
 
  private:
+  // Sums over tokens of output times `mixed_BSE`, and of that squared, channel by channel [H, K] in float64.
+  [[nodiscard]] std::pair<Tensor, Tensor> products(const Tensor& mixed_BSE) const;
   // Shares a_ij of one row [H, S, S].
   [[nodiscard]] Tensor shares(int64_t row) const;
 

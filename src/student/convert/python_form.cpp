@@ -1,5 +1,7 @@
 #include "student/convert/python_form.h"
 
+#include "student/convert/large_form.h"
+
 namespace distil_xlstm::student {
 namespace {
 
@@ -43,6 +45,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 }  // namespace
 
 PythonForm convert_python_form(const ConvertConfig& config) {
+  if (is_large(config)) return large_python_form(config);
   const auto& decoder = config.decoder;
   const std::string module = "modeling_distil_xlstm";
   return {.files = {module + ".py"},

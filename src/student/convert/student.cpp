@@ -9,6 +9,7 @@
 #include "nn/stored.h"
 #include "student/block_student.h"
 #include "student/convert/config.h"
+#include "student/convert/large_form.h"
 #include "student/convert/layer.h"
 #include "student/convert/python_form.h"
 #include "student/convert/weights.h"
@@ -65,7 +66,11 @@ class ConvertShape final : public StudentShape {
   [[nodiscard]] std::vector<ParameterInfo> parameters() const override { return parameter_infos(specs_of(config_)); }
   [[nodiscard]] bool has_constant_state() const override { return config_.num_attention_layers() == 0 || config_.attention_window > 0; }
   [[nodiscard]] std::string description() const override;
-  [[nodiscard]] json to_json(std::string_view /*layout*/) const override { return config_.to_json(); }
+  [[nodiscard]] json to_json(std::string_view layout) const override {
+    json config = config_.to_json();
+    if (layout == kLargeLayout) config["distil_xlstm"]["layout"] = layout;
+    return config;
+  }
   [[nodiscard]] std::vector<std::string> differences(const StudentShape& found) const override {
     if (found.kind() != kind()) return {fmt::format("  kind: [student] says {}, there it is {}", kind(), found.kind())};
     ConvertConfig same = dynamic_cast<const ConvertShape&>(found).config();
@@ -102,7 +107,7 @@ std::string ConvertShape::description() const {
   const int64_t kept = config_.num_attention_layers();
   std::vector<std::string> others = config_.mixers;
   std::erase(others, kKeptAttention);
-  const bool has_features = std::ranges::any_of(others, [](const std::string& name) { return name != "slstm"; });
+  const bool has_features = std::ranges::any_of(others, [](const std::string& name) { return name != "slstm" && name != kLargeMixer; });
   const std::string replaced = fmt::format("attention replaced by {} of {} heads{}{}", join(others, ", "), config_.decoder.num_heads,
                                            has_features ? fmt::format(", {} features of a head", config_.feature_size()) : "",
                                            has_features ? rope_description(config_) : "");
@@ -146,11 +151,11 @@ class ConvertStudent final : public BlockStudent {
     return fmt::format("converted, {}, {} trainable parameters", shape_.description(),
                        format_parameters(static_cast<double>(shape_.num_trainable_parameters())));
   }
-  [[nodiscard]] NamedTensors stored_tensors(std::string_view /*layout*/, bool with_frozen) const override {
+  [[nodiscard]] NamedTensors stored_tensors(std::string_view layout, bool with_frozen) const override {
     NamedTensors out;
     for (const auto& [name, tensor] : parameters()) out.emplace_back(name, tensor.detach().clone());
     if (with_frozen) add_frozen(out);
-    return out;
+    return layout == kLargeLayout ? to_large_form(shape_.config(), out) : out;
   }
 
  protected:
@@ -188,11 +193,21 @@ std::unique_ptr<ConvertStudent> assemble(const ConvertConfig& config, NamedTenso
   return std::make_unique<ConvertStudent>(config, std::move(parts));
 }
 
-std::unique_ptr<Student> load_convert(const io::ModelFiles& files, StudentPlace place) {
+constexpr const char *kEmbedding = "token_embedding.weight", *kHead = "lm_head.weight";
+
+// Under the names of this program, whichever layout the file has.
+std::shared_ptr<io::WeightSource> own_weights(const ConvertConfig& config, const io::ModelFiles& files) {
+  if (files.config.at("distil_xlstm").value("layout", "") != kLargeLayout) return files.weights;
+  std::vector<std::string> names = {kEmbedding, kHead};
+  for (const auto& spec : specs_of(config)) names.push_back(spec.name);
+  return from_large_form(config, names, files.weights);
+}
+
+std::unique_ptr<Student> load_convert(io::ModelFiles files, StudentPlace place) {
   check_parameter_dtype(place.parameter_dtype);
   const ConvertConfig config = ConvertConfig::from_json(files.config, files.path.string() + " (configuration)");
   const auto specs = specs_of(config);
-  constexpr const char *kEmbedding = "token_embedding.weight", *kHead = "lm_head.weight";
+  files.weights = own_weights(config, files);
   std::vector<std::string> missing, unexpected;
   std::vector<std::string> known = {kEmbedding, kHead};
   for (const auto& spec : specs) {

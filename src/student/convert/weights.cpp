@@ -78,10 +78,9 @@ std::vector<ParameterSpec> layer_parameters(const ConvertConfig& config, SpecLis
   return std::move(specs.all());
 }
 
-SpecList cell_parameters(const ConvertConfig& config) {
+SpecList projection_parameters(const ConvertConfig& config) {
   const auto& decoder = config.decoder;
   const int64_t D = decoder.hidden_size, E = config.inner_size(), H = decoder.num_heads, K = decoder.head_dim;
-  const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
   const std::string joined =
       decoder.num_kv_heads == H ? "copied" : fmt::format("copied; k, v of {} heads repeated to {}", decoder.num_kv_heads, H);
   SpecList specs;
@@ -90,6 +89,13 @@ SpecList cell_parameters(const ConvertConfig& config) {
     specs.add("self_attn.q_norm.weight", {K}, "norm", false, "copied");
     specs.add("self_attn.k_norm.weight", {K}, "norm", false, "copied");
   }
+  return specs;
+}
+
+SpecList cell_parameters(const ConvertConfig& config) {
+  const int64_t D = config.decoder.hidden_size, E = config.inner_size(), H = config.decoder.num_heads, K = config.decoder.head_dim;
+  const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
+  SpecList specs = projection_parameters(config);
   if (J > 0) specs.add("mixer.conv.weight", {3 * E, J}, "mixer", false, "identity", identity_taps(J));
   for (const char* name : {"feature_q", "feature_k"})
     specs.add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, M > K ? "scaled identities, noise" : "scaled identity",

@@ -84,6 +84,9 @@ class SpecList {
 // (q, k, v, o), "mixer" (what is new) and "feed_forward".
 std::vector<ParameterSpec> layer_parameters(const ConvertConfig& config, SpecList mixer);
 
+// q, k, v of every head in one matrix, and the norms on q and k where the teacher has them.
+SpecList projection_parameters(const ConvertConfig& config);
+
 // Of the mixer of a layer with a cell.
 SpecList cell_parameters(const ConvertConfig& config);
 

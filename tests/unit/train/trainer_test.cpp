@@ -712,6 +712,7 @@ const std::vector<ResumeCase>& resume_cases() {
          c.student.mixers = {"slstm", "attention", "mlstm"}, c.student.attention_window = 5, c.student.attention_sinks = 1;
          c.train.checkpointing = config::Checkpointing::blocks;
        }},
+      {"convert, xlstm-large", [](auto& c) { c = convert_config(), c.student.mixers = {"xlstm-large"}; }},
   };
   return cases;
 }
@@ -741,7 +742,7 @@ TEST_P(ResumeTest, StoppedAndResumedEqualsUninterrupted) {
   expect_same_metrics(folder_ / "whole", parts);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 7));
+INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 11));
 
 // A kill between the checkpoint and the pointer to the best, or after a checkpoint and before `last`: resuming puts both right.
 TEST_F(TrainerTest, ResumingRepairsWhatAKillLeft) {
