@@ -12,6 +12,7 @@ struct ToyState : nn::DecodeState {
   [[nodiscard]] int64_t num_tokens() const override { return tokens; }
   void gather_rows(const Tensor&) override {}  // all rows have the same
   void append_rows(const DecodeState&) override {}
+  [[nodiscard]] std::unique_ptr<nn::DecodeState> rows_at(const Tensor&) const override { return std::make_unique<ToyState>(*this); }
 };
 
 class ToyModel : public nn::LanguageModel {

@@ -9,7 +9,8 @@
 namespace distil_xlstm::student {
 
 // The attention that a layer's q, k and v make of the stream x_BSD behind its norm: the teacher's, as long as nothing was trained. Of long
-// rows the first 1024 tokens count. `weights`: of q, k and v, or of q and k alone, which value_factors does not do with. is_start_BS (uint8, or undefined) cuts it. No gradient.
+// rows the first 1024 tokens count. `weights`: of q, k and v, or of q and k alone, which value_factors does not do with. is_start_BS
+// (uint8, or undefined) cuts it. No gradient.
 class LayerAttention {
  public:
   LayerAttention(const ConvertConfig& config, const Tensor& norm_D, const CellWeights& weights, const Tensor& x_BSD,

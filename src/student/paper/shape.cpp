@@ -78,7 +78,8 @@ StudentKind paper_kind() {
               [](const io::ModelFiles& files, const StudentPlace& place) {
                 return PaperStudent::load(files, place.device, place.parameter_dtype, place.embedding_VD, place.head_VD);
               },
-          .ignored_keys = {"feature_factor", "rope", "mixers", "attention_window", "attention_sinks", "gate_init", "rope_max_wavelength", "value_init"},
+          .ignored_keys = {"feature_factor", "rope", "mixers", "attention_window", "attention_sinks", "gate_init", "rope_max_wavelength",
+                           "value_init"},
           .python_form =
               [](const StudentShape&) {
                 return PythonForm{.files = {"load_student.py"},

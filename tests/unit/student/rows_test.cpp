@@ -38,6 +38,13 @@ TEST_F(StudentRows, DecodingGoesOnAsForTheseRowsAlone) {
       };
       gather({3, 0, 3, 4});
       go_on(1);
+      {  // rows of their own, which go on apart
+        const auto some = state->rows_at(list({2, 0}));
+        const Tensor next = random_tokens(config, 2, 1).to(device);
+        const Tensor whole = student->forward_hidden(at::cat({tokens.index_select(0, list({2, 0}).to(device)), next}, 1), {});
+        EXPECT_LT(relative_error(student->forward_step(next, *some), whole.narrow(1, whole.size(1) - 1, 1)), 1e-4);
+        EXPECT_EQ(some->num_tokens(), state->num_tokens() + 1);
+      }
       go_on(2);
       const Tensor others = random_tokens(config, 3, tokens.size(1)).to(device);
       const auto other = student->new_state(3, 0);
