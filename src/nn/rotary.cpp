@@ -56,7 +56,7 @@ Tensor scaled_frequencies(const RopeConfig& config, int64_t head_dim) {
 }  // namespace
 
 Tensor rope_frequencies(const RopeConfig& config, int64_t head_dim) {
-  const Tensor frequencies = scaled_frequencies(config, head_dim);
+  Tensor frequencies = scaled_frequencies(config, head_dim);
   if (config.max_wavelength == 0.0) return frequencies;
   return frequencies.masked_fill(2 * M_PI / frequencies > config.max_wavelength, 0.0);
 }
