@@ -113,14 +113,17 @@ TEST(LogLikelihoods, EqualThoseOfEachRequestAloneForAConvertedStudent) {
   config::StudentSettings settings;
   settings.kind = "convert";
   settings.chunk_size = 5;
-  const auto shape = student::derive_shape(settings, teacher::teacher_shape(small_qwen2()), 32);
-  const auto converted = shape->fresh({.device = at::kCPU,
-                                       .parameter_dtype = at::kFloat,
-                                       .embedding_VD = teacher->embedding_weight(),
-                                       .head_VD = teacher->head_weight(),
-                                       .teacher = teacher.get()},
-                                      3);
-  expect_direct_scores(*converted, random_requests(37), 1e-5);
+  for (const std::vector<std::string>& mixers : {std::vector<std::string>{"mlstm"}, {"slstm", "attention"}}) {
+    settings.mixers = mixers;
+    const auto shape = student::derive_shape(settings, teacher::teacher_shape(small_qwen2()), 32);
+    const auto converted = shape->fresh({.device = at::kCPU,
+                                         .parameter_dtype = at::kFloat,
+                                         .embedding_VD = teacher->embedding_weight(),
+                                         .head_VD = teacher->head_weight(),
+                                         .teacher = teacher.get()},
+                                        3);
+    expect_direct_scores(*converted, random_requests(37), 1e-5);
+  }
 }
 
 TEST(LogLikelihoods, RowsLeftOutAreAsIfTheyWereNotThere) {

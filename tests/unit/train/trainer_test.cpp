@@ -742,7 +742,7 @@ TEST_P(ResumeTest, StoppedAndResumedEqualsUninterrupted) {
   expect_same_metrics(folder_ / "whole", parts);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, 11));
+INSTANTIATE_TEST_SUITE_P(Cases, ResumeTest, ::testing::Range(0, static_cast<int>(resume_cases().size())));
 
 // A kill between the checkpoint and the pointer to the best, or after a checkpoint and before `last`: resuming puts both right.
 TEST_F(TrainerTest, ResumingRepairsWhatAKillLeft) {
