@@ -1,4 +1,6 @@
 // A decoder layer with attention: its gradients, and its forms with and without them.
+#include <algorithm>
+
 #include "nn/decoder_layer.h"
 
 #include "base/error.h"
@@ -150,6 +152,14 @@ TEST_F(DecoderLayerTest, WeightsOfAnotherTypeThanTheirProducts) {
     return (run(variant, at, inputs.num_attention, {}, call) * projection.to(at[0].options())).sum();
   };
   const auto expected = gradients([&](const std::vector<Tensor>& at) { return loss(at, {}); }, inputs.tensors);
+  // What one rounding to 8 bits of every input does to the exact gradients: how far roundings inside are enlarged depends on the draw.
+  std::vector<double> one_rounding(inputs.tensors.size(), 2e-3);
+  for (int draw = 0; draw < 4; ++draw) {
+    std::vector<Tensor> moved;
+    for (const Tensor& tensor : inputs.tensors) moved.push_back(tensor * (1.0 + 0x1p-9 * at::randn(tensor.sizes(), tensor.options())));
+    const auto near = gradients([&](const std::vector<Tensor>& at) { return loss(at, {}); }, moved);
+    for (size_t i = 0; i < near.size(); ++i) one_rounding[i] = std::max(one_rounding[i], relative_error(near[i], expected[i]));
+  }
   for (const at::Device device : devices()) {
     std::vector<Tensor> leaves;
     for (const Tensor& tensor : in_type(inputs.tensors, at::TensorOptions(device).dtype(at::kFloat))) leaves.push_back(leaf(tensor));
@@ -157,7 +167,7 @@ TEST_F(DecoderLayerTest, WeightsOfAnotherTypeThanTheirProducts) {
     for (size_t i = 0; i < leaves.size(); ++i) {
       ASSERT_TRUE(leaves[i].grad().defined()) << "input " << i;
       EXPECT_EQ(leaves[i].grad().scalar_type(), at::kFloat);
-      EXPECT_LT(relative_error(leaves[i].grad(), expected[i]), 4e-2) << "input " << i;  // seven steps round to 8 bits
+      EXPECT_LT(relative_error(leaves[i].grad(), expected[i]), 8 * one_rounding[i]) << "input " << i;  // seven steps round to 8 bits
     }
     const at::NoGradGuard no_grad;
     const Tensor half = run(variant, leaves, inputs.num_attention, {}, {.compute_dtype = at::kBFloat16});
