@@ -1,5 +1,6 @@
 """Exports of converted students in transformers: the shipped modeling file against the program, generation by state, padding, training."""
 
+import copy
 import functools
 import json
 import os
@@ -32,6 +33,8 @@ TINY = dict(vocab_size=512, hidden_size=32, intermediate_size=40, num_hidden_lay
 LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64)
+# The large block norms heads whose products may nearly cancel, which blows up rounding: a large eps keeps that within bounds.
+TAME = dict(rms_norm_eps=1e-2)
 # family, what its configuration has beside TINY, settings of the student
 CASES = {
     "llama": ("llama", dict(tie_word_embeddings=True), dict(feature_factor=4)),
@@ -47,16 +50,17 @@ CASES = {
                             dict(mixers=["mlstm", "attention"], attention_window=20, attention_sinks=3, rope=False)),
     "qwen3 sLSTM": ("qwen3", dict(head_dim=6, attention_bias=True),
                     dict(mixers=["slstm", "attention", "slstm"], attention_window=31, conv1d_kernel_size=0)),
-    "qwen2 with the large block": ("qwen2", dict(use_sliding_window=False), dict(mixers=["xlstm-large", "gated-delta"], chunk_size=48)),
-    "qwen3 with the large block": ("qwen3", dict(head_dim=6, tie_word_embeddings=True), dict(mixers=["mlstm", "xlstm-large", "xlstm-large"])),
+    "qwen2 with the large block": ("qwen2", dict(use_sliding_window=False, **TAME), dict(mixers=["xlstm-large", "gated-delta"], chunk_size=48)),
+    "qwen3 with the large block": ("qwen3", dict(head_dim=6, tie_word_embeddings=True, **TAME),
+                                   dict(mixers=["mlstm", "xlstm-large", "xlstm-large"])),
 }
 # Of the large block alone: an export without code. Heads of 8 and of 6 need idle ones beside them.
 LARGE = {
-    "large llama": ("llama", dict(tie_word_embeddings=True), dict(mixers="xlstm-large")),
-    "large llama with biases": ("llama", dict(attention_bias=True, mlp_bias=True, hidden_size=48, intermediate_size=67, num_key_value_heads=1),
-                                dict(mixers="xlstm-large", chunk_size=48)),
-    "large llama of odd width": ("llama", dict(head_dim=6, mlp_bias=True), dict(mixers="xlstm-large", chunk_size=17)),
-    "large qwen2": ("qwen2", dict(use_sliding_window=False, hidden_size=64, tie_word_embeddings=True), dict(mixers="xlstm-large")),
+    "large llama": ("llama", dict(tie_word_embeddings=True, **TAME), dict(mixers="xlstm-large")),
+    "large llama with biases": ("llama", dict(attention_bias=True, mlp_bias=True, hidden_size=48, intermediate_size=67, num_key_value_heads=1,
+                                              **TAME), dict(mixers="xlstm-large", chunk_size=48)),
+    "large llama of odd width": ("llama", dict(head_dim=6, mlp_bias=True, **TAME), dict(mixers="xlstm-large", chunk_size=17)),
+    "large qwen2": ("qwen2", dict(use_sliding_window=False, hidden_size=64, tie_word_embeddings=True, **TAME), dict(mixers="xlstm-large")),
 }
 GROWING = ["llama hybrid"]  # whose states do
 MIXED = "qwen2"
@@ -167,11 +171,37 @@ def expect_equal(out, expected, what, tolerance=TOLERANCE):
     assert out.shape == expected.shape and found <= tolerance, (what, found)
 
 
+@functools.cache
+def moved(name, unit):
+    """The same student twice, each weight moved by up to a rounding."""
+    models = []
+    for seed in range(2):
+        models.append(copy.deepcopy(opened_plain(name) if name in LARGE else opened(name)))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in models[-1].parameters():
+                weight.mul_(1 + unit * (2 * torch.rand(weight.shape, generator=generator) - 1))
+    return models
+
+
+def tolerance_of(name, distance, least=TOLERANCE, unit=2.0**-23):
+    """`least`, but for the large block, whose products may cancel: what `distance` (of a model from the student) makes of a rounding of the
+    weights counts there."""
+    if "xlstm-large" not in {**CASES, **LARGE}[name][2].get("mixers", ""):
+        return least
+    return max(least, 4 * max(distance(model) for model in moved(name, unit)))
+
+
+def tolerance_of_logits(name, tokens):
+    expected = (opened_plain(name) if name in LARGE else opened(name))(tokens).logits
+    return tolerance_of(name, lambda model: error(model(tokens).logits, expected))
+
+
 @torch.no_grad()
 def test_logits_equal_the_programs():
     for name in CASES:
         tokens = random_tokens(2, 150)
-        expect_equal(opened(name)(tokens).logits, dump(exported(name), tokens)["logits"], name)
+        expect_equal(opened(name)(tokens).logits, dump(exported(name), tokens)["logits"], name, tolerance_of_logits(name, tokens))
 
 
 def test_the_program_opens_what_it_exported():
@@ -201,18 +231,23 @@ def test_steps_equal_the_whole_text():
                 output = model(part, past_key_values=state, use_cache=True)
                 state = output.past_key_values
                 parts.append(output.logits)
-            expect_equal(torch.cat(parts, 1), expected, f"{name}, parts of {sizes[0]}")
+            expect_equal(torch.cat(parts, 1), expected, f"{name}, parts of {sizes[0]}", tolerance_of_logits(name, tokens))
+
+
+def expect_only_a_tie_parts(name, model, written, expected, prompt):
+    differs = (written != expected).nonzero()
+    if differs.numel() == 0:
+        return
+    read = torch.cat((prompt, written[:differs[0].item()]))[None]  # both went the same way up to here
+    logits = model(read).logits
+    best = logits[0, -1].topk(2).values
+    assert best[0] - best[1] <= 2 * tolerance_of_logits(name, read) * logits.abs().max(), (name, differs)
 
 
 def expect_same_text(name, model, expected, tokens):
     written = model.generate(tokens, max_new_tokens=expected.shape[1], do_sample=False, eos_token_id=None, pad_token_id=0)[:, tokens.shape[1]:]
     for row in range(len(tokens)):
-        differs = (written[row] != expected[row]).nonzero()
-        if differs.numel() == 0:
-            continue
-        at = differs[0].item()  # both went the same way up to here: only a tie may part them
-        best = model(torch.cat((tokens[row], written[row, :at]))[None]).logits[0, -1].topk(2).values
-        assert best[0] - best[1] <= 2 * TOLERANCE * best.abs().max(), (name, row, at)
+        expect_only_a_tie_parts(name, model, written[row], expected[row], tokens[row])
 
 
 @on_one_thread
@@ -227,11 +262,12 @@ def test_the_large_block_is_the_class_of_transformers():
     for name in LARGE:
         for length in (1, 5, 63, 64, 65, 131):
             tokens = random_tokens(2, length)
-            expect_equal(opened_plain(name)(tokens).logits, dump(exported(name), tokens)["logits"], f"{name}, {length} tokens")
+            expect_equal(opened_plain(name)(tokens).logits, dump(exported(name), tokens)["logits"], f"{name}, {length} tokens",
+                         tolerance_of_logits(name, tokens))
         untouched = run_directory(name).parent / "untouched"
-        program("export", "--model", run_directory(name), "--output", untouched)
+        program("export", "--model", run_directory(name), "--output", untouched, "--overwrite")
         tokens = random_tokens(1, 77)
-        expect_equal(AutoModelForCausalLM.from_pretrained(untouched)(tokens).logits, dump(run_directory(name), tokens)["logits"], f"{name}, the run")
+        expect_equal(dump(untouched, tokens)["logits"], dump(run_directory(name), tokens)["logits"], f"{name}, the run", 0.0)
 
 
 @on_one_thread
@@ -300,9 +336,9 @@ def test_padding_enters_nothing():
             output = model(tokens, attention_mask=mask, use_cache=True)
             after = model(more, attention_mask=torch.cat((mask, torch.ones(3, 9, dtype=torch.long)), 1), past_key_values=output.past_key_values)
             for index, row in enumerate(rows):
-                expected = model(torch.cat((row, more[index]))[None]).logits[0]
+                whole = torch.cat((row, more[index]))[None]
                 found = torch.cat((output.logits[index][mask[index] == 1], after.logits[index]))
-                expect_equal(found, expected, f"{name}, {side} {len(row)}")
+                expect_equal(found, model(whole).logits[0], f"{name}, {side} {len(row)}", tolerance_of_logits(name, whole))
             assert output.logits.isfinite().all()
 
 
@@ -327,7 +363,10 @@ def test_batches_are_generated_as_their_rows():
         together = model.generate(tokens, attention_mask=mask, **options)[:, tokens.shape[1]:]
         for index, row in enumerate(rows):
             alone = model.generate(row[None], **options)[0, len(row):]
-            assert torch.equal(together[index], alone), (name, index)
+            if "large" in name:
+                expect_only_a_tie_parts(name, model, together[index], alone, row)
+            else:
+                assert torch.equal(together[index], alone), (name, index)
 
 
 @on_one_thread
@@ -345,10 +384,14 @@ def test_a_state_goes_on_in_generate():
     assert torch.equal(model.generate(tokens, past_key_values=state, **options), model.generate(tokens, **options))
 
 
-def expect_gradients(out, expected, tolerance, what):
+def gradient_errors(out, expected):
     """Relative to each gradient's scale, those near 0 to a thousandth of the largest: the mLSTM's input gates may all rise together."""
     least = 1e-3 * max(grad.abs().max() for grad in expected.values())
-    errors = {key: ((out[key] - grad).abs().max() / grad.abs().max().clamp_min(least)).item() for key, grad in expected.items()}
+    return {key: ((out[key] - grad).abs().max() / grad.abs().max().clamp_min(least)).item() for key, grad in expected.items()}
+
+
+def expect_gradients(out, expected, tolerance, what):
+    errors = gradient_errors(out, expected)
     worst = max(errors, key=errors.get)
     print(f"  {what}: {errors[worst]:.1e} ({worst})")
     assert errors[worst] <= tolerance, (what, worst, errors[worst])
@@ -379,7 +422,8 @@ def test_it_trains():
         assert all(grad.isfinite().all() and grad.abs().max() > 0 for grad in grads.values()), name
         other_loss, other = gradients(fresh(name, chunk_size=7).train(), tokens, labels)  # chunks change nothing
         assert abs(loss - other_loss) <= 1e-5 * loss
-        expect_gradients(other, grads, 1e-3, f"{name}, chunks of 7")
+        rounding = lambda moved: max(gradient_errors(gradients(moved, tokens, labels)[1], grads).values())  # noqa: E731
+        expect_gradients(other, grads, tolerance_of(name, rounding, least=1e-3), f"{name}, chunks of 7")
         model.activation_checkpointing_enable()
         expect_gradients(gradients(model, tokens, labels)[1], grads, 1e-5, f"{name}, checkpointed")
         optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -412,12 +456,13 @@ def test_half_precision_stays_near():
         expected = model(tokens).logits
         half = AutoModelForCausalLM.from_pretrained(exported(name), trust_remote_code=True, dtype=torch.bfloat16).eval()
         assert half(tokens).logits.dtype == torch.bfloat16
-        distance = torch.linalg.vector_norm(half(tokens).logits.float() - expected) / torch.linalg.vector_norm(expected)
-        print(f"  {name}: bfloat16 {distance:.1e}")
-        assert distance <= 0.06, (name, distance)
+        distance = lambda other: (torch.linalg.vector_norm(other(tokens).logits.float() - expected) / torch.linalg.vector_norm(expected)).item()  # noqa: E731
+        allowed = tolerance_of(name, distance, least=0.06, unit=2.0**-8)
+        print(f"  {name}: bfloat16 {distance(half):.1e} of {allowed:.1e}")
+        assert distance(half) <= allowed, (name, distance(half), allowed)
         half.generate(tokens[:, :5], max_new_tokens=3, do_sample=False)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.linalg.vector_norm(model(tokens).logits.float() - expected) / torch.linalg.vector_norm(expected) <= 0.06
+            assert distance(model) <= allowed
 
 
 @torch.no_grad()
