@@ -167,7 +167,8 @@ TEST_F(DecoderLayerTest, WeightsOfAnotherTypeThanTheirProducts) {
     for (size_t i = 0; i < leaves.size(); ++i) {
       ASSERT_TRUE(leaves[i].grad().defined()) << "input " << i;
       EXPECT_EQ(leaves[i].grad().scalar_type(), at::kFloat);
-      EXPECT_LT(relative_error(leaves[i].grad(), expected[i]), 8 * one_rounding[i]) << "input " << i;  // seven steps round to 8 bits
+      EXPECT_LT(relative_error(leaves[i].grad(), expected[i]), std::min(8 * one_rounding[i], 0.3))
+          << "input " << i;  // seven steps round to 8 bits
     }
     const at::NoGradGuard no_grad;
     const Tensor half = run(variant, leaves, inputs.num_attention, {}, {.compute_dtype = at::kBFloat16});

@@ -255,7 +255,7 @@ TEST_F(StudentTest, Float32IsCloseToFloat64) {
         for (const auto& [name, tensor] : moved->parameters()) tensor.mul_(1.0 + 6e-8 * at::randn(tensor.sizes(), tensor.options()));
         one_rounding = std::max(one_rounding, relative_error(moved->forward(tokens, {}, in_double()).last_hidden_BSD, reference));
       }
-      EXPECT_LT(relative_error(out, reference), 20 * one_rounding);
+      EXPECT_LT(relative_error(out, reference), std::min(20 * one_rounding, 1e-2));
     }
   }
 }
