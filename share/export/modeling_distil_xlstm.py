@@ -243,15 +243,6 @@ def rope_frequencies(rotary, head_dim):
     raise ValueError(f"config.json: rotary.rope_type = {kind!r} is not known: take default, linear, llama3 or yarn")
 
 
-def fast_turns(cos_sin, config):
-    """The same, but channels whose turn takes more than rope_max_wavelength tokens stay where they are."""
-    if not config.rope_max_wavelength:
-        return cos_sin
-    cos, sin = cos_sin
-    is_slow = (2 * math.pi / rope_frequencies(config.rotary, config.head_dim) > config.rope_max_wavelength).to(cos.device)
-    return cos.masked_fill(is_slow, config.rotary.get("attention_factor", 1.0)), sin.masked_fill(is_slow, 0.0)
-
-
 def rotate(x_BSHK, cos_sin):
     cos, sin = (table.to(x_BSHK.device).unsqueeze(2) for table in cos_sin)
     first, second = x_BSHK.chunk(2, dim=-1)
@@ -353,7 +344,7 @@ class Attention:
         with in_float32(u_BSD.device):
             q, k, v = rotate(q.float(), cos_sin), rotate(k.float(), cos_sin), v.float()
             if state is None:
-                empty = k.new_zeros(B, config.attention_sinks + config.attention_window, G, K)
+                empty = k.new_zeros(B, 0, G, K)
                 state = empty, (empty, torch.zeros(B, dtype=torch.long, device=k.device))
             old_k, (old_v, before_B) = state
             mask = Attention.visible(config, before_B, old_k.shape[1], S)
@@ -394,6 +385,8 @@ class Attention:
         """The columns after the new tokens."""
         if config.attention_window == 0:
             old = torch.cat((old, torch.zeros_like(new)), dim=1)
+        elif old.shape[1] == 0:
+            old = new.new_zeros(old.shape[0], config.attention_sinks + config.attention_window, *new.shape[2:])
         place_BC = Attention.columns(config, after_B, old.shape[1]) - before_B.unsqueeze(1)
         is_new_BC = (place_BC >= 0) & (place_BC < (after_B - before_B).unsqueeze(1))
         index = place_BC.clamp(0, new.shape[1] - 1)[:, :, None, None].expand_as(old)
@@ -481,7 +474,9 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         self.mlp = Mlp(config)
 
     def forward(self, x_BSD, cos_sin, is_token_BS, state):
-        """is_token_BS: False for padding, which stands behind the other tokens of a row; None: there is none. -> the stream, the new state."""
+        """`cos_sin`: of the rotary positions of kept attention, and of cells. is_token_BS: False for padding, which stands behind the other tokens
+        of a row; None: there is none. -> the stream, the new state."""
+        cos_sin = cos_sin[0 if self.other is not None else 1]
         mixed, state = self.mix(self.input_layernorm(x_BSD), cos_sin, is_token_BS, state)
         x_BSD = x_BSD + mixed
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD)), state
@@ -515,8 +510,8 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         x_BSHK = x_BSHK.float()
         if not self.cell.HAS_FEATURES:
             return x_BSHK.transpose(1, 2)
-        if cos_sin is not None and self.config.use_rope:
-            x_BSHK = rotate(x_BSHK, fast_turns(cos_sin, self.config))
+        if cos_sin is not None:
+            x_BSHK = rotate(x_BSHK, cos_sin)
         return features(x_BSHK, getattr(self.mixer, feature_map).weight)
 
     def convolve(self, x_BST, is_token_BS, tail):
@@ -677,15 +672,20 @@ class DistilXlstmForCausalLM(DistilXlstmPreTrainedModel, GenerationMixin):
         return x_BSD, hidden_states
 
     def cos_sin(self, positions_BS):
-        """Of the rotary angles [B, S, K / 2], or None."""
+        """Of the rotary angles [B, S, K / 2], of kept attention and of cells, whose slow channels may stay where they are; None: no positions."""
         if self.config.rotary is None:
-            return None
+            return None, None
         device = positions_BS.device
         if device not in self._frequencies:
-            self._frequencies[device] = rope_frequencies(self.config.rotary, self.config.head_dim).to(device)
-        angles = positions_BS.float().unsqueeze(-1) * self._frequencies[device]
+            frequencies, longest = rope_frequencies(self.config.rotary, self.config.head_dim), self.config.rope_max_wavelength
+            self._frequencies[device] = frequencies.to(device), (2 * math.pi / frequencies > (longest or math.inf)).to(device)
+        frequencies, is_slow = self._frequencies[device]
+        angles = positions_BS.float().unsqueeze(-1) * frequencies
         factor = self.config.rotary.get("attention_factor", 1.0)
-        return angles.cos() * factor, angles.sin() * factor
+        whole = angles.cos() * factor, angles.sin() * factor
+        if not self.config.use_rope or not self.config.rope_max_wavelength:
+            return whole, whole if self.config.use_rope else None
+        return whole, (whole[0].masked_fill(is_slow, factor), whole[1].masked_fill(is_slow, 0.0))
 
 
 def padding_last(attention_mask, x_BSD):

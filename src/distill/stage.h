@@ -40,8 +40,8 @@ struct Stage {
   bool aligns_layers = false;
   // Of those, whether the matrices are compared by which layers mix tokens, so that the student must have some.
   bool compares_matrices = false;
-  // Each row starts where so many other rows of its micro-batch have ended, read one after the other; 0: from the zero state. A micro-batch
-  // of a single row starts from the zero state.
+  // Each row starts where so many other rows of its micro-batch have ended, read one after the other; 0: from the zero state. In a
+  // smaller micro-batch (an epoch's last) all other rows, so that no row has been read before itself.
   int64_t rows_before = 0;
   double learning_rate = 0.0;                                 // at its peak; 0: the optimizer's
   std::string learning_rate_key = "optimizer.learning_rate";  // of the setting that says it

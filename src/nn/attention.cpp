@@ -56,10 +56,11 @@ Tensor nan_where_not_finite(Tensor attended_BSE, const Tensor& queries, const Te
 
 }  // namespace
 
-Tensor attend(const Tensor& q_BSHK, const Tensor& k_BGTK, const Tensor& v_BGTK, const Tensor& mask, bool is_causal) {
+Tensor attend(const Tensor& q_BSHK, const Tensor& k_BGTK, const Tensor& v_BGTK, const Tensor& new_k_BGSK, const Tensor& mask,
+              bool is_causal) {
   const int64_t B = q_BSHK.size(0), S = q_BSHK.size(1), E = q_BSHK.size(2) * q_BSHK.size(3);
   const Tensor attended_BSE = grouped_attention(q_BSHK.transpose(1, 2), k_BGTK, v_BGTK, mask, is_causal).transpose(1, 2).reshape({B, S, E});
-  return nan_where_not_finite(attended_BSE, q_BSHK, k_BGTK);
+  return nan_where_not_finite(attended_BSE, q_BSHK, new_k_BGSK);
 }
 
 Tensor document_mask(const Tensor& is_start_BS, at::Device device) {

@@ -34,7 +34,9 @@ struct AttentionHeads {
 
 // softmax(q k^T / sqrt(K)) v of queries [B, S, H, K] over keys and values [B, G, T, K] -> [B, S, H K]. `mask` is boolean, true where a
 // query may look, and broadcast to [B, 1, S, T]; undefined: all, or with is_causal, for S = T, what is not ahead. Differentiable.
-Tensor attend(const Tensor& q_BSHK, const Tensor& k_BGTK, const Tensor& v_BGTK, const Tensor& mask, bool is_causal);
+// `new_k`: those of the keys that were not there before, of which one that is not finite makes its row NaN.
+Tensor attend(const Tensor& q_BSHK, const Tensor& k_BGTK, const Tensor& v_BGTK, const Tensor& new_k_BGSK, const Tensor& mask,
+              bool is_causal);
 
 // What all layers share. Several threads may use one.
 class Attention {

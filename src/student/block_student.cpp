@@ -116,7 +116,7 @@ Tensor BlockStudent::mixer_output(int64_t layer, const Tensor& x_BSD, const Tens
   return parts_.mixers.at(static_cast<size_t>(layer))->mixer_output(weights, x_BSD.to(dtype_), call);
 }
 
-Tensor BlockStudent::mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const AttentionHeads& attention,
+Tensor BlockStudent::mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const AttentionMatrix& attention,
                                       const StudentForwardOptions& options) {
   const Mixer& mixer = *parts_.mixers.at(static_cast<size_t>(layer));
   if (!mixer.has_mixing_matrix()) return {};

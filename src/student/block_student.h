@@ -29,7 +29,7 @@ class BlockStudent : public Student {
   StudentOutput forward(const Tensor& tokens_BS, const Tensor& is_start_BS, const StudentForwardOptions& options,
                         nn::DecodeState* decode_state = nullptr) final;
   Tensor mixer_output(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const StudentForwardOptions& options) final;
-  Tensor mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const AttentionHeads& attention,
+  Tensor mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS, const AttentionMatrix& attention,
                           const StudentForwardOptions& options) final;
   Tensor forward_hidden(const Tensor& tokens_BS, const Tensor& is_start_BS = {}) final;
   std::unique_ptr<nn::DecodeState> new_state(int64_t batch, int64_t max_tokens) final;

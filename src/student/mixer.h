@@ -40,8 +40,8 @@ struct MixerCall {
   const MixerWeights* products = nullptr;  // the weights as products take them, kept from step to step; null: converted where they are used
 };
 
-// What a layer's attention makes its scores of, with positions, and the queries that count (uint8).
-struct AttentionHeads {
+// What the matrix of a layer's attention is made of: queries and keys with positions; and which queries count (uint8).
+struct AttentionMatrix {
   Tensor q_BSHK, k_BSGK, mask_BS;
 };
 
@@ -73,11 +73,14 @@ class Mixer {
   [[nodiscard]] virtual bool has_mixing_matrix() const { return false; }
   // ops::mixing_error_sum of that matrix and of attention with these queries and keys. Throws ValueError for others.
   [[nodiscard]] virtual Tensor mixing_error_sum(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
-                                                const AttentionHeads& attention) const;
+                                                const AttentionMatrix& attention) const;
   // Where rows begin; float32 (`options`) except what enters the convolution, which has the type of its input.
   [[nodiscard]] virtual std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType compute_dtype,
                                                                at::TensorOptions options) const = 0;
   [[nodiscard]] virtual KeptValues kept_values() const = 0;
+
+  // Of one row's state behind so many tokens, with products of this type.
+  [[nodiscard]] int64_t state_bytes(int64_t num_tokens, at::ScalarType compute_dtype) const;
 };
 
 // Mixer::forward that keeps only its input for backward and computes the rest again there.

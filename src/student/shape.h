@@ -50,6 +50,8 @@ class StudentShape {
   [[nodiscard]] virtual int64_t num_mixing_matrices() const { return 0; }
   // Whether its layers are its teacher's with another mixer in attention's place, so that each may be compared with its own.
   [[nodiscard]] virtual bool keeps_teacher_layers() const { return false; }
+  // Of one row's state behind so many tokens, with products of this type; 0 where the kind does not tell.
+  [[nodiscard]] virtual int64_t state_bytes(int64_t /*num_tokens*/, at::ScalarType /*compute_dtype*/) const { return 0; }
   // Whether a text's state stays as large as it began, however long the text.
   [[nodiscard]] virtual bool has_constant_state() const { return true; }
   [[nodiscard]] virtual std::vector<ParameterInfo> parameters() const { return {}; }  // all; empty where the kind does not tell

@@ -33,7 +33,7 @@ struct ParameterTraits {
   bool decays = false;  // whether weight decay applies
 };
 
-struct AttentionHeads;  // student/mixer.h
+struct AttentionMatrix;  // student/mixer.h
 
 class Student : public nn::LanguageModel {
  public:
@@ -47,7 +47,7 @@ class Student : public nn::LanguageModel {
   // How far the matrix by which the mixer of a layer mixes tokens on the stream x_BSD is from attention's (ops::mixing_error_sum);
   // undefined where that layer's mixer has none (Mixer::has_mixing_matrix). Differentiable. Throws ValueError as mixer_output does.
   [[nodiscard]] virtual Tensor mixing_error_sum(int64_t layer, const Tensor& x_BSD, const Tensor& is_start_BS,
-                                                const AttentionHeads& attention, const StudentForwardOptions& options);
+                                                const AttentionMatrix& attention, const StudentForwardOptions& options);
   // Whether that layer keeps its teacher's own mixer, so that nothing is left to align.
   [[nodiscard]] virtual bool keeps_mixer(int64_t /*layer*/) const { return false; }
   // What a fresh student takes from the first rows of training, where it says that it wants them: layer_inputs_BSD is the stream before

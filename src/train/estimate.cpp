@@ -116,6 +116,11 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
                                          teacher_bytes, compute_bytes, sets, others);
     if (more > 0) items.push_back({"teacher's layers, aligned with", more, "beyond what distillation takes"});
   }
+  for (const auto& stage : stages) {
+    if (stage.rows_before == 0) continue;
+    const int64_t row = student.state_bytes(stage.rows_before * config.data.context_length, compute_bytes < 4 ? at::kBFloat16 : at::kFloat);
+    items.push_back({"states that rows start from", 2 * config.train.micro_batch_size * row, "as they were, and in other rows' places"});
+  }
   if (is_cpu && ops::PackedMatrix::is_available())
     items.push_back({"packed heads", 2 * counts.embedding * 4, "float32, in the layouts of a CPU's products"});
   if (is_cpu && teacher_bytes < 4) items.push_back({"head in float32", counts.embedding * 4, "of validations"});

@@ -91,6 +91,11 @@ Tensor inner_starts(const Tensor& is_start_BS) {
   return inner_BS;
 }
 
+// How many rows a row's state has read before it: never itself.
+int64_t num_reads(const GradientSettings& settings, int64_t rows) {
+  return std::min(settings.rows_before, rows - 1);
+}
+
 // Each row gets the state of the one before it, the first that of the last.
 Tensor row_before(int64_t rows) {
   return at::arange(rows, at::kLong).roll(1);
@@ -118,6 +123,7 @@ MicroBatches::MicroBatches(teacher::TeacherSource& teacher, student::Student& st
       student_(student),
       objective_(objective),
       head_rows_(head_rows),
+      num_matrices_(student.shape().num_mixing_matrices()),
       teacher_stream_(make_teacher_stream(teacher, student.device())),
       student_head_(ops::Head::packed(head_rows.of_head(student.head_weight()), /*with_gradient=*/true)),
       teacher_head_(teacher.head().is_alias_of(student.head_weight())
@@ -243,10 +249,11 @@ LossSums MicroBatches::run_in_shares(const data::Batch& batch, const GradientSet
     parts.push_back(on_device.rows(first_of(share), first_of(share + 1) - first_of(share)));
     students.push_back(share == 0 ? &student_ : replicas_[static_cast<size_t>(share - 1)].get());
   }
-  for (int64_t read = 0; read < settings.rows_before; ++read) {
+  const int64_t reads = num_reads(settings, rows), context_length = on_device.tokens_BS.size(1);
+  for (int64_t read = 0; read < reads; ++read) {
     in_shares(shares, [&](int64_t share) {
       const auto i = static_cast<size_t>(share);
-      if (read == 0) states[i] = students[i]->new_state(parts[i].tokens_BS.size(0), settings.rows_before * parts[i].tokens_BS.size(1));
+      if (read == 0) states[i] = students[i]->new_state(parts[i].tokens_BS.size(0), (reads + 1) * context_length);
       read_on(*students[i], parts[i], settings, *states[i]);
     });
     const auto all = std::move(states.front());
@@ -283,10 +290,10 @@ void MicroBatches::in_shares(int64_t shares, const std::function<void(int64_t)>&
 
 // Null: the zero state.
 std::unique_ptr<nn::DecodeState> MicroBatches::state_before(const nn::DeviceBatch& batch, const GradientSettings& settings) const {
-  const int64_t rows = batch.tokens_BS.size(0);
-  if (settings.rows_before == 0 || rows == 1) return nullptr;
-  auto state = student_.new_state(rows, settings.rows_before * batch.tokens_BS.size(1));
-  for (int64_t read = 0; read < settings.rows_before; ++read) {
+  const int64_t rows = batch.tokens_BS.size(0), reads = num_reads(settings, rows);
+  if (reads == 0) return nullptr;
+  auto state = student_.new_state(rows, (reads + 1) * batch.tokens_BS.size(1));
+  for (int64_t read = 0; read < reads; ++read) {
     read_on(student_, batch, settings, *state);
     state->gather_rows(row_before(rows));
   }
@@ -322,7 +329,6 @@ LossSums MicroBatches::run_layers(student::Student& student, const teacher::Teac
                                   const GradientSettings& settings) const {
   LossSums sums{Tensor(), std::vector<Tensor>(settings.measured.size())};
   const auto num_layers = static_cast<int64_t>(teacher.layer_inputs_BSD.size());
-  const int64_t num_matrices = student.shape().num_mixing_matrices();
   for (int64_t layer = 0; layer < num_layers; ++layer) {
     const auto at_layer = static_cast<size_t>(layer);
     const Tensor& x_BSD = teacher.layer_inputs_BSD[at_layer];
@@ -336,7 +342,7 @@ LossSums MicroBatches::run_layers(student::Student& student, const teacher::Teac
       }
       const Tensor error = student.mixing_error_sum(
           layer, x_BSD, batch.is_start_BS, {teacher.queries_BSHK[at_layer], teacher.keys_BSGK[at_layer], batch.mask_BS}, settings.student);
-      return error.defined() ? error / static_cast<double>(num_matrices) : error;
+      return error.defined() ? error / static_cast<double>(num_matrices_) : error;
     };
     Tensor objective;
     for (size_t i = 0; i < settings.measured.size(); ++i) {

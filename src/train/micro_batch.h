@@ -103,6 +103,7 @@ class MicroBatches {
   student::Student& student_;
   const distill::Objective& objective_;
   ops::HeadRows head_rows_;                                  // that the losses run over
+  int64_t num_matrices_;                                     // layers whose mixing matrix is known (StudentShape::num_mixing_matrices)
   std::optional<c10::Stream> teacher_stream_;                // where teacher and student run side by side
   std::optional<Ahead> ahead_;                               // of the next step
   ops::Head student_head_, teacher_head_;                    // as the products take them; one where the models share it

@@ -117,8 +117,9 @@ void check_stages(const config::RunConfig& config, const student::StudentShape& 
     }
     for (const auto& [group, rate] : stage.rates) {
       if (groups.empty() || groups.contains(group)) continue;
-      throw ConfigError("distill.method = \"{}\": its stage {} trains the parameter group '{}', a student of kind \"{}\" has {}",
-                        settings.method, stage.name, group, student.kind(), join({groups.begin(), groups.end()}, ", "));
+      throw ConfigError("distill.method = \"{}\": its stage {} trains the parameter group '{}', a student of kind \"{}\" has {}{}",
+                        settings.method, stage.name, group, student.kind(), join({groups.begin(), groups.end()}, ", "),
+                        student.keeps_teacher_layers() ? ": name another mixer beside attention in student.mixers" : "");
     }
   }
 }

@@ -67,11 +67,11 @@ class KeptAttention final : public nn::TokenMixer {
     const Tensor first_BS = document_starts(call_.is_start_BS, state_ ? state_->first_B() : Tensor(), before, B, S);
     if (state_ != nullptr && S == 1 && !ops::any_requires_grad({heads.q_BSHK, k_BGSK, v_BGSK})) {
       append(k_BGSK, v_BGSK, first_BS);
-      return next_token(heads.q_BSHK, first_BS);
+      return next_token(heads.q_BSHK, k_BGSK, first_BS);
     }
     const bool sees_all = before == 0 && !first_BS.defined() && (span_.window == 0 || S <= span_.window);
     Tensor attended_BSE =
-        sees_all ? nn::attend(heads.q_BSHK, k_BGSK, v_BGSK, {}, S > 1) : in_blocks(heads.q_BSHK, k_BGSK, v_BGSK, first_BS, before);
+        sees_all ? nn::attend(heads.q_BSHK, k_BGSK, v_BGSK, k_BGSK, {}, S > 1) : in_blocks(heads.q_BSHK, k_BGSK, v_BGSK, first_BS, before);
     if (state_ != nullptr) append(k_BGSK, v_BGSK, first_BS);
     return attended_BSE;
   }
@@ -83,7 +83,7 @@ class KeptAttention final : public nn::TokenMixer {
   }
 
   // Over what the state holds, itself among it. Where no document began inside the row, a token sees it all.
-  [[nodiscard]] Tensor next_token(const Tensor& q_BSHK, const Tensor& first_BS) const {
+  [[nodiscard]] Tensor next_token(const Tensor& q_BSHK, const Tensor& k_BGSK, const Tensor& first_BS) const {
     const AttentionColumns held = state_->columns();
     const auto type = q_BSHK.scalar_type();
     Tensor mask;
@@ -91,7 +91,7 @@ class KeptAttention final : public nn::TokenMixer {
       const Tensor positions_BC = state_->positions_BC();
       mask = visible(state_->num_tokens() - 1, 1, first_BS, positions_BC, held.num_sinks, positions_BC.size(1)).unsqueeze(1);
     }
-    return nn::attend(q_BSHK, held.k_BGCK.to(type), held.v_BGCK.to(type), mask, false);
+    return nn::attend(q_BSHK, held.k_BGCK.to(type), held.v_BGCK.to(type), k_BGSK, mask, false);
   }
 
   // Queries in blocks that see a window's length beyond themselves; without a window in one. `before`: how many tokens the state has seen.
@@ -129,7 +129,8 @@ class KeptAttention final : public nn::TokenMixer {
       }
       const Tensor mask = visible(before + begin, end - begin, first_BS.defined() ? first_BS.narrow(1, begin, end - begin) : Tensor(),
                                   at::cat(positions, 1), past.num_sinks, before > 0 ? past.k_BGCK.size(2) : 0);
-      blocks.push_back(nn::attend(q_BSHK.narrow(1, begin, end - begin), at::cat(keys, 2), at::cat(values, 2), mask.unsqueeze(1), false));
+      blocks.push_back(nn::attend(q_BSHK.narrow(1, begin, end - begin), at::cat(keys, 2), at::cat(values, 2),
+                                  k_BGSK.narrow(2, first, end - first), mask.unsqueeze(1), false));
     }
     return blocks.size() == 1 ? blocks.front() : at::cat(blocks, 1);
   }
@@ -179,7 +180,7 @@ class AttentionLayer final : public ConvertLayer {
                                   const WithMixer& layer) const override {
     const KeptWeights w = bind_(&weights), products = bind_(call.products);
     const auto in_type = [&](const Tensor& x) { return x.defined() ? x.to(call.compute_dtype) : x; };
-    const nn::AttentionWeights own{.qkv_ED = products.qkv_ED.defined() ? nn::Matrix(w.qkv_ED, products.qkv_ED) : nn::Matrix(w.qkv_ED),
+    const nn::AttentionWeights own{.qkv_ED = matrix_of(w.qkv_ED, products.qkv_ED),
                                    .qkv_bias_E = in_type(w.qkv_bias_E),
                                    .q_norm_K = in_type(w.q_norm_K),
                                    .k_norm_K = in_type(w.k_norm_K)};

@@ -27,6 +27,7 @@ class CellLayer final : public ConvertLayer {
     return state;
   }
 
+  [[nodiscard]] bool has_features() const override { return true; }
   [[nodiscard]] bool starts_from_rows() const override { return looks_back() || fits_values(); }
   void start_from_rows(const MixerWeights& weights, const Tensor& x_BSD, const Tensor& is_start_BS) const override {
     const at::NoGradGuard no_grad;
@@ -48,7 +49,7 @@ class CellLayer final : public ConvertLayer {
 
   [[nodiscard]] bool has_mixing_matrix() const override { return cell_.has_mixing_matrix(); }
   [[nodiscard]] Tensor mixing_error_sum(const MixerWeights& weights, const Tensor& x_BSD, const MixerCall& call,
-                                        const AttentionHeads& attention) const override {
+                                        const AttentionMatrix& attention) const override {
     const CellWeights w = bind_(&weights), products = bind_(call.products);
     const ConvertMixer mixer(config(), cell_, w, products, call, config().has_rope ? &rotary_.on(x_BSD.device()) : nullptr, nullptr);
     return mixer.mixing_error_sum(input_of(weights, x_BSD, call), attention);

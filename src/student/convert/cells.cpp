@@ -35,7 +35,7 @@ class Mlstm final : public ConvertCell {
   }
 
   [[nodiscard]] bool has_mixing_matrix() const override { return true; }
-  [[nodiscard]] Tensor mixing_error_sum(const CellInputs& in, const AttentionHeads& attention) const override {
+  [[nodiscard]] Tensor mixing_error_sum(const CellInputs& in, const AttentionMatrix& attention) const override {
     const at::ScalarType type = in.q_BSHK.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     return ops::mixing_error_sum({.q_BSHF = ops::feature_map(in.q_BSHK, in.feature_q_HKM, 1.0, type),
                                   .k_BSHF = ops::feature_map(in.k_BSHK, in.feature_k_HKM, 1.0, type),
@@ -106,7 +106,7 @@ const std::vector<std::pair<std::string, const ConvertCell*>>& cells() {
 
 }  // namespace
 
-Tensor ConvertCell::mixing_error_sum(const CellInputs& /*in*/, const AttentionHeads& /*attention*/) const {
+Tensor ConvertCell::mixing_error_sum(const CellInputs& /*in*/, const AttentionMatrix& /*attention*/) const {
   throw ValueError("student: this cell mixes tokens by no matrix that is known without them");
 }
 

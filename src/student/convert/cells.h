@@ -30,7 +30,7 @@ class ConvertCell {
   [[nodiscard]] virtual Tensor run(const CellInputs& in, std::vector<Tensor>* state) const = 0;
   // Whether values are mixed by a matrix that is known without them, and its error (ops::mixing_error_sum). Throws ValueError for others.
   [[nodiscard]] virtual bool has_mixing_matrix() const { return false; }
-  [[nodiscard]] virtual Tensor mixing_error_sum(const CellInputs& in, const AttentionHeads& attention) const;
+  [[nodiscard]] virtual Tensor mixing_error_sum(const CellInputs& in, const AttentionMatrix& attention) const;
   // Rows of the batch first; float32 (`options`).
   [[nodiscard]] virtual std::vector<Tensor> zero_state(int64_t batch, const ConvertConfig& config,
                                                        const at::TensorOptions& options) const = 0;

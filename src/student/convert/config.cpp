@@ -129,6 +129,10 @@ ConvertConfig derive_convert(const config::StudentSettings& settings, const teac
   config.gate_init = settings.gate_init;
   config.value_init = settings.value_init;
   config.chunk_size = settings.chunk_size;
+  if (config.rope_max_wavelength > 0.0 && !config.has_rope) {
+    throw ConfigError("student.rope_max_wavelength = {}: there are no rotary positions with student.rope = false: leave one of the two out",
+                      config.rope_max_wavelength);
+  }
   config.check();
   check_large(config);
   return config;

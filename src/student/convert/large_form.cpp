@@ -101,10 +101,25 @@ Tensor with_idle_heads(const ConvertConfig& config, const Module& module, const 
   return at::cat({x, at::zeros(shape, x.options())}, *dimension);
 }
 
-Tensor without_idle_heads(const ConvertConfig& config, const Module& module, const Tensor& x) {
-  const auto dimension = heads_dimension(module, x);
-  if (!dimension) return x;
-  return x.narrow(*dimension, 0, x.size(*dimension) * config.decoder.num_heads / num_stored_heads(config));
+// Throws DataError where the tensor is not as config.json says, or idle heads are not idle.
+Tensor without_idle_heads(const ConvertConfig& config, const Module& module, const Tensor& x, const Shape& ours, const std::string& what) {
+  const int64_t H = config.decoder.num_heads, heads = num_stored_heads(config);
+  Shape expected = ours;
+  expected[0] /= static_cast<int64_t>(module.theirs.size());
+  const int64_t dimension = module.heads == Heads::columns ? 1 : 0;
+  const bool has_heads = module.heads == Heads::rows || (module.heads == Heads::columns && expected.size() == 2);
+  const int64_t own = expected[static_cast<size_t>(has_heads ? dimension : 0)];
+  if (has_heads) expected[static_cast<size_t>(dimension)] = own / H * heads;
+  if (x.sizes() != at::IntArrayRef(expected))
+    throw DataError("{} is [{}], config.json asks for [{}]", what, fmt::join(x.sizes(), ", "), fmt::join(expected, ", "));
+  if (!has_heads || heads == H) return x;
+  if (at::count_nonzero(x.narrow(dimension, own, x.size(dimension) - own)).item<int64_t>() != 0) {
+    throw DataError(
+        "{} holds more than the {} heads of the student that config.json describes: it was trained elsewhere: open it with "
+        "transformers",
+        what, H);
+  }
+  return x.narrow(dimension, 0, own);
 }
 
 // Plain tensors on the CPU as if they were a file's.
@@ -166,7 +181,10 @@ What that class cannot do:
 }  // namespace
 
 bool is_large(const ConvertConfig& config) {
-  return std::ranges::all_of(config.mixers, [](const std::string& mixer) { return mixer == kLargeMixer; });
+  for (int64_t layer = 0; layer < config.decoder.num_layers; ++layer) {
+    if (config.mixer_of(layer) != kLargeMixer) return false;
+  }
+  return true;
 }
 
 void check_large(const ConvertConfig& config) {
@@ -194,7 +212,17 @@ NamedTensors to_large_form(const ConvertConfig& config, const NamedTensors& tens
   return stored;
 }
 
-std::shared_ptr<io::WeightSource> from_large_form(const ConvertConfig& config, const std::vector<std::string>& names,
+void check_large_config(const ConvertConfig& config, const json& stored, const std::string& where) {
+  const json expected = large_python_form(config).config;
+  for (const char* key : {"num_heads", "qk_dim_factor", "v_dim_factor", "use_bias", "norm_eps", "eps", "add_out_norm", "gate_soft_cap",
+                          "output_logit_soft_cap", "weight_mode"}) {
+    if (!stored.contains(key) || stored.at(key) == expected.at(key)) continue;
+    throw ConfigError("{}: {} = {}, and the weights were written with {}: transformers computes another function with it than this program",
+                      where, key, stored.at(key).dump(), expected.at(key).dump());
+  }
+}
+
+std::shared_ptr<io::WeightSource> from_large_form(const ConvertConfig& config, const std::map<std::string, Shape>& shapes,
                                                   const std::shared_ptr<io::WeightSource>& weights) {
   const std::vector<Module> modules = modules_of(config);
   std::vector<std::string> missing, unexpected = weights->names();
@@ -211,11 +239,15 @@ std::shared_ptr<io::WeightSource> from_large_form(const ConvertConfig& config, c
   for (const Module& module : modules) {
     for (const char* kind : {".weight", ".bias"}) {
       if (!module.has(kind, config)) continue;
+      const auto known = shapes.find(module.ours + kind);
+      const Shape shape = known != shapes.end() ? known->second : Shape{shapes.at(module.ours + ".weight").front()};
       std::vector<Tensor> parts;
-      for (const std::string& name : module.theirs)
-        parts.push_back(without_idle_heads(config, module, nn::read_stored(weights, name + kind)));
-      Tensor joined = parts.size() == 1 ? parts.front() : at::cat(parts);
-      if (std::ranges::find(names, module.ours + kind) != names.end()) {
+      for (const std::string& name : module.theirs) {
+        parts.push_back(without_idle_heads(config, module, nn::read_stored(weights, name + kind), shape,
+                                           fmt::format("{}: tensor '{}'", weights->origin(), name + kind)));
+      }
+      const Tensor joined = parts.size() == 1 ? parts.front() : at::cat(parts);
+      if (known != shapes.end()) {
         tensors.emplace(module.ours + kind, joined.contiguous());
       } else if (at::count_nonzero(joined).item<int64_t>() != 0) {
         throw DataError(

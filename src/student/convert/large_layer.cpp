@@ -17,22 +17,13 @@ namespace {
 
 constexpr double kOpenAtStart = 0.5;  // the output gate: its weights start at 0, and it has no bias
 
-// Beside LayerWeights and the projections, which CellWeights names.
-struct LargeWeights {
-  Tensor qkv_TD, qkv_bias_T, q_norm_K, k_norm_K;
-  Tensor input_gate_HD, input_gate_bias_H, forget_gate_HD, forget_gate_bias_H, output_gate_ED, head_norm_E;
+// What it shares with the cells, and the weight of its norm.
+struct LargeWeights : CellWeights {
+  Tensor head_norm_E;
 
   template <typename Visit>
   void for_each(const Visit& visit) {
-    visit("self_attn.qkv_proj.weight", qkv_TD);
-    visit("self_attn.qkv_proj.bias", qkv_bias_T);
-    visit("self_attn.q_norm.weight", q_norm_K);
-    visit("self_attn.k_norm.weight", k_norm_K);
-    visit("mixer.igate.weight", input_gate_HD);
-    visit("mixer.igate.bias", input_gate_bias_H);
-    visit("mixer.fgate.weight", forget_gate_HD);
-    visit("mixer.fgate.bias", forget_gate_bias_H);
-    visit("mixer.ogate.weight", output_gate_ED);
+    CellWeights::for_each(visit);
     visit("mixer.head_norm.weight", head_norm_E);
   }
 };
@@ -114,10 +105,7 @@ SpecList large_parameters(const ConvertConfig& config) {
 class LargeLayer final : public ConvertLayer {
  public:
   LargeLayer(const ConvertConfig& config, const std::string& mixer)
-      : ConvertLayer(config, mixer, layer_parameters(config, large_parameters(config))),
-        bind_(parameters()),
-        bind_projections_(parameters()),
-        bind_layer_(parameters()) {}
+      : ConvertLayer(config, mixer, layer_parameters(config, large_parameters(config))), bind_(parameters()), bind_layer_(parameters()) {}
 
   [[nodiscard]] std::unique_ptr<MixerState> zero_state(int64_t batch, at::ScalarType /*compute_dtype*/,
                                                        at::TensorOptions options) const override {
@@ -132,7 +120,7 @@ class LargeLayer final : public ConvertLayer {
     const at::NoGradGuard no_grad;
     const LargeWeights w = bind_(&weights), products;
     const Tensor norm_D = bind_layer_(&weights).input_norm_D;
-    const LayerAttention attention(config(), norm_D, bind_projections_(&weights), x_BSD, is_start_BS);
+    const LayerAttention attention(config(), norm_D, w, x_BSD, is_start_BS);
     if (config().gate_init == config::GateInit::look_back)
       Tensor(w.forget_gate_bias_H).copy_(before_soft_cap(forget_gate_of(attention.mean_look_back())));
     const at::ScalarType type = w.qkv_TD.scalar_type();
@@ -159,7 +147,6 @@ class LargeLayer final : public ConvertLayer {
 
  private:
   WeightBinder<LargeWeights> bind_;
-  WeightBinder<CellWeights> bind_projections_;
   WeightBinder<LayerWeights> bind_layer_;
 };
 

@@ -18,10 +18,6 @@ constexpr std::array kLayerKinds = {LayerKind{"mlstm", make_cell_layer}, LayerKi
                                     LayerKind{"slstm", make_slstm_layer}, LayerKind{"attention", make_attention_layer},
                                     LayerKind{kLargeMixer, make_large_layer}};
 
-nn::Matrix matrix(const Tensor& weight, const Tensor& converted) {
-  return converted.defined() ? nn::Matrix(weight, converted) : nn::Matrix(weight);
-}
-
 }  // namespace
 
 ConvertLayer::ConvertLayer(const ConvertConfig& config, std::string mixer, std::vector<ParameterSpec> parameters)
@@ -39,12 +35,12 @@ Tensor ConvertLayer::run(LayerFunction function, const MixerWeights& weights, co
                          MixerState* state) const {
   const LayerWeights w = bind_(&weights), products = bind_(call.products);
   const nn::DecoderWeights layer{.input_norm_D = w.input_norm_D,
-                                 .o_DHK = matrix(w.o_DE, products.o_DE),
+                                 .o_DHK = matrix_of(w.o_DE, products.o_DE),
                                  .o_bias_D = w.o_bias_D,
                                  .mlp_norm_D = w.mlp_norm_D,
-                                 .gate_up_2ID = matrix(w.gate_up_2ID, products.gate_up_2ID),
+                                 .gate_up_2ID = matrix_of(w.gate_up_2ID, products.gate_up_2ID),
                                  .gate_up_bias_2I = w.gate_up_bias_2I,
-                                 .down_DI = matrix(w.down_DI, products.down_DI),
+                                 .down_DI = matrix_of(w.down_DI, products.down_DI),
                                  .down_bias_D = w.down_bias_D};
   return with_mixer(weights, call, x_BSD.device(), state, [&](nn::TokenMixer& mixer) {
     return function(layer, mixer, x_BSD, {.rms_norm_eps = config_.decoder.rms_norm_eps, .compute_dtype = call.compute_dtype});

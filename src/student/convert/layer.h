@@ -35,6 +35,8 @@ class ConvertLayer : public Mixer {
   // Whether the mixer begins as the teacher's attention itself, so that nothing is left to align.
   [[nodiscard]] virtual bool is_teachers() const { return false; }
 
+  // Whether queries and keys are features (ConvertConfig::feature_factor).
+  [[nodiscard]] virtual bool has_features() const { return false; }
   // Whether start_from_rows does anything.
   [[nodiscard]] virtual bool starts_from_rows() const { return false; }
   // Sets what a fresh layer takes from rows that the teacher read: x_BSD is the stream before the layer; is_start_BS (uint8) or undefined.

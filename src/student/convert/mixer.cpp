@@ -3,7 +3,6 @@
 #include <optional>
 #include <utility>
 
-#include "ops/causal_conv.h"
 #include "ops/gated.h"
 #include "ops/linear.h"
 
@@ -30,13 +29,7 @@ Tensor ConvertMixer::mix(const nn::MatrixInput& u_BSD) {
 // `tail_BJT`, unless null, holds the convolution's inputs before the first, and takes the last.
 ConvertMixer::Heads ConvertMixer::heads(const nn::MatrixInput& u_BSD, Tensor* tail_BJT) const {
   const int64_t B = u_BSD.sizes[0], S = u_BSD.sizes[1], H = config_.decoder.num_heads, K = config_.decoder.head_dim;
-  Tensor qkv_BST = projected(u_BSD, w_.qkv_TD, products_.qkv_TD, w_.qkv_bias_T);
-  if (w_.conv_TJ.defined()) {
-    const Tensor before = tail_BJT ? tail_BJT->to(qkv_BST.scalar_type()) : Tensor();
-    ops::CausalConvOutput out = ops::causal_conv(qkv_BST, w_.conv_TJ.unsqueeze(1), before, call_.is_start_BS);
-    if (tail_BJT) *tail_BJT = std::move(out.state_BJF);
-    qkv_BST = std::move(out.y_BSF);
-  }
+  const Tensor qkv_BST = convolved(projected(u_BSD, w_.qkv_TD, products_.qkv_TD, w_.qkv_bias_T), w_.conv_TJ, call_.is_start_BS, tail_BJT);
   const auto parts = qkv_BST.split(H * K, 2);  // its gradient is one copy
   const auto part = [&](size_t i) { return parts[i].view({B, S, H, K}); };
   return {placed(part(0), w_.q_norm_K), placed(part(1), w_.k_norm_K), part(2)};
@@ -66,7 +59,7 @@ CellInputs ConvertMixer::cell_inputs(const nn::MatrixInput& u_BSD, const Heads& 
           .chunk_size = config_.chunk_size};
 }
 
-Tensor ConvertMixer::mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionHeads& attention) const {
+Tensor ConvertMixer::mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionMatrix& attention) const {
   return cell_.mixing_error_sum(cell_inputs(u_BSD, heads(u_BSD, nullptr)), attention);
 }
 

@@ -32,7 +32,7 @@ class ConvertMixer final : public nn::TokenMixer {
 
   [[nodiscard]] Tensor mix(const nn::MatrixInput& u_BSD) override;
   // ConvertCell::mixing_error_sum, from the zero state.
-  [[nodiscard]] Tensor mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionHeads& attention) const;
+  [[nodiscard]] Tensor mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionMatrix& attention) const;
 
  private:
   // Heads [B, S, H, K], before features.

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "nn/token_mixer.h"
-#include "ops/causal_conv.h"
 #include "ops/slstm.h"
 #include "student/convert/layer.h"
 #include "student/convert/look_back.h"
@@ -110,13 +109,7 @@ class ScalarMixer final : public nn::TokenMixer {
 
   // In the cell's type, behind the convolution. `tail_BJE`, unless null, holds its inputs before the first, and takes the last.
   [[nodiscard]] Tensor values(const nn::MatrixInput& u_BSD, Tensor* tail_BJE) const {
-    Tensor v_BSE = projected(u_BSD, w_.v_ED, products_.v_ED, w_.v_bias_E);
-    if (w_.conv_EJ.defined()) {
-      const Tensor before = tail_BJE ? tail_BJE->to(v_BSE.scalar_type()) : Tensor();
-      ops::CausalConvOutput out = ops::causal_conv(v_BSE, w_.conv_EJ.unsqueeze(1), before, call_.is_start_BS);
-      if (tail_BJE) *tail_BJE = std::move(out.state_BJF);
-      v_BSE = std::move(out.y_BSF);
-    }
+    const Tensor v_BSE = convolved(projected(u_BSD, w_.v_ED, products_.v_ED, w_.v_bias_E), w_.conv_EJ, call_.is_start_BS, tail_BJE);
     return v_BSE.to(cell_dtype(call_.compute_dtype));
   }
 

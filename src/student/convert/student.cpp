@@ -1,6 +1,7 @@
 #include "student/convert/student.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 
 #include "base/error.h"
@@ -51,16 +52,18 @@ class ConvertShape final : public StudentShape {
   }
   [[nodiscard]] std::vector<KeptValues> kept_values() const override {
     std::vector<KeptValues> values;
-    for (int64_t layer = 0; layer < num_layers(); ++layer)
-      values.push_back(make_convert_layer(config_, config_.mixer_of(layer))->kept_values());
+    for_each_layer([&](const ConvertLayer& layer) { values.push_back(layer.kept_values()); });
     return values;
+  }
+  [[nodiscard]] int64_t state_bytes(int64_t num_tokens, at::ScalarType compute_dtype) const override {
+    int64_t sum = 0;
+    for_each_layer([&](const ConvertLayer& layer) { sum += layer.state_bytes(num_tokens, compute_dtype); });
+    return sum;
   }
   [[nodiscard]] bool keeps_teacher_layers() const override { return true; }
   [[nodiscard]] int64_t num_mixing_matrices() const override {
     int64_t count = 0;
-    for (int64_t layer = 0; layer < num_layers(); ++layer) {
-      if (make_convert_layer(config_, config_.mixer_of(layer))->has_mixing_matrix()) ++count;
-    }
+    for_each_layer([&](const ConvertLayer& layer) { count += layer.has_mixing_matrix() ? 1 : 0; });
     return count;
   }
   [[nodiscard]] std::vector<ParameterInfo> parameters() const override { return parameter_infos(specs_of(config_)); }
@@ -95,6 +98,10 @@ class ConvertShape final : public StudentShape {
   [[nodiscard]] std::unique_ptr<Student> fresh(const StudentPlace& place, uint64_t seed) const override;
 
  private:
+  void for_each_layer(const std::function<void(const ConvertLayer&)>& visit) const {
+    for (int64_t layer = 0; layer < num_layers(); ++layer) visit(*make_convert_layer(config_, config_.mixer_of(layer)));
+  }
+
   ConvertConfig config_;
 };
 
@@ -105,9 +112,13 @@ std::string rope_description(const ConvertConfig& config) {
 
 std::string ConvertShape::description() const {
   const int64_t kept = config_.num_attention_layers();
-  std::vector<std::string> others = config_.mixers;
-  std::erase(others, kKeptAttention);
-  const bool has_features = std::ranges::any_of(others, [](const std::string& name) { return name != "slstm" && name != kLargeMixer; });
+  std::vector<std::string> others;  // each once, as the layers take them
+  bool has_features = false;
+  for_each_layer([&](const ConvertLayer& layer) {
+    const std::string name(layer.kind());
+    if (name != kKeptAttention && std::ranges::find(others, name) == others.end()) others.push_back(name);
+    has_features = has_features || layer.has_features();
+  });
   const std::string replaced = fmt::format("attention replaced by {} of {} heads{}{}", join(others, ", "), config_.decoder.num_heads,
                                            has_features ? fmt::format(", {} features of a head", config_.feature_size()) : "",
                                            has_features ? rope_description(config_) : "");
@@ -197,10 +208,17 @@ constexpr const char *kEmbedding = "token_embedding.weight", *kHead = "lm_head.w
 
 // Under the names of this program, whichever layout the file has.
 std::shared_ptr<io::WeightSource> own_weights(const ConvertConfig& config, const io::ModelFiles& files) {
-  if (files.config.at("distil_xlstm").value("layout", "") != kLargeLayout) return files.weights;
-  std::vector<std::string> names = {kEmbedding, kHead};
-  for (const auto& spec : specs_of(config)) names.push_back(spec.name);
-  return from_large_form(config, names, files.weights);
+  const std::string where = files.path.string() + " (configuration): distil_xlstm";
+  const auto layout = get_or<std::string>(files.config.at("distil_xlstm"), "layout", "", where);
+  if (layout.empty()) return files.weights;
+  if (layout != kLargeLayout) throw ConfigError("{}: layout = \"{}\" is not known to this version", where, layout);
+  if (!is_large(config))
+    throw ConfigError("{}: layout = \"{}\" is that of students with mixers = \"{}\" throughout", where, layout, kLargeMixer);
+  check_large_config(config, files.config, files.path.string() + " (configuration)");
+  std::map<std::string, Shape> shapes = {{kEmbedding, {config.decoder.vocab_size, config.decoder.hidden_size}}};
+  shapes[kHead] = shapes[kEmbedding];
+  for (const auto& spec : specs_of(config)) shapes[spec.name] = spec.shape;
+  return from_large_form(config, shapes, files.weights);
 }
 
 std::unique_ptr<Student> load_convert(io::ModelFiles files, StudentPlace place) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "ops/causal_conv.h"
 
 namespace distil_xlstm::student {
 namespace {
@@ -43,9 +44,20 @@ Tensor for_each_query(const Tensor& x, int64_t groups, int64_t repeats) {
   return grouped.reshape(shape);
 }
 
+nn::Matrix matrix_of(const Tensor& weight, const Tensor& product) {
+  return product.defined() ? nn::Matrix(weight, product) : nn::Matrix(weight);
+}
+
 Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& product, const Tensor& bias) {
-  const nn::Matrix matrix = product.defined() ? nn::Matrix(weight, product) : nn::Matrix(weight);
-  return matrix.product(u, bias.defined() ? bias.to(u.values.scalar_type()) : bias);
+  return matrix_of(weight, product).product(u, bias.defined() ? bias.to(u.values.scalar_type()) : bias);
+}
+
+Tensor convolved(const Tensor& x_BSF, const Tensor& taps_FJ, const Tensor& is_start_BS, Tensor* tail_BJF) {
+  if (!taps_FJ.defined()) return x_BSF;
+  const Tensor before = tail_BJF ? tail_BJF->to(x_BSF.scalar_type()) : Tensor();
+  ops::CausalConvOutput out = ops::causal_conv(x_BSF, taps_FJ.unsqueeze(1), before, is_start_BS);
+  if (tail_BJF) *tail_BJF = std::move(out.state_BJF);
+  return std::move(out.y_BSF);
 }
 
 SpecList& SpecList::add(std::string name, Shape shape, std::string group, bool is_product, std::string start, Initializer initialize) {
@@ -78,11 +90,12 @@ std::vector<ParameterSpec> layer_parameters(const ConvertConfig& config, SpecLis
   return std::move(specs.all());
 }
 
-SpecList projection_parameters(const ConvertConfig& config) {
+SpecList projection_parameters(const ConvertConfig& config, const std::string& start_of_values) {
   const auto& decoder = config.decoder;
   const int64_t D = decoder.hidden_size, E = config.inner_size(), H = decoder.num_heads, K = decoder.head_dim;
   const std::string joined =
-      decoder.num_kv_heads == H ? "copied" : fmt::format("copied; k, v of {} heads repeated to {}", decoder.num_kv_heads, H);
+      fmt::format("copied{}{}", decoder.num_kv_heads == H ? "" : fmt::format("; k, v of {} heads repeated to {}", decoder.num_kv_heads, H),
+                  start_of_values);
   SpecList specs;
   specs.add_linear("self_attn.qkv_proj", 3 * E, D, "attention", decoder.has_qkv_bias, joined);
   if (decoder.has_qk_norm) {
@@ -95,7 +108,7 @@ SpecList projection_parameters(const ConvertConfig& config) {
 SpecList cell_parameters(const ConvertConfig& config) {
   const int64_t D = config.decoder.hidden_size, E = config.inner_size(), H = config.decoder.num_heads, K = config.decoder.head_dim;
   const int64_t M = config.feature_size() / 2, J = config.conv1d_kernel_size;
-  SpecList specs = projection_parameters(config);
+  SpecList specs = projection_parameters(config, config.value_init == config::ValueInit::least_squares ? "; v by least squares" : "");
   if (J > 0) specs.add("mixer.conv.weight", {3 * E, J}, "mixer", false, "identity", identity_taps(J));
   for (const char* name : {"feature_q", "feature_k"})
     specs.add(fmt::format("mixer.{}.weight", name), {H, K, M}, "mixer", false, M > K ? "scaled identities, noise" : "scaled identity",

@@ -63,8 +63,15 @@ Initializer identity_taps(int64_t taps);
 // Keys or values of groups, once for each of their queries' heads: [G K, ...] -> [H K, ...].
 Tensor for_each_query(const Tensor& x, int64_t groups, int64_t repeats);
 
-// u W^T + b. `product`: the weight as products take it (MixerCall::products), or undefined; `bias` may be undefined too.
+// `product`: the weight as products take it (MixerCall::products), or undefined.
+nn::Matrix matrix_of(const Tensor& weight, const Tensor& product);
+
+// u W^T + b; `bias` may be undefined.
 Tensor projected(const nn::MatrixInput& u, const Tensor& weight, const Tensor& product, const Tensor& bias);
+
+// Depthwise and causal, each document by itself; x as it is without taps. `tail_BJF`, unless null, holds the inputs before the first, and
+// takes the last.
+Tensor convolved(const Tensor& x_BSF, const Tensor& taps_FJ, const Tensor& is_start_BS, Tensor* tail_BJF);
 
 // Puts parameters together. What is a factor of a large product has its type, and decays.
 class SpecList {
@@ -84,8 +91,9 @@ class SpecList {
 // (q, k, v, o), "mixer" (what is new) and "feed_forward".
 std::vector<ParameterSpec> layer_parameters(const ConvertConfig& config, SpecList mixer);
 
-// q, k, v of every head in one matrix, and the norms on q and k where the teacher has them.
-SpecList projection_parameters(const ConvertConfig& config);
+// q, k, v of every head in one matrix, and the norms on q and k where the teacher has them. `start_of_values`: where they are not copied as
+// they are, for people.
+SpecList projection_parameters(const ConvertConfig& config, const std::string& start_of_values = "");
 
 // Of the mixer of a layer with a cell.
 SpecList cell_parameters(const ConvertConfig& config);

@@ -19,6 +19,12 @@ std::vector<KeptValues> PaperShape::kept_values() const {
   return values;
 }
 
+int64_t PaperShape::state_bytes(int64_t num_tokens, at::ScalarType compute_dtype) const {
+  int64_t sum = 0;
+  for (const auto& mixer : make_mixers(config_)) sum += mixer->state_bytes(num_tokens, compute_dtype);
+  return sum;
+}
+
 std::vector<ParameterInfo> PaperShape::parameters() const {
   return parameter_infos(parameter_specs(config_));
 }

@@ -19,6 +19,7 @@ class PaperShape final : public StudentShape {
   [[nodiscard]] int64_t vocab_size() const override { return config_.vocab_size; }
   [[nodiscard]] int64_t num_trainable_parameters() const override;
   [[nodiscard]] std::vector<KeptValues> kept_values() const override;
+  [[nodiscard]] int64_t state_bytes(int64_t num_tokens, at::ScalarType compute_dtype) const override;
   [[nodiscard]] std::vector<ParameterInfo> parameters() const override;
   [[nodiscard]] std::string description() const override;
   [[nodiscard]] json to_json(std::string_view layout) const override;
