@@ -202,7 +202,7 @@ class HeadReference {
       const double *q = &p_.q[token * size_t(K_)], *k = &p_.k[token * size_t(K_)], *v = &p_.v[token * size_t(V_)], *before = cell(t),
                    *after = cell(t + 1), *u = &u_[size_t(t * V_)], *dh = &p_.grad_h[token * size_t(V_)];
       double *dq = &r_.dq[token * size_t(K_)], *dk = &r_.dk[token * size_t(K_)], *dv = &r_.dv[token * size_t(V_)];
-      const double g = forget(t), beta = sigmoid(p_.igate[token]), slope = 1 - sigmoid(p_.fgate[token]);
+      const double g = forget(t), beta = sigmoid(p_.igate[token]), slope = sigmoid(-p_.fgate[token]);
       std::fill(du.begin(), du.end(), 0.0);
       for (int d = 0; d < K_; ++d) {
         double read = 0, written = 0;
@@ -235,7 +235,7 @@ class HeadReference {
         dk[d] -= answered;
         query_dot += q[d] * dq[d];
       }
-      r_.digate[token] = dbeta * beta * (1 - sigmoid(p_.igate[token]));
+      r_.digate[token] = dbeta * beta * sigmoid(-p_.igate[token]);
       r_.dfgate[token] = g * slope * dforget;
       // The sum that gives df has these terms, up to a chunk of them (docs/mathematics.md 11).
       dots[size_t(t)] = query_dot * query_dot + value_dot * value_dot;
@@ -571,7 +571,7 @@ void check_refusals() {
 std::vector<Case> small_cases(Type t) {
   return {{1, 64, 1, 64, 64, t, Keys::normal, false, Starts::none},
           {1, 64, 1, 128, 64, t, Keys::normal, true, Starts::none},
-          {1, 1, 1, 8, 8, t},
+          {16, 1, 4, 8, 8, t},
           {2, 63, 2, 32, 48, t},
           {1, 65, 1, 256, 64, t},
           {2, 130, 2, 128, 64, t},

@@ -126,12 +126,25 @@ cudaError_t backward(const DeltaRuleBackward& x, cudaStream_t stream) {
                    : launch(input_gradients_kernel<T, 128>, w, units(w), kScanThreads, kGradientTiles<128>, stream);
 }
 
+// Rows are whole 16-byte pieces.
+bool has_kernels(int K, int V) {
+  return K > 0 && K <= 256 && K % 8 == 0 && V > 0 && V <= 128 && V % 8 == 0;
+}
+
 bool is_valid(const DeltaRuleInputs& x) {
-  return x.B > 0 && x.S > 0 && x.H > 0 && x.K > 0 && x.K <= kDeltaMaxKeys && x.K % 8 == 0 && x.V > 0 && x.V <= kDeltaMaxValues &&
-         x.V % 8 == 0 && x.type != Type::float32 && are_aligned({x.q_BSHK, x.k_BSHK, x.v_BSHV});
+  return x.B > 0 && x.S > 0 && x.H > 0 && has_kernels(x.K, x.V) && x.type != Type::float32 && are_aligned({x.q_BSHK, x.k_BSHK, x.v_BSHV});
 }
 
 }  // namespace
+
+bool delta_rule_serves(int K, int V, int device) {
+  if (!has_kernels(K, V)) return false;
+  const size_t tiles =
+      size_t(std::max(K <= 128 ? kGradientsTiles<128> : kGradientsTiles<256>, V <= 64 ? kGradientTiles<64> : kGradientTiles<128>));
+  int available = 0;
+  return cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+         size_t(available) >= tiles * sizeof(__half) + sizeof(GradientShared);
+}
 
 size_t delta_rule_kept(const DeltaRuleInputs& x) {
   Arena arena{nullptr};

@@ -10,8 +10,8 @@
 namespace distil_xlstm::kernels::cuda {
 
 inline constexpr int kDeltaChunk = 64;
-// Widths are whole 16-byte pieces up to these.
-inline constexpr int kDeltaMaxKeys = 256, kDeltaMaxValues = 128;
+// Whether there are kernels for these widths, and the device has the shared memory that they need (Hopper and the A100 have).
+bool delta_rule_serves(int K, int V, int device);
 
 struct DeltaRuleInputs {
   Type type;  // of q, k, v, h and their gradients: bfloat16 or float16

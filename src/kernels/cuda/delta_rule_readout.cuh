@@ -93,9 +93,9 @@ __device__ inline void pair_tokens(const ChunkGates& g, const T* grad_h, const T
         const float decay = decay_between(g, t, j);
         read[e] = decay * p[c][part * 2 + e];
         if (j > t) continue;
-        const T both = from_float<T>(j < t ? -beta * decay * r[c][part * 2 + e] : 0.0f);
-        write_r[tile_offset<L>(t, j >> 3) + (j & 7)] = both;
-        write_r[tile_offset<L>(j, t >> 3) + (t & 7)] = both;
+        const auto both = uint16_t(pack(j < t ? -beta * decay * r[c][part * 2 + e] : 0.0f, 0.0f, T{}));
+        *reinterpret_cast<uint16_t*>(write_r + tile_offset<L>(t, j >> 3) + (j & 7)) = both;
+        *reinterpret_cast<uint16_t*>(write_r + tile_offset<L>(j, t >> 3) + (t & 7)) = both;
       }
       tile_word<L>(read_p, t, column + c * 8) = pack(read[0], read[1], T{});
     }
@@ -205,6 +205,19 @@ __global__ void __launch_bounds__(kScanThreads, 2) input_gradients_kernel(Work<T
     wait_copies<kStages - 1>();
     __syncthreads();
     const T *q = stages + i % kStages * kStage, *k = q + kTile, *cells = k + kTile, *grad_cells = cells + L * VP;
+    float kept = 0.0f;  // of the state that came in
+#pragma unroll
+    for (int p = 0; p < VP / 32; ++p) {
+      const int at = (threadIdx.x + p * kScanThreads) * 8;
+      const uint4 x = *reinterpret_cast<const uint4*>(cells + at), y = *reinterpret_cast<const uint4*>(grad_cells + at);
+      const uint32_t x_words[4] = {x.x, x.y, x.z, x.w}, y_words[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float2 a = unpack(x_words[c], T{}), b = unpack(y_words[c], T{});
+        kept += a.x * b.x + a.y * b.y;
+      }
+    }
+    state_sum += own.gates.entry[L - 1] * kept;
     float dq[4][4] = {}, dk[1][4][4] = {}, written[1][4][4] = {};
     multiply_two<T, 4, VP, VP, VP, true>(dq, dk[0], grad_h, grad_writes, cells, m, column);
     multiply_tiles<T, 1, 4, VP, VP, false, VP, true>(written, writes, grad_cells, m, column);
@@ -222,19 +235,6 @@ __global__ void __launch_bounds__(kScanThreads, 2) input_gradients_kernel(Work<T
         dk[0][j][part * 2 + 1] = right - beta[part] * entry[part] * dk[0][j][part * 2 + 1];
       }
     }
-    float kept = 0.0f;  // of the state that came in
-#pragma unroll
-    for (int p = 0; p < VP / 32; ++p) {
-      const int at = (threadIdx.x + p * kScanThreads) * 8;
-      const uint4 x = *reinterpret_cast<const uint4*>(cells + at), y = *reinterpret_cast<const uint4*>(grad_cells + at);
-      const uint32_t x_words[4] = {x.x, x.y, x.z, x.w}, y_words[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const float2 a = unpack(x_words[c], T{}), b = unpack(y_words[c], T{});
-        kept += a.x * b.x + a.y * b.y;
-      }
-    }
-    state_sum += own.gates.entry[L - 1] * kept;
     multiply_two<T, 4, L, L, L, false>(dq, dk[0], read_p, write_r, k, m, column);
     multiply_tiles<T, 1, 4, L, L, true, L, false>(dk, read_p, q, m, column);
 #pragma unroll

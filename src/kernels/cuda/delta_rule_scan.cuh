@@ -120,15 +120,13 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks<KP>) states_kernel(W
   at.read_state(w, w.initial_cell_BHKV, acc);
   for (int n = 0; n < N; ++n) {
     const int64_t unit = int64_t(at.bh) * N + n;
-    float beta[2], entry[2], exit[2];
+    float beta[2], entry[2];
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const int64_t t = unit * L + at.token + fragment_row(part);
       beta[part] = w.beta_UL[t];
       entry[part] = w.entry_UL[t];
-      exit[part] = w.exit_UL[t];
     }
-    const float carry = w.entry_UL[unit * L + L - 1];
     at.emit_state(w, acc, cell, w.cells_UKV + unit * w.K * w.V);
     wait_copies<0>();
     __syncthreads();
@@ -146,14 +144,10 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks<KP>) states_kernel(W
     }
     constexpr float kOnes[2] = {1.0f, 1.0f};
     at.to_tile(u[0], kOnes, v_tile);  // each thread where it read v
+    const float exit[2] = {w.exit_UL[unit * L + at.token + fragment_row(0)], w.exit_UL[unit * L + at.token + fragment_row(1)]};
+    const float carry = w.entry_UL[unit * L + L - 1];
     __syncthreads();
-    float rest[1][4][4] = {};
-    multiply_tiles<T, 1, 4, L, L, false, L, false>(rest, inverse, v_tile, at.token, at.column);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) u[0][j][e] += rest[0][j][e];
-    }
+    multiply_tiles<T, 1, 4, L, L, false, L, false>(u, inverse, v_tile, at.token, at.column);  // R stands there already
     __syncthreads();
     load_inverse(n + 1);
     at.to_tile(u[0], exit, v_tile);
@@ -243,13 +237,7 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks<KP>) state_gradients
     constexpr float kOnes[2] = {1.0f, 1.0f};
     at.to_tile(z[0], kOnes, tokens);
     __syncthreads();
-    float rest[1][4][4] = {};
-    multiply_tiles<T, 1, 4, L, L, true, L, false>(rest, scores, tokens, at.token, at.column);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) z[0][j][e] += rest[0][j][e];
-    }
+    multiply_tiles<T, 1, 4, L, L, true, L, false>(z, scores, tokens, at.token, at.column);  // R stands there already
     __syncthreads();
     load_square(w.scores_ULL, n - 1);
     at.to_tile(z[0], answered, tokens);
