@@ -586,7 +586,7 @@ std::vector<Case> all_cases(Type t) {
                        {4, 512, 9, 128, 64, t, Keys::positive, false, Starts::none},
                        {2, 512, 3, 128, 64, t, Keys::close, true, Starts::some},
                        {2, 300, 9, 256, 64, t, Keys::positive, true},
-                       {2, 300, 3, 256, 128, t, Keys::close, true},
+                       {2, 300, 3, 256, 128, t, Keys::close, true, Starts::none, Gates::keeping},
                        {2, 300, 3, 128, 128, t, Keys::normal, true},
                        {17, 100, 2, 56, 56, t, Keys::normal, true, Starts::many},
                        {2, 300, 3, 128, 64, t, Keys::normal, true, Starts::some, Gates::extreme},
@@ -665,7 +665,7 @@ int main(int argc, char** argv) {
     std::printf("failures: %d\n", failures);
   }
   if (mode == "sanitize") {
-    check({1, 70, 2, 128, 64, type});
+    check({1, 70, 2, 128, 64, type, Keys::close, true, Starts::none, Gates::keeping});
     check({1, 65, 1, 200, 72, type});
   }
   if (mode == "time" || mode == "all") {

@@ -23,7 +23,7 @@ gpu::DeltaRuleInputs delta_rule_arguments(const DeltaRuleInputs& in, const Delta
           .initial_cell_BHKV = floats(initial.cell_BHKV)};
 }
 
-DeltaRuleInputs aligned(const DeltaRuleInputs& in) {
+DeltaRuleInputs aligned_inputs(const DeltaRuleInputs& in) {
   return {aligned(in.q_BSHK), aligned(in.k_BSHK), aligned(in.v_BSHV), in.igate_BSH, in.fgate_BSH, in.is_start_BS};
 }
 
@@ -42,7 +42,7 @@ bool delta_rule_serves_cuda(const Tensor& q_BSHK, const Tensor& v_BSHV) {
 // In chunks of the kernels' own.
 DeltaRuleOutput delta_rule_chunkwise_cuda(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, bool returns_state, Tensor& kept) {
   const c10::cuda::CUDAGuard guard(inputs.q_BSHK.device());
-  const DeltaRuleInputs in = aligned(inputs);
+  const DeltaRuleInputs in = aligned_inputs(inputs);
   DeltaRuleOutput out{at::empty_like(in.v_BSHV), {returns_state ? empty_cell(in) : Tensor()}};
   gpu::DeltaRuleForward args{.inputs = delta_rule_arguments(in, initial),
                              .h_BSHV = pointer(out.h_BSHV),
@@ -57,7 +57,7 @@ DeltaRuleOutput delta_rule_chunkwise_cuda(const DeltaRuleInputs& inputs, const D
 DeltaRuleBackward delta_rule_backward_cuda(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, const Tensor& kept,
                                            const Tensor& grad_h_BSHV, const DeltaRuleState& grad_final) {
   const c10::cuda::CUDAGuard guard(inputs.q_BSHK.device());
-  const DeltaRuleInputs in = aligned(inputs);
+  const DeltaRuleInputs in = aligned_inputs(inputs);
   const Tensor grad_h = aligned(grad_h_BSHV);
   DeltaRuleBackward out{{at::empty_like(in.q_BSHK), at::empty_like(in.k_BSHK), at::empty_like(in.v_BSHV), at::empty_like(in.igate_BSH),
                          at::empty_like(in.fgate_BSH), Tensor()},
