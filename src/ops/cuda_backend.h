@@ -4,6 +4,7 @@
 
 #include "ops/blockdiag_forms.h"
 #include "ops/causal_conv_forms.h"
+#include "ops/delta_rule_forms.h"
 #include "ops/feature_map_forms.h"
 #include "ops/fp8.h"
 #include "ops/gated_forms.h"
@@ -19,7 +20,7 @@ namespace distil_xlstm::ops {
 enum class Fp8Source { values, swiglu, rms_norm };
 
 // These take activations (wx, x, y and their gradients) as float32, bfloat16 or float16, and the rest as float32. The mLSTM's take q, k, v,
-// h and their gradients as bfloat16 or float16 only.
+// h and their gradients as bfloat16 or float16 only, and so do the delta rule's.
 struct CudaBackend {
   decltype(&slstm_forward_aten) slstm_forward = nullptr;
   decltype(&slstm_backward_aten) slstm_backward = nullptr;
@@ -66,6 +67,13 @@ struct CudaBackend {
   // q, k and v all in bfloat16 or all in float16.
   MlstmOutput (*mlstm_chunkwise)(const MlstmInputs& inputs, const MlstmState& initial, bool returns_state) = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
+  // q, k and v all in bfloat16 or all in float16, of a device and widths that delta_rule_serves says yes to. `kept` becomes what the
+  // backward reads beside the inputs. An undefined initial state or gradient of a state is zeros.
+  bool (*delta_rule_serves)(const Tensor& q_BSHK, const Tensor& v_BSHV) = nullptr;
+  DeltaRuleOutput (*delta_rule_chunkwise)(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, bool returns_state,
+                                          Tensor& kept) = nullptr;
+  DeltaRuleBackward (*delta_rule_backward)(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, const Tensor& kept,
+                                           const Tensor& grad_h_BSHV, const DeltaRuleState& grad_final) = nullptr;
   int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0, max_summed_states = 0, max_softmax_pair = 0;
   const char* targets = "";  // what the library is compiled for (ops/cuda_targets.h)
   uint64_t devices = 0;      // bit i: it has code for cuda:i

@@ -54,6 +54,7 @@ inline Tensor aligned(const Tensor& x) {
 // Each puts its functions, and what they are limited to, into the table.
 void register_blockdiag(CudaBackend& table);
 void register_causal_conv(CudaBackend& table);
+void register_delta_rule(CudaBackend& table);
 void register_fp8_rows(CudaBackend& table);
 void register_gate_parts(CudaBackend& table);
 void register_gated(CudaBackend& table);

@@ -11,9 +11,9 @@ extern "C" __attribute__((visibility("default"))) bool distil_xlstm_register_ker
   using namespace distil_xlstm::ops;
   if (std::string_view(interface) != DX_CUDA_INTERFACE) return false;
   *table = {};
-  for (const auto add : {register_blockdiag, register_causal_conv, register_fp8_rows, register_gate_parts, register_gated,
-                         register_head_loss, register_layer_norm, register_mlstm_chunkwise, register_rms_norm, register_rotary,
-                         register_slstm_scan, register_softmax_pair, register_state_sum, register_swiglu_product})
+  for (const auto add : {register_blockdiag, register_causal_conv, register_delta_rule, register_fp8_rows, register_gate_parts,
+                         register_gated, register_head_loss, register_layer_norm, register_mlstm_chunkwise, register_rms_norm,
+                         register_rotary, register_slstm_scan, register_softmax_pair, register_state_sum, register_swiglu_product})
     add(*table);
   return true;
 }

@@ -246,6 +246,89 @@ TEST_F(DeltaRuleTest, GradientsMatchTheRecurrenceForEveryChunkSize) {
   }
 }
 
+// |a - b| relative to b, or to `terms`, what b adds up where that cancels.
+double error_to_terms(const Tensor& a, const Tensor& b, const Tensor& terms) {
+  const Tensor difference = a.to(at::kCPU, at::kDouble) - b;
+  return (difference.norm() / at::maximum(b.norm(), terms.norm())).item<double>();
+}
+
+// The sum that gives the forget gate's gradient has, within a chunk, a term for every later q . dq and v . dv (docs/mathematics.md 11).
+Tensor forget_terms(const DeltaRuleInputs& in, const std::vector<Tensor>& grads) {
+  const Tensor squares = (in.q_BSHK * grads[0]).sum(-1).square() + (in.v_BSHV * grads[2]).sum(-1).square();
+  return squares.flip(1).cumsum(1).flip(1).sqrt() * (-in.fgate_BSH).sigmoid();
+}
+
+// Where no state comes out, 2-byte inputs may take kernels of their own on a GPU: widths that these have and have not, in parts of chunks.
+TEST_F(DeltaRuleTest, TwoByteGradientsMatchTheRecurrence) {
+  for (const Case& c : {Case{8, 1, 8, 8, 16, false, true},
+                        {3, 33, 2, 16, 8, true, true},
+                        {2, 100, 3, 24, 40, true, true},
+                        {1, 130, 2, 128, 64, true, false},
+                        {2, 65, 1, 256, 64, false, true},
+                        {1, 70, 2, 128, 128, true, true},
+                        {2, 64, 1, 72, 136, true, true},
+                        {1, 20, 2, 33, 17, true, true}}) {
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+      Data d(c);
+      for (Tensor* x : {&d.in.q_BSHK, &d.in.k_BSHK, &d.in.v_BSHV}) *x = x->to(type).to(at::kDouble);
+      const Tensor weight = randn({c.B, c.S, c.H, c.V}).to(type).to(at::kDouble);
+      const auto loss = [&](const Form& form) {
+        return [&, form](const std::vector<Tensor>& x) {
+          const DeltaRuleOutput out =
+              form({x[0], x[1], x[2], x[3], x[4], d.in.is_start_BS}, x.size() > 5 ? DeltaRuleState{x[5]} : DeltaRuleState{});
+          return (out.h_BSHV * weight.to(out.h_BSHV.device(), out.h_BSHV.scalar_type())).sum(at::kDouble);
+        };
+      };
+      const std::vector<Tensor> point = point_of(d);
+      const Tensor expected_h = recurrence(d.in, d.initial).h_BSHV;
+      const auto expected = gradients(loss(recurrence), point);
+      for (const at::Device& device : devices()) {
+        SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
+        std::vector<Tensor> moved;
+        for (size_t i = 0; i < point.size(); ++i) moved.push_back(point[i].to(device, i < 3 ? type : at::kFloat));
+        Tensor h;
+        const auto grads = gradients(loss([&](const DeltaRuleInputs& in, const DeltaRuleState& initial) {
+                                       DeltaRuleOutput out = delta_rule_chunkwise(in, 64, initial, /*returns_state=*/false);
+                                       h = out.h_BSHV.detach();
+                                       return out;
+                                     }),
+                                     moved);
+        EXPECT_EQ(h.scalar_type(), type);
+        EXPECT_LT(relative_error(h, expected_h), tolerance(type));
+        for (size_t i = 0; i < grads.size(); ++i) {
+          EXPECT_EQ(grads[i].scalar_type(), moved[i].scalar_type()) << "input " << i;
+          const double error =
+              i == 4 ? error_to_terms(grads[i], expected[i], forget_terms(d.in, expected)) : relative_error(grads[i], expected[i]);
+          EXPECT_LT(error, 2 * tolerance(type)) << "input " << i;
+        }
+        const at::NoGradGuard no_grad;
+        const DeltaRuleOutput plain = delta_rule_chunkwise({moved[0], moved[1], moved[2], moved[3], moved[4], d.in.is_start_BS}, 64,
+                                                           moved.size() > 5 ? DeltaRuleState{moved[5]} : DeltaRuleState{}, false);
+        EXPECT_TRUE(at::equal(plain.h_BSHV, h)) << "without gradients the same output";
+      }
+    }
+  }
+}
+
+// Views and values that begin between 16-byte borders.
+TEST_F(DeltaRuleTest, TwoByteInputsMayBeViewsAnywhere) {
+  for (const at::Device& device : devices()) {
+    const Data d(Case{2, 40, 2, 16, 8, true});
+    const DeltaRuleInputs in = to(d.in, device, at::kFloat);
+    const auto moved = [](const Tensor& x) {
+      const Tensor wide = at::empty({x.numel() + 1}, x.options().dtype(at::kBFloat16));
+      Tensor view = wide.narrow(0, 1, x.numel()).view(x.sizes());
+      view.copy_(x);
+      return view;
+    };
+    const auto plain = [](const Tensor& x) { return x.to(at::kBFloat16); };
+    const DeltaRuleInputs given{moved(in.q_BSHK), moved(in.k_BSHK), moved(in.v_BSHV), in.igate_BSH, in.fgate_BSH, in.is_start_BS};
+    const DeltaRuleInputs same{plain(in.q_BSHK), plain(in.k_BSHK), plain(in.v_BSHV), in.igate_BSH, in.fgate_BSH, in.is_start_BS};
+    const Tensor expected = delta_rule_chunkwise(same, 64, {}, /*returns_state=*/false).h_BSHV;
+    EXPECT_TRUE(at::equal(delta_rule_chunkwise(given, 64, {}, /*returns_state=*/false).h_BSHV, expected)) << device.str();
+  }
+}
+
 // As positive features are at the start: here the powers of A reach 1e30.
 TEST_F(DeltaRuleTest, NearlyParallelKeysKeepTheirDigits) {
   const Case c{2, 128, 2, 16, 8, false, true};
