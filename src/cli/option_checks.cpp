@@ -49,6 +49,14 @@ CLI::Validator at_least(int64_t low) {
           ""};
 }
 
+CLI::Validator at_most(int64_t high) {
+  return {[high](std::string& text) -> std::string {
+            const auto value = to_number(text);
+            return value && *value > static_cast<double>(high) ? fmt::format("{}: must be at most {}", text, high) : "";
+          },
+          ""};
+}
+
 CLI::Validator positive_number() {
   return {[](std::string& text) -> std::string {
             const auto value = to_number(text);

@@ -268,8 +268,6 @@ int64_t checked_max_tokens(const Options& options) {
   }
   if (options.document_end != "none" && !options.stream)
     throw ConfigError("--document-end: only with --stream; documents get what the tokenizer puts around a text");
-  if (parse_count(options.max_document_size, "--max-document-size") < 1024)
-    throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
   return max_tokens;
 }
 

@@ -22,11 +22,14 @@ namespace {
 
 using Options = cli::EvalOptions;
 
+constexpr int64_t kMaxLength = 10'000'000;  // tokens
+
 std::vector<int64_t> lengths_of(const Options& options) {
   std::vector<int64_t> lengths;
   for (const auto& text : options.passkey) {
     const int64_t length = parse_count(text, "--passkey");
     if (length < 1) throw ConfigError("--passkey {}: must be at least 1 token", text);
+    if (length > kMaxLength) throw ConfigError("--passkey {}: must be at most {} tokens", text, kMaxLength);
     if (std::ranges::find(lengths, length) != lengths.end()) throw ConfigError("--passkey: {} is named twice", text);
     lengths.push_back(length);
   }

@@ -25,17 +25,16 @@ using Options = cli::EvalOptions;
 // The beginnings of the first documents that have so many tokens.
 std::vector<std::string> read_prompts(const std::vector<fs::path>& paths, const Options& options, const GreedyModel& model) {
   std::vector<std::string> prompts;
-  const auto prefix = model.tokenizer().prefix_ids().size(), length = static_cast<size_t>(options.prompt_tokens);
+  const auto length = static_cast<size_t>(options.prompt_tokens);
   int64_t num_short = 0;
   const auto is_enough = [&] { return static_cast<int64_t>(prompts.size()) == options.repetition; };
   for (const fs::path& path : paths) {
     if (is_enough()) break;
     read_documents(path, options, model.tokenizer(), model.loaded().model->vocab_size(), [&](const eval::EvalDocument& document) {
-      const auto tokens = std::span(document.tokens).subspan(prefix);
-      if (tokens.size() < length) {
-        ++num_short;
+      if (auto beginning = eval::document_beginning(model.tokenizer(), document.tokens, length)) {
+        prompts.push_back(std::move(*beginning));
       } else {
-        prompts.push_back(model.tokenizer().decode(tokens.first(length)));
+        ++num_short;
       }
       return !is_enough();
     });

@@ -18,7 +18,9 @@ data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const
   reader_options.normalize_newlines = options.normalize_newlines;
   reader_options.strip = options.strip;
   reader_options.bad_rows = data::parse_bad_row_policy(options.bad_rows);
-  reader_options.max_piece_bytes = static_cast<uint64_t>(parse_count(options.max_document_size, "--max-document-size"));
+  const int64_t max_bytes = parse_count(options.max_document_size, "--max-document-size");
+  if (max_bytes < 1024) throw ConfigError("--max-document-size {}: must be at least 1024 bytes", options.max_document_size);
+  reader_options.max_piece_bytes = static_cast<uint64_t>(max_bytes);
   reader_options.cuts_long_texts = options.stream;  // as `prepare` cuts them; documents are measured whole
   return reader_options;
 }

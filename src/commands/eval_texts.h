@@ -17,6 +17,7 @@ struct EvalOptions;
 
 namespace distil_xlstm::commands {
 
+// Throws ConfigError for a --max-document-size that is too small.
 data::ReaderOptions reader_options(const std::vector<std::string>& inputs, const cli::EvalOptions& options);
 
 // Hands the documents of a file to `use` as ids, one at a time, until it says that it has enough. Throws DataError for a token that has no

@@ -15,8 +15,11 @@ namespace distil_xlstm::eval {
 
 // The lines of a prompt: intro, filler, key, filler, question.
 struct PasskeyTexts {
-  std::string intro, key, question;  // "KEY" in `key` stands for the digits
-  std::vector<std::string> filler;   // words; a prompt takes some in a row, begins anew behind the last, and ends with a sentence
+  std::string intro, key, question;   // "KEY" in `key` stands for the digits
+  std::vector<std::string> filler;    // words; a prompt takes some in a row, begins anew behind the last, and ends with a sentence
+  std::string filler_source;          // the file that they are from
+  std::vector<size_t> sentence_ends;  // ascending: numbers of words up to one with . ! or ? at its end
+  std::vector<size_t> byte_ends;      // bytes up to the end of each word, a space for each
 };
 
 // share/passkey.toml, or with the filler of a text of one's own (UTF-8). Throws ConfigError or DataError that names the file.
@@ -30,7 +33,7 @@ struct PasskeyPrompt {
 
 // Prompts of at most `length` tokens of this tokenizer, as near to it as whole words of filler allow. The key stands between two sentences,
 // each place as likely as any other. The same seed and length give the same ones, whatever their number. Throws ConfigError where a prompt
-// without filler is longer.
+// without filler is longer, DataError where no word of filler fits or a prompt falls short of `length` by more than 5 %.
 std::vector<PasskeyPrompt> make_passkey_prompts(const PasskeyTexts& texts, const Tokenizer& tokenizer, int64_t length, int64_t count,
                                                 uint64_t seed);
 

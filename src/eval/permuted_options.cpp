@@ -33,9 +33,13 @@ std::vector<TaskItem> permuted_items(const Task& task, std::span<const TaskItem>
   for (const TaskItem& item : items) {
     if (task.output_type != OutputType::multiple_choice || item.choices.empty())
       throw ConfigError("--permute-options: task {} has no options to list: its forms need 'context' and 'choices'", task.name);
+    const std::string& question = item.requests.front().context;
+    if (question.find_first_not_of(" \t\r\n") == std::string::npos)
+      throw ConfigError("--permute-options: task {}: {}: the context is empty: there is no question to list options for", task.name,
+                        item.place);
     const size_t n = item.choices.size();
     if (n > kNumLetters) throw DataError("{}: --permute-options: {} choices, and there are {} letters", item.place, n, kNumLetters);
-    const auto [before, cue] = frame_of(item.requests.front().context);
+    const auto [before, cue] = frame_of(question);
     TaskItem asked{.place = item.place, .requests = {}, .choices = item.choices, .answer = item.answer, .group = item.group};
     for (size_t order = 0; order < n; ++order) {
       std::string context = before;
@@ -66,6 +70,7 @@ PermutedScores permuted_scores(std::span<const TaskItem> items, std::span<const 
       counts[letters.back()] += 1.0;
     }
     num_chosen += static_cast<double>(n);
+    scores.chance += 1.0 / static_cast<double>(n) / static_cast<double>(items.size());
     const auto is_constant = [](const std::vector<size_t>& values) {
       return std::ranges::all_of(values, [&](size_t value) { return value == values.front(); }) ? 1.0 : 0.0;
     };
@@ -89,8 +94,11 @@ void add_permuted(json& result, const PermutedScores& model, const PermutedScore
   result["letters"]["teacher"] = teacher->letters;
   json& comparison = result["comparison"];
   comparison["permuted_acc"] = paired_json(model.accuracies, teacher->accuracies);
+  comparison["permuted_acc"]["kept_above_chance"] =
+      share_json(mean_of(model.accuracies).mean - model.chance, mean_of(teacher->accuracies).mean - teacher->chance);
   comparison["same_letter"] = paired_json(model.same_letter, teacher->same_letter);
   comparison["same_answer"] = paired_json(model.same_answer, teacher->same_answer);
+  for (const char* share : {"same_letter", "same_answer"}) comparison[share].erase("kept");  // more is not better
 }
 
 }  // namespace distil_xlstm::eval

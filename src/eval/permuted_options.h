@@ -12,7 +12,8 @@ namespace distil_xlstm::eval {
 
 // For each item of n choices an item of n * n requests: order by order, each letter in it. In order s the letter j stands for the choice
 // (j + s) mod n. The options are listed before the context's last line where that ends in a colon ("Answer:"), else behind the context and
-// before a line "Answer:". Throws ConfigError for a task whose items have no choices behind one context, DataError for more than 26.
+// before a line "Answer:". Throws ConfigError for a task whose items have no choices behind one context, or an empty one,
+// DataError for more than 26.
 std::vector<TaskItem> permuted_items(const Task& task, std::span<const TaskItem> items);
 
 // What outcomes of permuted items amount to, as parts of a task's JSON:
@@ -23,6 +24,7 @@ std::vector<TaskItem> permuted_items(const Task& task, std::span<const TaskItem>
 struct PermutedScores {
   json metrics, letters;
   std::vector<double> accuracies, same_letter, same_answer;  // of each item
+  double chance = 0.0;                                       // of a right answer: the mean of 1 / number of choices
 };
 PermutedScores permuted_scores(std::span<const TaskItem> items, std::span<const ItemOutcome> outcomes);
 

@@ -17,4 +17,19 @@ double repeated_ngrams(std::span<const int32_t> tokens, size_t n) {
   return 1.0 - static_cast<double>(kinds.size()) / static_cast<double>(count);
 }
 
+std::optional<std::string> document_beginning(const Tokenizer& tokenizer, std::span<const int32_t> tokens, size_t count) {
+  const size_t before = tokenizer.prefix_ids().size(), around = before + tokenizer.suffix_ids().size();
+  if (tokens.size() < around + count) return std::nullopt;
+  const auto own = tokens.subspan(before, tokens.size() - around);
+  // Bytes of a character that is not whole are decoded as U+FFFD, and so may those before them be: another text than the document's.
+  const std::string whole = tokenizer.decode(own);
+  constexpr size_t kMostParts = 3;  // tokens that a character can have without being whole
+  for (size_t dropped = 0; dropped <= kMostParts && dropped < count; ++dropped) {
+    std::string text = tokenizer.decode(own.first(count - dropped));
+    if (whole.starts_with(text)) return text.empty() ? std::nullopt : std::optional(std::move(text));
+  }
+  if (count <= kMostParts) return std::nullopt;
+  return tokenizer.decode(own.first(count));  // of a decoder that writes a token by what follows it
+}
+
 }  // namespace distil_xlstm::eval

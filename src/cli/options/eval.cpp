@@ -9,6 +9,12 @@
 #include "config/choices.h"
 
 namespace distil_xlstm::cli {
+namespace {
+
+// Beyond what any machine holds; what is computed of them stays far from overflow.
+constexpr int64_t kMaxNewTokens = 1'000'000, kMaxPrompts = 1'000'000, kMaxBatchSize = 1'000'000;
+
+}  // namespace
 
 void add_eval_command(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
@@ -39,6 +45,7 @@ void add_eval_command(CLI::App& app) {
       ->needs(repetition);
   command->add_option("--new-tokens", options->new_tokens, "With --repetition: tokens written at most")
       ->check(at_least(1))
+      ->check(at_most(kMaxNewTokens))
       ->capture_default_str()
       ->needs(repetition);
   CLI::Option* passkey =
@@ -51,6 +58,7 @@ void add_eval_command(CLI::App& app) {
           ->excludes(tasks);
   command->add_option("--passkey-prompts", options->passkey_prompts, "Prompts of each length")
       ->check(at_least(1))
+      ->check(at_most(kMaxPrompts))
       ->capture_default_str()
       ->needs(passkey);
   command
@@ -66,7 +74,6 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--format", options->format, "auto (by the name's ending), text, jsonl or parquet")->capture_default_str();
   command->add_option("--bad-rows", options->bad_rows, "Malformed rows and invalid UTF-8: skip, replace or fail")->capture_default_str();
   CLI::Option* context_length =
-
       command->add_option("--context-length", options->perplexity.context_length,
                           "Targets a window; of tasks: tokens seen at most, and the default is the model's positions");
   context_length->check(at_least(1))->capture_default_str();
@@ -76,6 +83,7 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--batch-size", options->perplexity.batch_size, "Windows at a time; of tasks and prompts: 512 tokens each")
       ->check(at_least(1))
+      ->check(at_most(kMaxBatchSize))
       ->capture_default_str();
   command->add_flag("--carry-state", options->perplexity.carry_state, "Carry the state from window to window inside a document");
   CLI::Option* by_position =
@@ -110,6 +118,7 @@ void add_eval_command(CLI::App& app) {
   for (const char* of_windows : {"--context-length", "--stride", "--carry-state", "--by-position", "--stream", "--max-tokens",
                                  "--document-end", "--vocabulary", "--unigram-from"})
     repetition->excludes(command->get_option(of_windows));
+  passkey->excludes(command->get_option("--vocabulary"));  // what has no token is never written
   for (const char* of_texts :
        {"--repetition", "--text-key", "--format", "--bad-rows", "--stride", "--carry-state", "--by-position", "--stream", "--max-tokens",
         "--document-end", "--max-document-size", "--normalize-newlines", "--strip", "--unigram-from"})

@@ -35,17 +35,27 @@ PasskeyTexts with_filler(const std::string& text) {
   return load_passkey_texts(path);
 }
 
-std::string hard_filler() {
+// With a word of so many parts.
+std::string hard_filler(int64_t num_parts) {
   std::string text = "Short words. Then ";
-  for (int i = 0; i < 60; ++i) text += "incomprehensibilities";
+  for (int64_t i = 0; i < num_parts; ++i) text += "incomprehensibilities";
   return text + " again! \"Is it?\" he asked. Ünï-cödé — 12 345 (twice); no end";
 }
 
 TEST(Passkey, PromptsAreAsLongAsWordsOfFillerAllow) {
-  for (const PasskeyTexts& texts : {load_passkey_texts(""), with_filler(hard_filler()), with_filler("x"), with_filler("one two.")}) {
-    size_t longest_word = 0;
-    for (const auto& word : texts.filler) longest_word = std::max(longest_word, tokenizer().encode(" " + word).size());
-    for (const int64_t length : {230, 512, 1777}) {
+  for (const int64_t length : {230, 512, 1777}) {
+    const auto repeated = [](size_t count, const std::string& word) {
+      std::string text;
+      for (size_t i = 0; i < count; ++i) text += word;
+      return text;
+    };
+    // Digits take a token each, words do not: what one part of a text takes says little of the next.
+    const std::string uneven =
+        repeated(300, "7 ") + repeated(100, "little ") + "one. " + repeated(60, "upon ") + repeated(200, "\u00fc\u00fc ");
+    for (const PasskeyTexts& texts :
+         {load_passkey_texts(""), with_filler(hard_filler(length / 300)), with_filler("x"), with_filler("one two."), with_filler(uneven)}) {
+      size_t longest_word = 0;
+      for (const auto& word : texts.filler) longest_word = std::max(longest_word, tokenizer().encode(" " + word).size());
       for (const auto& prompt : make_passkey_prompts(texts, tokenizer(), length, 12, 3)) {
         EXPECT_EQ(prompt.num_tokens, static_cast<int64_t>(encode_prompt(tokenizer(), prompt.text).size()));
         EXPECT_LE(prompt.num_tokens, length);
@@ -118,6 +128,32 @@ TEST(Passkey, RefusesWhatLeavesNoRoom) {
   } catch (const ConfigError& error) {
     EXPECT_THAT(error.what(), HasSubstr("--passkey 20: a prompt without filler has "));
   }
+  const auto refuses = [](const PasskeyTexts& given, int64_t length, const std::string& what) {
+    try {
+      make_passkey_prompts(given, tokenizer(), length, 20, 0);
+      FAIL() << "made a prompt";
+    } catch (const DataError& error) {
+      EXPECT_THAT(error.what(), HasSubstr(given.filler_source + ": --passkey " + std::to_string(length) + ": a prompt has "));
+      EXPECT_THAT(error.what(), HasSubstr(what));
+    }
+  };
+  const std::string fable(8U << 20U, 'a');  // no white space: one word, which is never tokenised
+  refuses(with_filler(fable), 512, " tokens and no filler: the next word of filler, 8388608 bytes long, does not fit: give a text of");
+  refuses(with_filler("Short. " + fable), 512, " tokens: the next word of filler, 8388608 bytes long, does not fit");
+  refuses(with_filler(hard_filler(60)), 512, " tokens: the next word of filler, 1260 bytes long, does not fit");
+  // The first length that a prompt without filler fits in leaves no room for a word.
+  int64_t without = 20;
+  const auto is_too_short = [&](int64_t length) {
+    try {
+      make_passkey_prompts(texts, tokenizer(), length, 20, 0);
+    } catch (const ConfigError&) {
+      return true;
+    } catch (const DataError&) {
+    }
+    return false;
+  };
+  while (is_too_short(without)) ++without;
+  refuses(texts, without, " tokens and no filler");
   EXPECT_THROW(with_filler(" \n "), DataError);
   EXPECT_THROW(with_filler("\xff\xfe words"), DataError);
   EXPECT_THROW(load_passkey_texts("no-such-file.txt"), IoError);

@@ -71,6 +71,17 @@ TEST(PermutedOptions, TellModelsThatKnowFromThoseThatLikeALetter) {
   EXPECT_EQ(result["comparison"]["permuted_acc"]["difference"], -0.625);
   EXPECT_DOUBLE_EQ(result["comparison"]["permuted_acc"]["difference_stderr"].get<double>(), 0.125);  // of -0.75 and -0.5
   EXPECT_EQ(result["letters"]["model"]["B"], 1.0);
+  // Of a model that always takes one letter nothing is kept above chance, here (1/4 + 1/2) / 2; a model beside itself keeps all.
+  EXPECT_DOUBLE_EQ(result["comparison"]["permuted_acc"]["kept"].get<double>(), 0.375);
+  EXPECT_DOUBLE_EQ(result["comparison"]["permuted_acc"]["kept_above_chance"].get<double>(), 0.0);
+  for (const char* share : {"same_letter", "same_answer"}) {
+    EXPECT_FALSE(result["comparison"][share].contains("kept")) << share;
+    EXPECT_EQ(result["comparison"][share]["difference"], std::string(share) == "same_letter" ? 1.0 : -1.0);
+  }
+  add_permuted(result, knowing, &knowing);
+  EXPECT_EQ(result["comparison"]["permuted_acc"]["kept_above_chance"], 1.0);
+  add_permuted(result, knowing, &stubborn);
+  EXPECT_TRUE(result["comparison"]["permuted_acc"]["kept_above_chance"].is_null());  // the teacher is no better than chance
 }
 
 TEST(PermutedOptions, RefusesWhatHasNoOptions) {
@@ -82,6 +93,14 @@ TEST(PermutedOptions, RefusesWhatHasNoOptions) {
     FAIL() << "took it";
   } catch (const ConfigError& error) {
     EXPECT_THAT(error.what(), HasSubstr("--permute-options: task t has no options to list"));
+  }
+  for (const char* blank : {"", " \n"}) {
+    try {
+      permuted_items(task, std::vector<TaskItem>{item("Q", {"x", "y"}, 0), item(blank, {"x", "y"}, 0)});
+      FAIL() << "took it";
+    } catch (const ConfigError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("--permute-options: task t: f: line 1: the context is empty"));
+    }
   }
   EXPECT_THROW(permuted_items({}, std::vector<TaskItem>{item("Q", std::vector<std::string>(27, "x"), 0)}), DataError);
   task.output_type = OutputType::loglikelihood;
