@@ -103,7 +103,7 @@ json to_json(const measure::StepBench& step) {
           {"gradient_accumulation_steps", step.accumulation_steps},
           {"step_ms", step.seconds * 1e3},
           {"tokens_per_second", step.tokens_per_second},
-          {"floor_tokens_per_second", step.floor_tokens_per_second},
+          {"floor_tokens_per_second", number_or_null(step.floor_tokens_per_second)},
           {"peak_memory_bytes", step.peak_memory_bytes > 0 ? json(step.peak_memory_bytes) : json()}};
 }
 
@@ -122,15 +122,17 @@ void print_trace(const measure::TraceSummary& trace) {
   if (trace.entries.size() > kShown) fmt::print("  and {} more in the trace\n", trace.entries.size() - kShown);
 }
 
-json bench_steps(const measure::BenchSubject& subject, std::vector<int64_t> rows, const std::string& trace_path) {
+json bench_steps(const measure::BenchSubject& subject, const Options& options) {
+  std::vector<int64_t> rows = options.step_rows;
   if (rows.empty()) rows = {subject.config.train.micro_batch_size};
   std::sort(rows.begin(), rows.end());  // the peak memory of the process only grows
   json all = json::array();
   fmt::print("\n");
-  for (const auto& step : measure::bench_step(subject, rows, trace_path)) {
-    fmt::print("step             {} x {} x {}: {:.1f} ms, {} tokens/s, at best {} ({:.0f} %){}\n", step.accumulation_steps,
-               step.micro_batch_size, subject.config.data.context_length, step.seconds * 1e3, format_count(step.tokens_per_second),
-               format_count(step.floor_tokens_per_second), 100.0 * step.tokens_per_second / step.floor_tokens_per_second,
+  for (const auto& step : measure::bench_step(subject, rows, options.stage, options.trace_path)) {
+    const auto floor = step.floor_tokens_per_second;
+    fmt::print("step             {} x {} x {}: {:.1f} ms, {} tokens/s{}{}\n", step.accumulation_steps, step.micro_batch_size,
+               subject.config.data.context_length, step.seconds * 1e3, format_count(step.tokens_per_second),
+               floor ? fmt::format(", at best {} ({:.0f} %)", format_count(*floor), 100.0 * step.tokens_per_second / *floor) : "",
                step.peak_memory_bytes > 0 ? ", peak " + format_bytes(static_cast<double>(step.peak_memory_bytes)) : "");
     if (step.trace) print_trace(*step.trace);
     all.push_back(to_json(step));
@@ -139,11 +141,11 @@ json bench_steps(const measure::BenchSubject& subject, std::vector<int64_t> rows
 }
 
 // Before minutes of measuring.
-void check_trace(const Options& options) {
+void check_step_options(const Options& options) {
+  const bool has_step = options.parts.empty() || std::ranges::find(options.parts, "step") != options.parts.end();
+  if (!options.stage.empty() && !has_step) throw ConfigError("--stage {}: a stage has steps: name the part step, or none", options.stage);
   if (options.trace_path.empty()) return;
-  const auto is_step = [](const std::string& name) { return name == "step"; };
-  if (!options.parts.empty() && std::none_of(options.parts.begin(), options.parts.end(), is_step))
-    throw ConfigError("--trace {}: a trace is of a step: name the part step, or none", options.trace_path);
+  if (!has_step) throw ConfigError("--trace {}: a trace is of a step: name the part step, or none", options.trace_path);
   const fs::path folder = fs::absolute(options.trace_path).parent_path();
   if (!fs::is_directory(folder)) throw IoError("--trace {}: {} is no directory", options.trace_path, folder.string());
   if (fs::is_directory(options.trace_path) || !fs::path(options.trace_path).has_filename())
@@ -177,7 +179,7 @@ measure::BenchSubject make_subject(const Options& options) {
 }  // namespace
 
 void run_bench(const cli::BenchOptions& options) {
-  check_trace(options);
+  check_step_options(options);
   const auto subject = make_subject(options);
   const std::string device = subject.device.is_cpu()
                                  ? fmt::format("cpu ({}), {} threads, {}", cpu_model(), at::get_num_threads(), at::get_cpu_capability())
@@ -197,7 +199,7 @@ void run_bench(const cli::BenchOptions& options) {
                   {"context_length", subject.config.data.context_length},
                   {"product_flops_per_second", subject.flops_per_second},
                   {"copy_bytes_per_second", subject.bytes_per_second}};
-  results["steps"] = is_wanted("step") ? bench_steps(subject, options.step_rows, options.trace_path) : json::array();
+  results["steps"] = is_wanted("step") ? bench_steps(subject, options) : json::array();
   results["parts"] = json::array();
   bool has_header = false;
   for (const auto& name : measure::known_part_names()) {

@@ -48,14 +48,15 @@ PartResult bench_part(const BenchSubject& subject, const std::string& name);
 struct StepBench {
   int64_t micro_batch_size = 0, accumulation_steps = 0;
   double seconds = 0.0, tokens_per_second = 0.0;  // of an optimizer step; input tokens
-  double floor_tokens_per_second = 0.0;           // its matrix products at the measured speed
+  std::optional<double> floor_tokens_per_second;  // its matrix products at the measured speed; none where only layers are aligned
   int64_t peak_memory_bytes = 0;                  // of the process on the device so far; 0 on a CPU
   std::optional<TraceSummary> trace;
 };
 
 // Optimizer steps of the run on random tokens and a teacher with random weights: teacher, student, losses, backward, clipping, AdamW.
-// With a path, one more step of the first size is run under the profiler and its trace written there.
-std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
+// `stage`: of the method; empty: the first that runs the whole student. With a path, one more step of the first size is run under the
+// profiler and its trace written there. Throws ConfigError for a stage that the method has not.
+std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes, const std::string& stage,
                                   const std::string& trace_path);
 
 }  // namespace distil_xlstm::measure

@@ -1,4 +1,9 @@
 // The whole optimizer step of `bench`, as the trainer makes it, on random tokens.
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "base/error.h"
 #include "distill/objective.h"
 #include "measure/bench_parts.h"
 #include "measure/device_speed.h"
@@ -23,9 +28,21 @@ data::Batch random_batch(const BenchSubject& subject, int64_t rows) {
   return batch;
 }
 
+// The first that runs the whole student, as the floor counts it, unless another is named.
+size_t stage_called(const std::string& name, const std::vector<distill::Stage>& stages, const std::string& method) {
+  const auto found =
+      std::ranges::find_if(stages, [&](const distill::Stage& s) { return name.empty() ? !s.aligns_layers : s.name == name; });
+  if (found != stages.end()) return static_cast<size_t>(found - stages.begin());
+  if (name.empty()) return stages.size() - 1;
+  std::vector<std::string> names;
+  for (const auto& stage : stages) names.push_back(stage.name);
+  throw ConfigError("--stage {}: method {} has {}", name, method,
+                    stages.size() > 1 ? fmt::format("{}", fmt::join(names, ", ")) : std::string("one stage"));
+}
+
 }  // namespace
 
-std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes,
+std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector<int64_t>& micro_batch_sizes, const std::string& stage_name,
                                   const std::string& trace_path) {
   const auto& config = subject.config;
   const ops::PriorityStream stream(subject.device);  // as the trainer
@@ -43,10 +60,8 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
                                      .method = *method,
                                      .objective = objective,
                                      .compute_dtype = subject.compute_dtype});
-  // Whole steps, as the floor counts them: not those that only align layers.
   const auto stages = method->stages();
-  size_t stage = 0;
-  while (stage + 1 < stages.size() && stages[stage].aligns_layers) ++stage;
+  const size_t stage = stage_called(stage_name, stages, config.distill.method);
   if (stage > 0) training_step.begin_stage(stages[stage]);
   const auto flops = train::count_flops(subject.teacher, *subject.shape, config.data.context_length);
 
@@ -61,8 +76,10 @@ std::vector<StepBench> bench_step(const BenchSubject& subject, const std::vector
     StepBench result{.micro_batch_size = rows, .accumulation_steps = accumulation};
     result.seconds = median_seconds(step, subject.device);
     result.tokens_per_second = static_cast<double>(accumulation * rows * config.data.context_length) / result.seconds;
-    result.floor_tokens_per_second =
-        1.0 / (flops.teacher_body / subject.teacher_flops_per_second + (flops.total() - flops.teacher_body) / subject.flops_per_second);
+    if (!stages[stage].aligns_layers) {
+      result.floor_tokens_per_second =
+          1.0 / (flops.teacher_body / subject.teacher_flops_per_second + (flops.total() - flops.teacher_body) / subject.flops_per_second);
+    }
     result.peak_memory_bytes = ops::peak_memory_bytes(subject.device);
     if (!trace_path.empty() && results.empty()) result.trace = write_trace(trace_path, step, subject.device);
     results.push_back(std::move(result));

@@ -5,12 +5,14 @@
 
 namespace distil_xlstm::ops {
 
-// scale * [softmax(z), softmax(-z)] of each row, in `dtype`; logits contiguous.
-Tensor softmax_pair_aten(const Tensor& logits_RM, double scale, at::ScalarType dtype);
-Tensor softmax_pair_cpu(const Tensor& logits_RM, double scale, at::ScalarType dtype);
+// [softmax(z), softmax(-z)] of each row, scaled, in `dtype`; logits contiguous.
+Tensor softmax_pair_aten(const Tensor& logits_RM, FeatureScale scale_of, double scale, at::ScalarType dtype);
+Tensor softmax_pair_cpu(const Tensor& logits_RM, FeatureScale scale_of, double scale, at::ScalarType dtype);
 
 // Gradient of the logits in `dtype` from the features and theirs, both contiguous and of one type.
-Tensor softmax_pair_backward_aten(const Tensor& grad_RF, const Tensor& features_RF, double scale, at::ScalarType dtype);
-Tensor softmax_pair_backward_cpu(const Tensor& grad_RF, const Tensor& features_RF, double scale, at::ScalarType dtype);
+Tensor softmax_pair_backward_aten(const Tensor& grad_RF, const Tensor& features_RF, FeatureScale scale_of, double scale,
+                                  at::ScalarType dtype);
+Tensor softmax_pair_backward_cpu(const Tensor& grad_RF, const Tensor& features_RF, FeatureScale scale_of, double scale,
+                                 at::ScalarType dtype);
 
 }  // namespace distil_xlstm::ops

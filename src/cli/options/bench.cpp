@@ -27,6 +27,8 @@ void add_bench_command(CLI::App& app) {
       ->delimiter(',')
       ->check(at_least(1))
       ->default_str("train.micro_batch_size");
+  command->add_option("--stage", options->stage, "Steps of this stage of the method, such as alignment")
+      ->default_str("the first that runs the whole student");
   command->add_option("--json", options->json_path, "Write the results here too")->check(output_file());
   command
       ->add_option("--trace", options->trace_path,

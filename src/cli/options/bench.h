@@ -13,7 +13,7 @@ struct BenchOptions {
   RunOptions run;
   std::vector<std::string> parts;
   std::vector<int64_t> step_rows;
-  std::string json_path, trace_path;
+  std::string stage, json_path, trace_path;
 };
 
 // The parts that it measures, in the order of the step.

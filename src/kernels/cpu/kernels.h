@@ -194,10 +194,11 @@ struct CpuKernels {
   void (*swiglu_backward)(int64_t width, const T* grad_y, const T* gate_up, T* grad_gate_up, int64_t begin_row, int64_t end_row);
   void (*sigmoid_gate_forward)(const T* gate, const T* value, T* y, int64_t n);  // sigmoid(gate) value
   void (*sigmoid_gate_backward)(const T* grad_y, const T* gate, const T* value, T* grad_gate, T* grad_value, int64_t n);
-  // Rows of M logits z: scale * [softmax(z), softmax(-z)], 2 M features a row; and the logits' gradient from the features and theirs.
-  void (*softmax_pair)(int64_t M, double scale, const T* logits_RM, T* features_RF, int64_t begin_row, int64_t end_row);
-  void (*softmax_pair_backward)(int64_t M, double scale, const T* grad_RF, const T* features_RF, T* grad_RM, int64_t begin_row,
-                                int64_t end_row);
+  // Rows of M logits z: [softmax(z), softmax(-z)], 2 M features a row, each half of sum `scale`, or both together of length `scale`; and
+  // the logits' gradient from the features and theirs.
+  void (*softmax_pair)(int64_t M, bool is_length, double scale, const T* logits_RM, T* features_RF, int64_t begin_row, int64_t end_row);
+  void (*softmax_pair_backward)(int64_t M, bool is_length, double scale, const T* grad_RF, const T* features_RF, T* grad_RM,
+                                int64_t begin_row, int64_t end_row);
   int64_t lanes;  // elements of a vector
   void (*headwise_forward)(const HeadwiseArgs<T>&, int64_t begin, int64_t end);
   int64_t (*headwise_workspace)(const HeadwiseArgs<T>&);

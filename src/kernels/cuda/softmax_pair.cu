@@ -35,7 +35,7 @@ __device__ inline Place place_of(const SoftmaxPair& x) {
 template <typename L, typename F, int W, int kGroup, int kHeld>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ SoftmaxPair x) {
   const Place at = place_of<kGroup>(x);
-  float z[kHeld][W];
+  float z[kHeld][W], e[2][kHeld][W], factors[2], squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int m = (i * kGroup + at.lane) * W;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float sign = half == 0 ? 1.0f : -1.0f;
-    float top = -INFINITY, total = 0.0f, e[kHeld][W];
+    float top = -INFINITY, sums[2] = {};  // of e and of its squares
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
 #pragma unroll
@@ -55,50 +55,68 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     for (int i = 0; i < kHeld; ++i) {
 #pragma unroll
       for (int j = 0; j < W; ++j) {
-        e[i][j] = (i * kGroup + at.lane) * W < x.M ? expf(sign * z[i][j] - top) : 0.0f;
-        total += e[i][j];
+        const float value = (i * kGroup + at.lane) * W < x.M ? expf(sign * z[i][j] - top) : 0.0f;
+        e[half][i][j] = value;
+        sums[0] += value;
+        sums[1] += value * value;
       }
     }
-    const float factor = x.scale / reduce<kGroup>(total, sum);
+    factors[half] = (x.is_length ? 1.0f : x.scale) / reduce<kGroup>(sums[0], sum);
+    if (x.is_length) squares += factors[half] * factors[half] * reduce<kGroup>(sums[1], sum);
+  }
+  const float length_factor = x.is_length ? x.scale / sqrtf(squares) : 1.0f;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float factor = factors[half] * length_factor;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int m = (i * kGroup + at.lane) * W;
 #pragma unroll
-      for (int j = 0; j < W; ++j) e[i][j] *= factor;
-      if (at.is_inside && m < x.M) store_values(static_cast<F*>(x.features_RF) + (2 * at.row + half) * x.M + m, e[i]);
+      for (int j = 0; j < W; ++j) e[half][i][j] *= factor;
+      if (at.is_inside && m < x.M) store_values(static_cast<F*>(x.features_RF) + (2 * at.row + half) * x.M + m, e[half][i]);
     }
   }
 }
 
-// Of y = scale softmax(z): dz = y (g - <g, y> / scale).
+// As softmax_pair_backward_aten (ops/feature_map.cpp).
 template <typename L, typename F, int W, int kGroup, int kHeld>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ SoftmaxPair x) {
   const Place at = place_of<kGroup>(x);
-  float grad[kHeld][W] = {};
+  float g[2][kHeld][W] = {}, y[2][kHeld][W] = {}, means[2] = {}, squares[2] = {}, total = 0.0f, along = 0.0f;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float g[kHeld][W] = {}, y[kHeld][W] = {}, along = 0.0f;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int m = (i * kGroup + at.lane) * W;
       if (m >= x.M) continue;
-      load_values(g[i], static_cast<const F*>(x.grad_RF) + (2 * at.row + half) * x.M + m);
-      load_values(y[i], static_cast<const F*>(x.features_RF) + (2 * at.row + half) * x.M + m);
+      load_values(g[half][i], static_cast<const F*>(x.grad_RF) + (2 * at.row + half) * x.M + m);
+      load_values(y[half][i], static_cast<const F*>(x.features_RF) + (2 * at.row + half) * x.M + m);
 #pragma unroll
-      for (int j = 0; j < W; ++j) along += g[i][j] * y[i][j];
+      for (int j = 0; j < W; ++j) {
+        means[half] += g[half][i][j] * y[half][i][j];
+        squares[half] += y[half][i][j] * y[half][i][j];
+        total += y[half][i][j];
+      }
     }
-    along = reduce<kGroup>(along, sum) / x.scale;
-    const float sign = half == 0 ? 1.0f : -1.0f;
+    means[half] = reduce<kGroup>(means[half], sum);
+  }
+  float inverse = 1.0f / x.scale;
+  if (x.is_length) {
+    along = (means[0] + means[1]) / (x.scale * x.scale);
+    inverse = 2.0f / reduce<kGroup>(total, sum);
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-#pragma unroll
-      for (int j = 0; j < W; ++j) grad[i][j] += sign * y[i][j] * (g[i][j] - along);
-    }
+    for (int half = 0; half < 2; ++half) means[half] -= along * reduce<kGroup>(squares[half], sum);
   }
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int m = (i * kGroup + at.lane) * W;
-    if (at.is_inside && m < x.M) store_values(static_cast<L*>(x.grad_RM) + at.row * x.M + m, grad[i]);
+    float grad[W];
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      grad[j] = y[0][i][j] * (g[0][i][j] - y[0][i][j] * along - means[0] * inverse) -
+                y[1][i][j] * (g[1][i][j] - y[1][i][j] * along - means[1] * inverse);
+    }
+    if (at.is_inside && m < x.M) store_values(static_cast<L*>(x.grad_RM) + at.row * x.M + m, grad);
   }
 }
 

@@ -12,9 +12,10 @@ struct SoftmaxPair {
   Type logits_type, features_type;  // the gradients have the types of what they are of
   int64_t R;
   int M;
+  bool is_length;  // `scale` is the length of both halves together, else the sum of each
   float scale;
   const void* logits_RM;  // forward only
-  void* features_RF;      // scale * [softmax(z), softmax(-z)]: written by forward, read by backward
+  void* features_RF;      // [softmax(z), softmax(-z)], scaled: written by forward, read by backward
   const void* grad_RF;    // backward only
   void* grad_RM;          // backward only
 };

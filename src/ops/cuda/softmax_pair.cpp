@@ -6,7 +6,7 @@
 namespace distil_xlstm::ops {
 namespace {
 
-Tensor softmax_pair_cuda(const Tensor& logits_RM, double scale, at::ScalarType dtype) {
+Tensor softmax_pair_cuda(const Tensor& logits_RM, FeatureScale scale_of, double scale, at::ScalarType dtype) {
   const c10::cuda::CUDAGuard guard(logits_RM.device());
   const int64_t R = logits_RM.size(0), M = logits_RM.size(1);
   const Tensor features_RF = at::empty({R, 2 * M}, logits_RM.options().dtype(dtype));
@@ -14,6 +14,7 @@ Tensor softmax_pair_cuda(const Tensor& logits_RM, double scale, at::ScalarType d
                               .features_type = type_of(dtype),
                               .R = R,
                               .M = int(M),
+                              .is_length = scale_of == FeatureScale::length,
                               .scale = float(scale),
                               .logits_RM = pointer(logits_RM),
                               .features_RF = pointer(features_RF),
@@ -23,7 +24,8 @@ Tensor softmax_pair_cuda(const Tensor& logits_RM, double scale, at::ScalarType d
   return features_RF;
 }
 
-Tensor softmax_pair_backward_cuda(const Tensor& grad_RF, const Tensor& features_RF, double scale, at::ScalarType dtype) {
+Tensor softmax_pair_backward_cuda(const Tensor& grad_RF, const Tensor& features_RF, FeatureScale scale_of, double scale,
+                                  at::ScalarType dtype) {
   const c10::cuda::CUDAGuard guard(grad_RF.device());
   const int64_t R = grad_RF.size(0), M = grad_RF.size(1) / 2;
   const Tensor grad_RM = at::empty({R, M}, grad_RF.options().dtype(dtype));
@@ -31,6 +33,7 @@ Tensor softmax_pair_backward_cuda(const Tensor& grad_RF, const Tensor& features_
                               .features_type = type_of(features_RF),
                               .R = R,
                               .M = int(M),
+                              .is_length = scale_of == FeatureScale::length,
                               .scale = float(scale),
                               .logits_RM = nullptr,
                               .features_RF = pointer(features_RF),

@@ -1,6 +1,5 @@
 #include "student/convert/cells.h"
 
-#include <array>
 #include <cmath>
 #include <utility>
 
@@ -91,9 +90,7 @@ class GatedDelta final : public ConvertCell {
 
  private:
   static Tensor unit_features(const Tensor& x_BSHK, const Tensor& map_HKM, at::ScalarType type) {
-    const Tensor phi_BSHF = ops::feature_map(x_BSHK, map_HKM, 1.0, type);
-    constexpr std::array<int64_t, 1> kLast = {3};
-    return phi_BSHF / at::linalg_vector_norm(phi_BSHF, 2, kLast, /*keepdim=*/true);  // a softmax is never 0 throughout
+    return ops::feature_map(x_BSHK, map_HKM, 1.0, type, ops::FeatureScale::length);
   }
 };
 

@@ -16,10 +16,13 @@ struct Case {
 const std::vector<Case> kCases = {{1, 1, 1, 2, 1},   {2, 3, 2, 4, 4},    {1, 7, 3, 5, 9},    {2, 9, 8, 8, 8},
                                   {1, 5, 2, 16, 33}, {2, 33, 9, 64, 64}, {1, 3, 2, 64, 128}, {1, 2, 1, 6, 300}};
 
-Tensor plain(const Tensor& x, const Tensor& map, double scale) {
+Tensor plain(const Tensor& x, const Tensor& map, double scale, FeatureScale scale_of) {
   const Tensor z = at::einsum("bshk,hkm->bshm", {x, map});
-  return at::cat({z.softmax(3), (-z).softmax(3)}, 3) * scale;
+  const Tensor both = at::cat({z.softmax(3), (-z).softmax(3)}, 3);
+  return both * (scale_of == FeatureScale::length ? scale / both.square().sum(3, true).sqrt() : at::full({}, scale, both.options()));
 }
+
+constexpr std::array kScales = {FeatureScale::sums, FeatureScale::length};
 
 std::string name(const Case& c) {
   return fmt::format("B={} S={} H={} K={} M={}", c.B, c.S, c.H, c.K, c.M);
@@ -35,18 +38,23 @@ TEST_F(FeatureMapTest, MatchesPlainOperationsAndTheirGradients) {
                    map = randn({c.H, c.K, c.M}).to(type).to(at::kDouble);
       const Tensor w = randn({c.B, c.S, c.H, 2 * c.M});
       const double scale = 2.5;
-      const auto expected = gradients([&](const std::vector<Tensor>& p) { return (plain(p[0], p[1], scale) * w).sum(); }, {x, map});
-      for (const at::Device& device : devices()) {
-        SCOPED_TRACE(fmt::format("{} {} {}", name(c), device.str(), at::toString(type)));
-        const auto as = [&](const Tensor& t) { return t.to(device, type); };
-        const Tensor out = feature_map(as(x), as(map), scale, type);
-        EXPECT_EQ(out.scalar_type(), type);
-        EXPECT_TRUE(out.is_contiguous());
-        EXPECT_LT(relative_error(out, plain(x, map, scale)), 4 * tolerance(type));
-        const auto found = gradients(
-            [&](const std::vector<Tensor>& p) { return (feature_map(p[0], p[1], scale, type).to(at::kDouble) * w.to(device)).sum(); },
-            {as(x), as(map)});
-        for (size_t i = 0; i < found.size(); ++i) EXPECT_LT(relative_error(found[i], expected[i]), 8 * tolerance(type)) << i;
+      for (const FeatureScale scale_of : kScales) {
+        const auto loss = [&](const std::vector<Tensor>& p) { return (plain(p[0], p[1], scale, scale_of) * w).sum(); };
+        const auto expected = gradients(loss, {x, map});
+        for (const at::Device& device : devices()) {
+          SCOPED_TRACE(fmt::format("{} {} {} {}", name(c), device.str(), at::toString(type), static_cast<int>(scale_of)));
+          const auto as = [&](const Tensor& t) { return t.to(device, type); };
+          const Tensor out = feature_map(as(x), as(map), scale, type, scale_of);
+          EXPECT_EQ(out.scalar_type(), type);
+          EXPECT_TRUE(out.is_contiguous());
+          EXPECT_LT(relative_error(out, plain(x, map, scale, scale_of)), 4 * tolerance(type));
+          const auto found = gradients(
+              [&](const std::vector<Tensor>& p) {
+                return (feature_map(p[0], p[1], scale, type, scale_of).to(at::kDouble) * w.to(device)).sum();
+              },
+              {as(x), as(map)});
+          for (size_t i = 0; i < found.size(); ++i) EXPECT_LT(relative_error(found[i], expected[i]), 8 * tolerance(type)) << i;
+        }
       }
     }
   }
@@ -55,8 +63,10 @@ TEST_F(FeatureMapTest, MatchesPlainOperationsAndTheirGradients) {
 TEST_F(FeatureMapTest, GradientsMatchDifferences) {
   for (const Case& c : {kCases[1], kCases[2]}) {
     const Tensor w = randn({c.B, c.S, c.H, 2 * c.M});
-    expect_gradients_match([&](const std::vector<Tensor>& p) { return (feature_map(p[0], p[1], 1.5, at::kDouble) * w).sum(); },
-                           {randn({c.B, c.S, c.H, c.K}), randn({c.H, c.K, c.M})});
+    for (const FeatureScale scale_of : kScales) {
+      expect_gradients_match([&](const std::vector<Tensor>& p) { return (feature_map(p[0], p[1], 1.5, at::kDouble, scale_of) * w).sum(); },
+                             {randn({c.B, c.S, c.H, c.K}), randn({c.H, c.K, c.M})});
+    }
   }
 }
 
@@ -76,6 +86,9 @@ TEST_F(FeatureMapTest, LogitsMayBeLarge) {
       const Tensor x = at::tensor({1.0, -1.0}, at::kDouble).view({1, 1, 1, 2}).to(device, type);
       const Tensor out = feature_map(x, at::eye(2, at::kDouble).mul(1e4).unsqueeze(0).to(device, type), 1.0, type);
       EXPECT_TRUE(at::equal(out.flatten().to(at::kCPU, at::kDouble), at::tensor({1.0, 0.0, 0.0, 1.0}, at::kDouble))) << out;
+      const Tensor unit =
+          feature_map(x, at::eye(2, at::kDouble).mul(1e4).unsqueeze(0).to(device, type), std::sqrt(2.0), type, FeatureScale::length);
+      EXPECT_LT(relative_error(unit, out), tolerance(type));
     }
   }
 }
