@@ -29,7 +29,8 @@ NONE = float("-inf")  # exp(NONE) = 0
 class DistilXlstmConfig(PretrainedConfig):
     """`rotary`: rope_type, rope_theta and the parameters of that type, all in force, or None for no positions; use_rope: whether cells have
     them too, as attention does; rope_max_wavelength: the tokens of the longest turn that they keep, 0 for all. Layer i has
-    mixers[i % len(mixers)]. attention_window: tokens that a kept attention sees, 0 for all, beside a text's first attention_sinks."""
+    mixers[i % len(mixers)]. attention_window: tokens that a kept attention sees, 0 for all, beside a text's first attention_sinks.
+    normalizer: what divides an mLSTM's output, "sum" or "bounded", at least its bound; head_norm: whether heads are normed behind cells."""
 
     model_type = "distil_xlstm"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -38,7 +39,7 @@ class DistilXlstmConfig(PretrainedConfig):
                  rms_norm_eps=1e-6, attention_bias=False, attention_output_bias=False, mlp_bias=False, use_qk_norm=False, rotary=None,
                  mixers=("mlstm",), conv1d_kernel_size=4, feature_factor=2, chunk_size=64, initializer_range=0.02, use_cache=True,
                  tie_word_embeddings=False, use_rope=True, rope_max_wavelength=0.0, num_key_value_heads=None, attention_window=0,
-                 attention_sinks=0, **kwargs):
+                 attention_sinks=0, normalizer="sum", head_norm=False, **kwargs):
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -57,6 +58,8 @@ class DistilXlstmConfig(PretrainedConfig):
         self.mixers = list(mixers)
         self.attention_window = attention_window
         self.attention_sinks = attention_sinks
+        self.normalizer = normalizer
+        self.head_norm = head_norm
         self.conv1d_kernel_size = conv1d_kernel_size
         self.feature_factor = feature_factor
         self.chunk_size = chunk_size
@@ -126,9 +129,9 @@ class Mlstm:
     ABOVE_BOUND = 2.0**24  # the divisor is at least 1 (of numbers this much greater): the plain sum divides
 
     @staticmethod
-    def features(phi_q, phi_k, head_dim):
-        num_features = phi_q.shape[-1]
-        return phi_q * (math.sqrt(head_dim) * Mlstm.ABOVE_BOUND), phi_k * math.sqrt(head_dim / num_features)
+    def features(phi_q, phi_k, config):
+        scale, num_features = math.sqrt(config.head_dim), phi_q.shape[-1]
+        return phi_q * scale * (Mlstm.ABOVE_BOUND if config.normalizer == "sum" else 1.0), phi_k * scale / math.sqrt(num_features)
 
     @staticmethod
     def zero_state(v, num_features):
@@ -166,7 +169,7 @@ class GatedDelta:
     HAS_FEATURES = True
 
     @staticmethod
-    def features(phi_q, phi_k, head_dim):
+    def features(phi_q, phi_k, config):
         return phi_q / phi_q.norm(dim=-1, keepdim=True), phi_k / phi_k.norm(dim=-1, keepdim=True)
 
     @staticmethod
@@ -194,8 +197,8 @@ class XlstmLarge(Mlstm):
     HAS_FEATURES = False
 
     @staticmethod
-    def features(q, k, head_dim):
-        return q / math.sqrt(head_dim), k
+    def features(q, k, config):
+        return q / math.sqrt(config.head_dim), k
 
 
 CELLS = {"mlstm": Mlstm, "gated-delta": GatedDelta, "xlstm-large": XlstmLarge}
@@ -291,8 +294,9 @@ class Mixer(nn.Module):
         self.igate = nn.Linear(D, H)
         self.fgate = nn.Linear(D, H)
         self.ogate = nn.Linear(D, H * K, bias=cell.HAS_FEATURES)
-        if not cell.HAS_FEATURES:
+        if config.head_norm or not cell.HAS_FEATURES:
             self.head_norm = Weight(H * K)
+        if not cell.HAS_FEATURES:
             return
         if config.conv1d_kernel_size > 0:
             self.conv = Weight(3 * H * K, config.conv1d_kernel_size)
@@ -464,6 +468,7 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
         self.config = config
         name = config.mixers[layer % len(config.mixers)]
         self.cell, self.other = CELLS.get(name), MIXERS.get(name)
+        self.has_head_norm = self.cell is not None and (config.head_norm or not self.cell.HAS_FEATURES)
         projections = self.other.projections if self.other else Projections
         additions = self.other.additions if self.other else functools.partial(Mixer, cell=self.cell)
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
@@ -493,15 +498,15 @@ class DistilXlstmLayer(GradientCheckpointingLayer):
             q, k = self.self_attn.q_norm(q), self.self_attn.k_norm(k)
         with in_float32(u_BSD.device):
             q, k, v = self.placed(q, cos_sin, "feature_q"), self.placed(k, cos_sin, "feature_k"), v.float().transpose(1, 2)
-            q, k = self.cell.features(q, k, self.config.head_dim)
+            q, k = self.cell.features(q, k, self.config)
             input_gate, log_forget = self.gates(u_BSD.float(), is_token_BS)
             if cell_state is None:
                 cell_state = self.cell.zero_state(v, q.shape[-1])
             h, cell_state = run_cell(self.cell, q, k, v, input_gate, log_forget, cell_state, self.config.chunk_size)
-            if not self.cell.HAS_FEATURES:
+            if self.has_head_norm:
                 h = F.layer_norm(h, h.shape[-1:], eps=self.config.rms_norm_eps)
         h = h.transpose(1, 2).reshape(B, S, -1).to(u_BSD.dtype)
-        if not self.cell.HAS_FEATURES:
+        if self.has_head_norm:
             h = h * self.mixer.head_norm.weight
         return self.self_attn.o_proj(torch.sigmoid(self.mixer.ogate(u_BSD)) * h), (tail, cell_state)
 
@@ -580,7 +585,7 @@ class DistilXlstmPreTrainedModel(PreTrainedModel):
             nn.init.constant_(module.fgate.bias, 5.0)
             if module.ogate.bias is not None:
                 nn.init.constant_(module.ogate.bias, 4.0)
-            else:
+            if hasattr(module, "head_norm"):
                 nn.init.ones_(module.head_norm.weight)
 
 

@@ -39,6 +39,9 @@ DX_NAMES(GateInit, "look-back", "spread");
 enum class ValueInit { copied, least_squares };  // of values: as they are, or scaled so that a mixer comes nearest to its attention
 DX_NAMES(ValueInit, "copied", "least-squares");
 
+enum class Normalizer { sum, bounded };  // what divides a converted mLSTM's output: the sum of its weights, or at least the cell's bound
+DX_NAMES(Normalizer, "sum", "bounded");
+
 // [data]
 enum class DocumentIsolation { full, loss, none };  // what a document's border cuts: attention, state and loss; the loss alone; nothing
 DX_NAMES(DocumentIsolation, "full", "loss", "none");

@@ -40,6 +40,8 @@ struct StudentSettings {
   int64_t attention_sinks = 0;                  // convert: and of a document's first
   GateInit gate_init = GateInit::look_back;     // convert: of the forget gates
   ValueInit value_init = ValueInit::copied;     // convert: of the values
+  Normalizer normalizer = Normalizer::sum;      // convert: of the mLSTM
+  bool head_norm = false;                       // convert: of each head, behind the cell
   int64_t qkv_proj_blocksize = 4;
   double mlstm_proj_factor = 2.0;
   double ffn_proj_factor = 1.7;

@@ -119,6 +119,8 @@ void add_student(TableBuilder& t) {
       AT(student.value_init),
       "convert: of the values: as the teacher's, or with a factor a head by which the mixer comes nearest to its attention on the first "
       "rows");
+  t.choice(AT(student.normalizer), "convert: what divides an mLSTM's output: the sum of its weights, or at least the cell's bound");
+  t.flag(AT(student.head_norm), "convert: LayerNorm of each head behind the cell, with a factor a channel");
   t.integer(AT(student.qkv_proj_blocksize), kAtLeastOne, "block size of the mLSTM's q, k, v projections");
   t.number(AT(student.mlstm_proj_factor), kPositive, "inner width of an mLSTM block / hidden size");
   t.number(AT(student.ffn_proj_factor), kPositive, "width of the sLSTM block's feed-forward / hidden size");

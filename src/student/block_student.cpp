@@ -218,13 +218,20 @@ const std::vector<MixerWeights>& BlockStudent::converted_blocks(at::ScalarType c
   for (const auto& [name, tensor] : parts_.parameters) version += tensor._version();
   if (cast_blocks_.empty() || cast_dtype_ != compute_dtype || cast_version_ != version) {
     cast_blocks_ = blocks_;
+    const at::NoGradGuard no_grad;
+    std::vector<Tensor> to, from;  // one launch for many, where a device can
     for (size_t block = 0; block < parts_.mixers.size(); ++block) {
       const auto& specs = parts_.mixers[block]->parameters();
       for (size_t i = 0; i < specs.size(); ++i) {
         Tensor& weight = cast_blocks_[block][i];
-        if (specs[i].product_type) weight = weight.detach().to(specs[i].product_type(weight, compute_dtype));
+        if (!specs[i].product_type) continue;
+        const at::ScalarType type = specs[i].product_type(weight, compute_dtype);
+        const Tensor stored = weight.detach();
+        weight = type == stored.scalar_type() ? stored : to.emplace_back(at::empty_like(stored, type));
+        if (type != stored.scalar_type()) from.push_back(stored);
       }
     }
+    if (!to.empty()) at::_foreach_copy_(to, from);
     cast_dtype_ = compute_dtype;
     cast_version_ = version;
   }

@@ -43,6 +43,8 @@ CASES = {
                                   dict(conv1d_kernel_size=0, chunk_size=48)),
     "qwen2": ("qwen2", dict(tie_word_embeddings=True, use_sliding_window=False, rope_parameters=YARN),
               dict(mixers=["mlstm", "gated-delta"], feature_factor=4)),
+    "llama with norms": ("llama", dict(attention_bias=True, **TAME),
+                         dict(mixers=["mlstm", "gated-delta", "xlstm-large"], normalizer="bounded", head_norm=True)),
     "qwen2 without positions": ("qwen2", dict(use_sliding_window=False), dict(rope=False, conv1d_kernel_size=1, mixers=["gated-delta"])),
     "qwen3": ("qwen3", dict(head_dim=6, attention_bias=True), dict(mixers=["gated-delta", "mlstm", "mlstm"], conv1d_kernel_size=3)),
     "llama hybrid": ("llama", dict(attention_bias=True, rope_parameters=LLAMA3), dict(mixers=["attention", "mlstm", "slstm"], rope_max_wavelength=30.0)),

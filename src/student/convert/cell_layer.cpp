@@ -28,18 +28,22 @@ class CellLayer final : public ConvertLayer {
   }
 
   [[nodiscard]] bool has_features() const override { return true; }
-  [[nodiscard]] bool starts_from_rows() const override { return looks_back() || fits_values(); }
+  [[nodiscard]] bool starts_from_rows() const override { return looks_back() || fits_values() || config().has_head_norm; }
   void start_from_rows(const MixerWeights& weights, const Tensor& x_BSD, const Tensor& is_start_BS) const override {
     const at::NoGradGuard no_grad;
     const CellWeights w = bind_(&weights);
     const Tensor norm_D = bind_layer_(&weights).input_norm_D;
     const LayerAttention attention(config(), norm_D, w, x_BSD, is_start_BS);
     if (looks_back()) Tensor(w.forget_gate_bias_H).copy_(cell_.forget_gate_of(attention.mean_look_back()));
-    if (!fits_values()) return;
+    if (!fits_values() && !config().has_head_norm) return;
     const at::ScalarType type = w.qkv_TD.scalar_type();
     const MixerCall call{.is_start_BS = is_start_BS, .compute_dtype = type};
     const nn::MatrixInput u_BSD = input_of(weights, x_BSD.to(type), call);
     const Tensor mixed_BSE = with_mixer(weights, call, x_BSD.device(), nullptr, [&](nn::TokenMixer& mixer) { return mixer.mix(u_BSD); });
+    if (config().has_head_norm) {  // whatever the size of the values
+      Tensor(w.head_norm_E).mul_(attention.channel_factors(mixed_BSE));
+      return;
+    }
     // The cells are linear in v, and so is the convolution.
     const int64_t E = config().inner_size();
     const Tensor factor_E = attention.value_factors(mixed_BSE).to(type).repeat_interleave(config().decoder.head_dim);
@@ -64,10 +68,11 @@ class CellLayer final : public ConvertLayer {
     return layer(mixer);
   }
 
-  // q, k, v before and after the convolution and turned, gates, and the cell's.
+  // q, k, v before and after the convolution and turned, gates, the cell's output normed and scaled, and the cell's.
   [[nodiscard]] KeptValues mixer_kept_values() const override {
     const KeptValues cell = cell_.kept_values(config());
-    return {.compute = cell.compute + 12 * config().inner_size(), .full = cell.full + 2 * config().decoder.num_heads};
+    return {.compute = cell.compute + (config().has_head_norm ? 14 : 12) * config().inner_size(),
+            .full = cell.full + 2 * config().decoder.num_heads};
   }
 
  private:

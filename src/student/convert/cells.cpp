@@ -18,11 +18,11 @@ class Mlstm final : public ConvertCell {
  public:
   [[nodiscard]] Tensor run(const CellInputs& in, std::vector<Tensor>* state) const override {
     // The cell divides by at least e^-m, which a large factor on q keeps out of the way: what is left is the plain sum.
-    constexpr double kAboveBound = 0x1p24;
+    const double above_bound = in.normalizer == config::Normalizer::sum ? 0x1p24 : 1.0;
     const double scale = std::sqrt(static_cast<double>(in.q_BSHK.size(3)));
     ops::MlstmState cell;
     if (state) cell = {state->at(0), state->at(1), state->at(2)};
-    const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = ops::feature_map(in.q_BSHK, in.feature_q_HKM, scale * kAboveBound, in.type),
+    const Tensor h_BSHK = run_mlstm_cell({.q_BSHK = ops::feature_map(in.q_BSHK, in.feature_q_HKM, scale * above_bound, in.type),
                                           .k_BSHK = ops::feature_map(in.k_BSHK, in.feature_k_HKM, scale, in.type),
                                           .v_BSHV = in.v_BSHK.to(in.type).contiguous(),
                                           .igate_BSH = in.input_gate_BSH,

@@ -18,6 +18,7 @@ struct CellInputs {
   Tensor feature_q_HKM, feature_k_HKM;
   Tensor input_gate_BSH, forget_gate_BSH;
   Tensor is_start_BS;
+  config::Normalizer normalizer;
   at::ScalarType type;  // of what enters the cell
   ops::MlstmForm form;
   int64_t chunk_size;

@@ -35,6 +35,8 @@ json ConvertConfig::to_json() const {
             {"attention_window", attention_window},
             {"attention_sinks", attention_sinks},
             {"o_bias", decoder.has_o_bias},
+            {"normalizer", config::name_of(normalizer)},
+            {"head_norm", has_head_norm},
             {"chunk_size", chunk_size},
             {"teacher_config", teacher_config}}}};
 }
@@ -53,6 +55,8 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
                                   "attention_window",
                                   "rope_max_wavelength",
                                   "attention_sinks",
+                                  "normalizer",
+                                  "head_norm",
                                   "chunk_size",
                                   "o_bias",
                                   "teacher_config",
@@ -73,6 +77,8 @@ ConvertConfig ConvertConfig::from_json(const json& config, const std::string& wh
   result.mixers = require<std::vector<std::string>>(own, "mixers", place);
   result.attention_window = get_or<int64_t>(own, "attention_window", 0, place);
   result.attention_sinks = get_or<int64_t>(own, "attention_sinks", 0, place);
+  result.normalizer = config::parse_name<config::Normalizer>(get_or<std::string>(own, "normalizer", "sum", place), place + ".normalizer");
+  result.has_head_norm = get_or<bool>(own, "head_norm", false, place);
   result.chunk_size = require<int64_t>(own, "chunk_size", place);
   try {
     result.check();
@@ -111,6 +117,15 @@ void ConvertConfig::check() const {
         "student.attention_sinks = {}: without a window every token of the document is seen: set student.attention_window too",
         attention_sinks);
   }
+  const auto has_mixer = [&](const char* name) { return std::ranges::find(mixers, name) != mixers.end(); };
+  if (normalizer == config::Normalizer::bounded && !has_mixer("mlstm"))
+    throw ConfigError("student.normalizer = \"bounded\": only mixer \"mlstm\" has a bound, and student.mixers names others: {}",
+                      fmt::join(mixers, ", "));
+  if (has_head_norm && !has_mixer("mlstm") && !has_mixer("gated-delta")) {
+    throw ConfigError(
+        "student.head_norm = true: mixers \"mlstm\" and \"gated-delta\" have one to choose, and student.mixers names others: {}",
+        fmt::join(mixers, ", "));
+  }
   if (chunk_size < 1) throw ConfigError("student.chunk_size = {}: must be at least 1", chunk_size);
 }
 
@@ -126,12 +141,18 @@ ConvertConfig derive_convert(const config::StudentSettings& settings, const teac
   config.rope_max_wavelength = settings.rope_max_wavelength;
   config.attention_window = settings.attention_window;
   config.attention_sinks = settings.attention_sinks;
+  config.normalizer = settings.normalizer;
+  config.has_head_norm = settings.head_norm;
   config.gate_init = settings.gate_init;
   config.value_init = settings.value_init;
   config.chunk_size = settings.chunk_size;
   if (config.rope_max_wavelength > 0.0 && !config.has_rope) {
     throw ConfigError("student.rope_max_wavelength = {}: there are no rotary positions with student.rope = false: leave one of the two out",
                       config.rope_max_wavelength);
+  }
+  if (config.value_init == config::ValueInit::least_squares && config.has_head_norm) {
+    throw ConfigError(
+        "student.value_init = \"least-squares\": the size of values has no effect with student.head_norm = true: leave one of the two out");
   }
   config.check();
   check_large(config);

@@ -23,6 +23,8 @@ struct ConvertConfig {
   std::vector<std::string> mixers = {"mlstm"};  // names of convert_mixer_names(): layer i has mixers[i % size]
   int64_t attention_window = 0;                 // of layers that keep attention: tokens that one sees, itself among them; 0: all
   int64_t attention_sinks = 0;                  // and of a document's first, beside a window
+  config::Normalizer normalizer = config::Normalizer::sum;  // of mixer "mlstm"
+  bool has_head_norm = false;                               // behind the cells of "mlstm" and "gated-delta"
   int64_t chunk_size = 64;
   config::GateInit gate_init = config::GateInit::spread;     // of a fresh one; not stored
   config::ValueInit value_init = config::ValueInit::copied;  // likewise

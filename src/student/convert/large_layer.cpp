@@ -17,17 +17,6 @@ namespace {
 
 constexpr double kOpenAtStart = 0.5;  // the output gate: its weights start at 0, and it has no bias
 
-// What it shares with the cells, and the weight of its norm.
-struct LargeWeights : CellWeights {
-  Tensor head_norm_E;
-
-  template <typename Visit>
-  void for_each(const Visit& visit) {
-    CellWeights::for_each(visit);
-    visit("mixer.head_norm.weight", head_norm_E);
-  }
-};
-
 struct LargeState final : MixerState {
   ops::MlstmState cell;
 
@@ -43,8 +32,7 @@ Tensor before_soft_cap(const Tensor& gate) {
 class LargeMixer final : public nn::TokenMixer {
  public:
   // All must outlive the mixer; `state` may be null.
-  LargeMixer(const ConvertConfig& config, const LargeWeights& weights, const LargeWeights& products, const MixerCall& call,
-             LargeState* state)
+  LargeMixer(const ConvertConfig& config, const CellWeights& weights, const CellWeights& products, const MixerCall& call, LargeState* state)
       : config_(config), w_(weights), products_(products), call_(call), state_(state) {}
 
   [[nodiscard]] Tensor mix(const nn::MatrixInput& u_BSD) override {
@@ -84,7 +72,7 @@ class LargeMixer final : public nn::TokenMixer {
   [[nodiscard]] double eps() const { return config_.decoder.rms_norm_eps; }
 
   const ConvertConfig& config_;
-  const LargeWeights &w_, &products_;
+  const CellWeights &w_, &products_;
   const MixerCall& call_;
   LargeState* state_;
 };
@@ -118,7 +106,7 @@ class LargeLayer final : public ConvertLayer {
   [[nodiscard]] bool starts_from_rows() const override { return true; }
   void start_from_rows(const MixerWeights& weights, const Tensor& x_BSD, const Tensor& is_start_BS) const override {
     const at::NoGradGuard no_grad;
-    const LargeWeights w = bind_(&weights), products;
+    const CellWeights w = bind_(&weights), products;
     const Tensor norm_D = bind_layer_(&weights).input_norm_D;
     const LayerAttention attention(config(), norm_D, w, x_BSD, is_start_BS);
     if (config().gate_init == config::GateInit::look_back)
@@ -134,7 +122,7 @@ class LargeLayer final : public ConvertLayer {
  protected:
   [[nodiscard]] Tensor with_mixer(const MixerWeights& weights, const MixerCall& call, at::Device /*device*/, MixerState* state,
                                   const WithMixer& layer) const override {
-    const LargeWeights w = bind_(&weights), products = bind_(call.products);
+    const CellWeights w = bind_(&weights), products = bind_(call.products);
     LargeMixer mixer(config(), w, products, call, own_state<LargeState>(state));
     return layer(mixer);
   }
@@ -146,7 +134,7 @@ class LargeLayer final : public ConvertLayer {
   }
 
  private:
-  WeightBinder<LargeWeights> bind_;
+  WeightBinder<CellWeights> bind_;
   WeightBinder<LayerWeights> bind_layer_;
 };
 

@@ -17,7 +17,7 @@ Tensor ConvertMixer::mix(const nn::MatrixInput& u_BSD) {
   std::optional<ConvertState> next;  // takes the state's place at the end: an error leaves that as it was
   if (state_) next = *state_;
   const Heads x = heads(u_BSD, next ? &next->tail_BJT : nullptr);
-  const Tensor h_BSHK = cell_.run(cell_inputs(u_BSD, x), next ? &next->cell : nullptr);
+  const Tensor h_BSHK = normed(cell_.run(cell_inputs(u_BSD, x), next ? &next->cell : nullptr));
   const Tensor gate_BSE = projected(u_BSD, w_.output_gate_ED, products_.output_gate_ED, w_.output_gate_bias_E);
   if (next) {
     next->num_tokens += gate_BSE.size(1);
@@ -54,9 +54,17 @@ CellInputs ConvertMixer::cell_inputs(const nn::MatrixInput& u_BSD, const Heads& 
           .input_gate_BSH = gates[0],
           .forget_gate_BSH = gates[1],
           .is_start_BS = call_.is_start_BS,
+          .normalizer = config_.normalizer,
           .type = cell_dtype(call_.compute_dtype),
           .form = call_.form,
           .chunk_size = config_.chunk_size};
+}
+
+// Head by head.
+Tensor ConvertMixer::normed(const Tensor& h_BSHK) const {
+  if (!w_.head_norm_E.defined()) return h_BSHK;
+  const int64_t K = h_BSHK.size(3);
+  return at::layer_norm(h_BSHK, {K}, {}, {}, config_.decoder.rms_norm_eps) * w_.head_norm_E.to(h_BSHK.scalar_type()).view({-1, K});
 }
 
 Tensor ConvertMixer::mixing_error_sum(const nn::MatrixInput& u_BSD, const AttentionMatrix& attention) const {

@@ -40,6 +40,7 @@ class ConvertMixer final : public nn::TokenMixer {
     Tensor q_BSHK, k_BSHK, v_BSHK;
   };
   [[nodiscard]] Heads heads(const nn::MatrixInput& u_BSD, Tensor* tail_BJT) const;
+  [[nodiscard]] Tensor normed(const Tensor& h_BSHK) const;
   [[nodiscard]] Tensor placed(const Tensor& x_BSHK, const Tensor& norm_K) const;
   [[nodiscard]] CellInputs cell_inputs(const nn::MatrixInput& u_BSD, const Heads& heads) const;
 

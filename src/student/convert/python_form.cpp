@@ -67,6 +67,8 @@ PythonForm convert_python_form(const ConvertConfig& config) {
                      {"attention_window", config.attention_window},
                      {"attention_sinks", config.attention_sinks},
                      {"mixers", config.mixers},
+                     {"normalizer", config::name_of(config.normalizer)},
+                     {"head_norm", config.has_head_norm},
                      {"conv1d_kernel_size", config.conv1d_kernel_size},
                      {"feature_factor", config.feature_factor},
                      {"chunk_size", config.chunk_size}},

@@ -121,6 +121,7 @@ SpecList cell_parameters(const ConvertConfig& config) {
            linspace(3.0, 8.0))  // memories of 20 to 3 000 tokens
       .add("mixer.ogate.weight", {E, D}, "mixer", true, "0")
       .add("mixer.ogate.bias", {E}, "mixer", false, "4", constant(4.0));  // near open
+  if (config.has_head_norm) specs.add("mixer.head_norm.weight", {E}, "mixer", false, "nearest to attention's heads", constant(1.0));
   return specs;
 }
 

@@ -31,13 +31,15 @@ struct LayerWeights {
   }
 };
 
-// What a layer with one of the cells of cells.h has beside that; undefined where the teacher or the configuration has none.
+// What a layer with one of the cells of cells.h, or with the large block, has beside that; undefined where the teacher or the
+// configuration has none.
 struct CellWeights {
   Tensor qkv_TD, qkv_bias_T, q_norm_K, k_norm_K;
   Tensor conv_TJ, feature_q_HKM, feature_k_HKM;
   // Of the gate that lets a token into the state (mLSTM: exponential; gated delta rule: how much of what is there it overwrites), and of
   // the forget gate.
   Tensor input_gate_HD, input_gate_bias_H, forget_gate_HD, forget_gate_bias_H, output_gate_ED, output_gate_bias_E;
+  Tensor head_norm_E;
 
   template <typename Visit>
   void for_each(const Visit& visit) {
@@ -54,6 +56,7 @@ struct CellWeights {
     visit("mixer.fgate.bias", forget_gate_bias_H);
     visit("mixer.ogate.weight", output_gate_ED);
     visit("mixer.ogate.bias", output_gate_bias_E);
+    visit("mixer.head_norm.weight", head_norm_E);
   }
 };
 

@@ -85,7 +85,7 @@ StudentKind paper_kind() {
                 return PaperStudent::load(files, place.device, place.parameter_dtype, place.embedding_VD, place.head_VD);
               },
           .ignored_keys = {"feature_factor", "rope", "mixers", "attention_window", "attention_sinks", "gate_init", "rope_max_wavelength",
-                           "value_init"},
+                           "value_init", "normalizer", "head_norm"},
           .python_form =
               [](const StudentShape&) {
                 return PythonForm{.files = {"load_student.py"},

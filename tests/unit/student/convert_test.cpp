@@ -82,6 +82,7 @@ std::vector<config::StudentSettings> every_kind() {
           {.conv1d_kernel_size = 0, .mixers = {"mlstm"}},
           {.mixers = {"gated-delta"}},
           {.conv1d_kernel_size = 0, .mixers = {"mlstm", "gated-delta"}},
+          {.mixers = {"mlstm", "gated-delta"}, .normalizer = config::Normalizer::bounded, .head_norm = true},
           {.mixers = {"slstm"}},
           {.conv1d_kernel_size = 0, .mixers = {"slstm", "mlstm"}},
           {.mixers = {"mlstm", "xlstm-large"}},
@@ -92,8 +93,8 @@ std::vector<config::StudentSettings> every_kind() {
 }
 
 std::string name_of(const config::StudentSettings& settings) {
-  return fmt::format("{}, {} taps, window {} and {}", fmt::join(settings.mixers, " "), settings.conv1d_kernel_size,
-                     settings.attention_window, settings.attention_sinks);
+  return fmt::format("{}, {} taps, window {} and {}{}", fmt::join(settings.mixers, " "), settings.conv1d_kernel_size,
+                     settings.attention_window, settings.attention_sinks, settings.head_norm ? ", normed heads, bounded" : "");
 }
 
 bool keeps_attention(const config::StudentSettings& settings) {
@@ -158,9 +159,17 @@ TEST(Convert, StartsFromItsTeacher) {
 
 // One layer by the formulas, a position at a time.
 TEST(Convert, ALayerIsItsDefinition) {
-  for (const auto& [has_rope, sharpness] : {std::pair(true, 1.0), {false, 1.0}, {true, 20.0}}) {  // sharp features hardly overlap
-    const json config = families()[0].config;                                                     // no biases, no head norms, no groups
-    const Pair pair = convert(config, {.feature_factor = 4, .rope = has_rope});
+  struct Variant {
+    bool has_rope = true;
+    double sharpness = 1.0;  // sharp features hardly overlap
+    config::Normalizer normalizer = config::Normalizer::sum;
+    bool has_head_norm = false;
+  };
+  for (const auto& [has_rope, sharpness, normalizer, has_head_norm] :
+       {Variant{}, {.has_rope = false}, {.sharpness = 20.0}, {.normalizer = config::Normalizer::bounded}, {.has_head_norm = true}}) {
+    SCOPED_TRACE(fmt::format("{} {} {} {}", has_rope, sharpness, config::name_of(normalizer), has_head_norm));
+    const json config = families()[0].config;  // no biases, no head norms, no groups
+    const Pair pair = convert(config, {.feature_factor = 4, .rope = has_rope, .normalizer = normalizer, .head_norm = has_head_norm});
     perturb(*pair.student, 0.2);
     const auto w = named(*pair.student);
     {
@@ -200,6 +209,7 @@ TEST(Convert, ALayerIsItsDefinition) {
     const Tensor input_SH = at::linear(u_SD, of("mixer.igate.weight"), of("mixer.igate.bias"));
     const Tensor log_forget_SH = at::log_sigmoid(at::linear(u_SD, of("mixer.fgate.weight"), of("mixer.fgate.bias")));
     Tensor y_SHK = at::zeros({S, H, K}, at::kDouble);
+    int num_bounded = 0;
     for (int64_t i = 0; i < S; ++i) {
       for (int64_t h = 0; h < H; ++h) {
         double sum = 0.0;
@@ -209,15 +219,22 @@ TEST(Convert, ALayerIsItsDefinition) {
           y_SHK[i][h] += weight * v[j][h];
           sum += weight;
         }
-        y_SHK[i][h] /= sum;
+        const double bound = normalizer == config::Normalizer::bounded ? std::sqrt(2.0 * M) : 0.0;
+        if (sum < bound) ++num_bounded;
+        y_SHK[i][h] /= std::max(sum, bound);
       }
+    }
+    EXPECT_EQ(num_bounded > 0, normalizer == config::Normalizer::bounded);
+    if (has_head_norm) {
+      const Tensor centred_SHK = y_SHK - y_SHK.mean(2, true);
+      y_SHK = centred_SHK / (centred_SHK.square().mean(2, true) + 1e-6).sqrt() * of("mixer.head_norm.weight").view({H, K});
     }
     const Tensor gated = y_SHK.reshape({S, H * K}) * at::sigmoid(at::linear(u_SD, of("mixer.ogate.weight"), of("mixer.ogate.bias")));
     Tensor out_SD = x_SD + at::linear(gated, of("self_attn.o_proj.weight"));
     const Tensor both = at::linear(norm(out_SD, of("post_attention_layernorm.weight")), of("mlp.gate_up_proj.weight"));
     out_SD = out_SD + at::linear(at::silu(both.narrow(1, 0, 20)) * both.narrow(1, 20, 20), of("mlp.down_proj.weight"));
     const auto got = pair.student->forward(tokens, {}, {.compute_dtype = at::kDouble, .collect_layers = true}, nullptr);
-    EXPECT_LT(relative_error(got.layer_outputs_BSD[0][0], out_SD), 1e-5) << has_rope << " " << sharpness;
+    EXPECT_LT(relative_error(got.layer_outputs_BSD[0][0], out_SD), 1e-5);
   }
 }
 
@@ -567,6 +584,34 @@ TEST(Convert, ValuesStartWithTheFactorsOfLeastSquares) {
   }
 }
 
+// Channel by channel no other factor brings a head nearer to attention's, and all else starts as without norms.
+TEST(Convert, NormedHeadsStartNearAttentions) {
+  const json config = families()[2].config;
+  const int64_t H = config["num_attention_heads"], K = config["head_dim"], E = H * K;
+  for (const std::string mixer : {"mlstm", "gated-delta"}) {
+    SCOPED_TRACE(mixer);
+    const Pair pair = convert(config, {.mixers = {mixer}, .gate_init = config::GateInit::spread, .head_norm = true});
+    ASSERT_TRUE(pair.student->starts_from_rows());
+    const Tensor tokens = tokens_of(2, 24);
+    teacher::TeacherOutput seen = pair.teacher->forward(tokens, {}, {.collect_attention = true});
+    pair.student->start_from_rows(seen.layer_inputs_BSD, {});
+    const at::NoGradGuard no_grad;
+    for (int64_t layer = 0; layer < pair.shape->num_layers(); ++layer) {
+      // Through an output projection that changes nothing; the teacher's is undone.
+      const Tensor o_DE = Tensor(named(*pair.student).at(fmt::format("model.layers.{}.self_attn.o_proj.weight", layer)));
+      const Tensor o_before_DE = o_DE.clone();
+      const auto heads = [&](const Tensor& out_BSD) {
+        return at::linalg_solve(o_before_DE, out_BSD.unsqueeze(3)).squeeze(3).view({2, 24, E});
+      };
+      const Tensor attention_BSE = heads(seen.attention_outputs_BSD[static_cast<size_t>(layer)]);
+      const Tensor student_BSE =
+          heads(pair.student->mixer_output(layer, seen.layer_inputs_BSD[static_cast<size_t>(layer)], {}, in_double()));
+      const auto product_E = [](const Tensor& x_BSE, const Tensor& y_BSE) { return (x_BSE * y_BSE).flatten(0, 1).sum(0); };
+      EXPECT_TRUE(at::allclose(product_E(student_BSE, attention_BSE), product_E(student_BSE, student_BSE), 1e-7, 1e-9)) << layer;
+    }
+  }
+}
+
 // Values that name their token show the matrix by which a layer mixes them: its error is what plain sums over it give.
 TEST(Convert, MixingErrorIsThatOfTheMatrixThatMixes) {
   const json config = families()[2].config;  // as wide as its heads together
@@ -883,6 +928,27 @@ TEST(Convert, WindowsThatCannotBeAreRefused) {
   stored["distil_xlstm"]["attention_window"] = 8;
   EXPECT_THAT(testing::error_of<ConfigError>([&] { (void)read_shape(stored, "stored"); }),
               ::testing::AllOf(::testing::HasSubstr("stored"), ::testing::HasSubstr("no layer keeps its attention")));
+}
+
+TEST(Convert, NormsAndBoundsWithoutAPlaceAreRefused) {
+  const auto teacher = teacher::teacher_shape(families()[0].config);
+  const auto refusal = [&](config::StudentSettings settings) {
+    settings.kind = "convert";
+    return testing::error_of<ConfigError>([&] { (void)derive_shape(settings, teacher, 8); });
+  };
+  EXPECT_THAT(refusal({.mixers = {"gated-delta"}, .normalizer = config::Normalizer::bounded}),
+              ::testing::HasSubstr("student.normalizer = \"bounded\": only mixer \"mlstm\""));
+  EXPECT_THAT(refusal({.mixers = {"slstm", "xlstm-large"}, .head_norm = true}), ::testing::HasSubstr("student.head_norm = true"));
+  EXPECT_THAT(refusal({.value_init = config::ValueInit::least_squares, .head_norm = true}),
+              ::testing::HasSubstr("student.value_init = \"least-squares\": the size of values has no effect"));
+  // A configuration of before there were either.
+  json stored = derive_shape({.kind = "convert"}, teacher, 8)->to_json("");
+  stored["distil_xlstm"].erase("normalizer");
+  stored["distil_xlstm"].erase("head_norm");
+  EXPECT_EQ(read_shape(stored, "stored")->to_json("")["distil_xlstm"]["normalizer"], "sum");
+  stored["distil_xlstm"]["normalizer"] = "maximum";
+  EXPECT_THAT(testing::error_of<ConfigError>([&] { (void)read_shape(stored, "stored"); }),
+              ::testing::AllOf(::testing::HasSubstr("stored"), ::testing::HasSubstr("maximum")));
 }
 
 TEST(Convert, AHybridSaysThatItIsOne) {
