@@ -12,12 +12,17 @@ import sys
 import tempfile
 import warnings
 
-sys.modules["xlstm"] = None  # as where the package is not installed
-
 import torch
 from safetensors.torch import load_file, save_file
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+package = sys.modules.get("xlstm")
+sys.modules["xlstm"] = None  # transformers' own code is tested, as where the package is not installed; other files of tests need the package
+from transformers.models.xlstm import modeling_xlstm  # noqa: E402, F401
+del sys.modules["xlstm"]
+if package is not None:
+    sys.modules["xlstm"] = package
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("DISTIL_XLSTM_BUILD", ROOT / "build/release"))

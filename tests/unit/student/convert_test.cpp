@@ -699,6 +699,42 @@ TEST(Convert, RotaryPositionsMayEndAtAWavelength) {
   EXPECT_THAT(read->description(), ::testing::HasSubstr("up to 20 tokens a turn"));
 }
 
+// Read in pieces longer than a chunk and then token by token, several rows at once, in a type of 16 bits: as near to float32 as rows that
+// are read as a whole. Heads as wide as kernels on tensor cores take them.
+TEST(Convert, StatesInHalfPrecisionAreAsNearAsWholeRows) {
+  for (const at::Device device : devices()) {
+    for (const config::StudentSettings& settings : every_kind()) {
+      for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+        SCOPED_TRACE(fmt::format("{} {} {}", device.str(), name_of(settings), c10::toString(type)));
+        json config = families()[0].config;
+        config["head_dim"] = 16;
+        config["rms_norm_eps"] = 0.1;  // a head whose products nearly cancel is not blown up
+        const Pair pair = convert(config, settings, device, at::kFloat);
+        perturb(*pair.student, 0.05);
+        const at::NoGradGuard no_grad;
+        const int64_t B = 5, S = 150;
+        const Tensor tokens = tokens_of(B, S, device);
+        const auto whole = [&](at::ScalarType compute) {
+          return pair.student->forward(tokens, {}, {.compute_dtype = compute}, nullptr).last_hidden_BSD;
+        };
+        const Tensor exact = whole(at::kFloat);
+        const double of_whole = relative_error(whole(type), exact);
+        pair.student->set_compute_dtype(type);
+        const auto state = pair.student->new_state(B, S);
+        std::vector<Tensor> parts;
+        for (int64_t at_token = 0; at_token < S;) {
+          const int64_t count = at_token == 0 ? 130 : at_token == 130 ? 7 : 1;
+          parts.push_back(pair.student->forward_step(tokens.narrow(1, at_token, count), *state));
+          at_token += count;
+        }
+        const Tensor stepped = at::cat(parts, 1);
+        EXPECT_LT(relative_error(stepped, exact), std::max(3e-2, 2 * of_whole));
+        EXPECT_LT(relative_error(stepped.narrow(1, 130, 20), exact.narrow(1, 130, 20)), std::max(3e-2, 2 * of_whole)) << "after the prompt";
+      }
+    }
+  }
+}
+
 TEST(Convert, HalfPrecisionIsNearFloat32) {
   for (const at::Device device : devices()) {
     for (const auto& [mixers, type] : {std::pair<std::vector<std::string>, at::ScalarType>{{"mlstm", "gated-delta"}, at::kBFloat16},
