@@ -67,13 +67,12 @@ struct CudaBackend {
   // q, k and v all in bfloat16 or all in float16.
   MlstmOutput (*mlstm_chunkwise)(const MlstmInputs& inputs, const MlstmState& initial, bool returns_state) = nullptr;
   decltype(&mlstm_backward_aten) mlstm_backward = nullptr;
-  // q, k and v all in bfloat16 or all in float16, of a device and widths that delta_rule_serves says yes to. `kept` becomes what the
-  // backward reads beside the inputs. An undefined initial state or gradient of a state is zeros.
+  // h alone: q, k and v all in bfloat16 or all in float16, of a device and widths that delta_rule_serves says yes to. `kept` becomes what
+  // the backward reads beside the inputs. An undefined initial state is zeros.
   bool (*delta_rule_serves)(const Tensor& q_BSHK, const Tensor& v_BSHV) = nullptr;
-  DeltaRuleOutput (*delta_rule_chunkwise)(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, bool returns_state,
-                                          Tensor& kept) = nullptr;
+  Tensor (*delta_rule_chunkwise)(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, Tensor& kept) = nullptr;
   DeltaRuleBackward (*delta_rule_backward)(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, const Tensor& kept,
-                                           const Tensor& grad_h_BSHV, const DeltaRuleState& grad_final) = nullptr;
+                                           const Tensor& grad_h_BSHV) = nullptr;
   int64_t max_head_width = 0, max_taps = 0, max_rms_norm_vectors = 0, max_fp8_vectors = 0, max_summed_states = 0, max_softmax_pair = 0;
   const char* targets = "";  // what the library is compiled for (ops/cuda_targets.h)
   uint64_t devices = 0;      // bit i: it has code for cuda:i

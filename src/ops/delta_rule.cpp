@@ -56,7 +56,7 @@ Ran run_chunkwise(const DeltaRuleInputs& inputs, int64_t chunk_size, const Delta
   Ran ran;
   if (uses_kernels(inputs, returns_state)) {
     ran.in = prepared(inputs, type);
-    ran.out = cuda_backend().delta_rule_chunkwise(ran.in, as_given(initial, ran.in), returns_state, ran.kept);
+    ran.out.h_BSHV = cuda_backend().delta_rule_chunkwise(ran.in, as_given(initial, ran.in), ran.kept);
     return ran;
   }
   ran.in = prepared(inputs, compute_type(inputs.q_BSHK));
@@ -92,7 +92,7 @@ struct DeltaRuleFunction : torch::autograd::Function<DeltaRuleFunction> {
     const auto types = ctx->saved_data["types"].toIntVector();
     const Tensor grad_h = or_zeros(grads[0], in.v_BSHV.sizes(), in.v_BSHV.options());
     const DeltaRuleBackward out = [&] {
-      if (kept.defined()) return cuda_backend().delta_rule_backward(in, initial, kept, grad_h, as_given(grad_final, in));
+      if (kept.defined()) return cuda_backend().delta_rule_backward(in, initial, kept, grad_h);
       const Tf32Products tf32(may_take_tf32(in, static_cast<at::ScalarType>(types[0]), grads.size() > 1 || initial.cell_BHKV.defined()));
       const auto run = in.q_BSHK.is_cpu() ? delta_rule_backward_cpu : delta_rule_backward_aten;
       return run(in, ctx->saved_data["chunk_size"].toInt(), prepared(initial, in), grad_h, prepared(grad_final, in));

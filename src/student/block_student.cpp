@@ -217,13 +217,13 @@ const std::vector<MixerWeights>& BlockStudent::converted_blocks(at::ScalarType c
   int64_t version = 0;
   for (const auto& [name, tensor] : parts_.parameters) version += tensor._version();
   if (cast_blocks_.empty() || cast_dtype_ != compute_dtype || cast_version_ != version) {
-    cast_blocks_ = blocks_;
     const at::NoGradGuard no_grad;
-    std::vector<Tensor> to, from;  // one launch for many, where a device can
+    std::vector<MixerWeights> cast = blocks_;  // takes the place of what is there at the end: an error leaves that as it was
+    std::vector<Tensor> to, from;              // one launch for many, where a device can
     for (size_t block = 0; block < parts_.mixers.size(); ++block) {
       const auto& specs = parts_.mixers[block]->parameters();
       for (size_t i = 0; i < specs.size(); ++i) {
-        Tensor& weight = cast_blocks_[block][i];
+        Tensor& weight = cast[block][i];
         if (!specs[i].product_type) continue;
         const at::ScalarType type = specs[i].product_type(weight, compute_dtype);
         const Tensor stored = weight.detach();
@@ -232,6 +232,7 @@ const std::vector<MixerWeights>& BlockStudent::converted_blocks(at::ScalarType c
       }
     }
     if (!to.empty()) at::_foreach_copy_(to, from);
+    cast_blocks_ = std::move(cast);
     cast_dtype_ = compute_dtype;
     cast_version_ = version;
   }

@@ -118,7 +118,9 @@ std::vector<MemoryItem> estimate_memory(const config::RunConfig& config, const t
   }
   for (const auto& stage : stages) {
     if (stage.rows_before == 0) continue;
-    const int64_t row = student.state_bytes(stage.rows_before * config.data.context_length, compute_bytes < 4 ? at::kBFloat16 : at::kFloat);
+    // With room for the row itself.
+    const int64_t tokens_of_state = (stage.rows_before + 1) * config.data.context_length;
+    const int64_t row = student.state_bytes(tokens_of_state, compute_bytes < 4 ? at::kBFloat16 : at::kFloat);
     items.push_back({"states that rows start from", 2 * config.train.micro_batch_size * row, "as they were, and in other rows' places"});
   }
   if (is_cpu && ops::PackedMatrix::is_available())

@@ -412,6 +412,7 @@ class Run {
   cudaError_t backward(cudaStream_t stream = nullptr) const { return gpu::delta_rule_backward(g_, stream); }
 
   [[nodiscard]] const gpu::DeltaRuleForward& arguments() const { return f_; }
+  [[nodiscard]] const gpu::DeltaRuleBackward& backward_arguments() const { return g_; }
   void poison() const {
     for (const auto& buffer : outputs_) CHECK_CUDA(cudaMemset(buffer->data, 0xff, buffer->bytes));
     CHECK_CUDA(cudaMemset(f_.kept, 0xff, kept_bytes));
@@ -561,10 +562,17 @@ void check_refusals() {
     change(f.inputs);
     return gpu::delta_rule_forward(f, nullptr) == cudaErrorInvalidValue;
   };
+  const auto backward_refused = [&](const std::function<void(gpu::DeltaRuleBackward&)>& change) {
+    gpu::DeltaRuleBackward g = run.backward_arguments();
+    change(g);
+    return gpu::delta_rule_backward(g, nullptr) == cudaErrorInvalidValue;
+  };
   const bool good = refused([](auto& x) { x.K = 264; }) && refused([](auto& x) { x.K = 12; }) && refused([](auto& x) { x.V = 136; }) &&
                     refused([](auto& x) { x.V = 4; }) && refused([](auto& x) { x.type = Type::float32; }) &&
                     refused([](auto& x) { x.S = 0; }) &&
-                    refused([](auto& x) { x.q_BSHK = static_cast<const unsigned char*>(x.q_BSHK) + 2; });
+                    refused([](auto& x) { x.q_BSHK = static_cast<const unsigned char*>(x.q_BSHK) + 2; }) &&
+                    backward_refused([](auto& x) { x.workspace = nullptr; }) && backward_refused([](auto& x) { x.kept = nullptr; }) &&
+                    backward_refused([](auto& x) { x.grad_k_BSHK = static_cast<unsigned char*>(x.grad_k_BSHK) + 2; });
   std::printf("refusals: %s\n", good ? "all" : "NOT ALL  <--");
   failures += !good;
 }

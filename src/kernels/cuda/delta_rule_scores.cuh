@@ -30,7 +30,8 @@ __device__ void weigh_chunk(const Work<T>& w, int bh, int n, ChunkGates& g) {
   for (int i = 0; i < 2; ++i) {
     const int t = n * L + 2 * lane + i;
     const bool present = t < w.S;
-    log_forget[i] = present ? fmaxf(log2_sigmoid(w.fgate_BSH[w.token(bh, t)]), -1e6f) : 0.0f;
+    const float raw = present ? log2_sigmoid(w.fgate_BSH[w.token(bh, t)]) : 0.0f;
+    log_forget[i] = raw < -1e6f ? -1e6f : raw;  // not fmaxf: NaN must stay NaN
     beta[i] = present ? sigmoid(w.igate_BSH[w.token(bh, t)]) : 0.0f;
     starts[i] = present && w.is_start_BS && w.is_start_BS[int64_t(bh / w.H) * w.S + t];
   }

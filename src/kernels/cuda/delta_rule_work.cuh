@@ -25,8 +25,8 @@ struct Work {
   float *grad_igate_BSH, *grad_fgate_BSH;
   float *cell_BHKV, *grad_initial_cell_BHKV;  // or null, both
 
-  // Per token, 0 beyond S but for exit: beta, e and x; the sum of log2 g from the chunk's start in two floats; starts up to it in the
-  // chunk.
+  // Per token: beta, e and x; the sum of log2 g from the chunk's start in two floats; starts up to it in the chunk. Beyond S beta is 0, and
+  // the rest are as if g were 1 there: e of the last place is what a chunk carries on.
   float *beta_UL, *entry_UL, *exit_UL, *decay_UL, *rest_UL;
   int* document_UL;
   T *inverse_ULL, *scores_ULL;      // (I + A)^-1 - I, 0 from the diagonal on; P

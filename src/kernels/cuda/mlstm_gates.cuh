@@ -41,7 +41,8 @@ __device__ LaneGates load_gates(const Work<T>& w, int bh, int n) {
   for (int i = 0; i < 2; ++i) {
     const int t = n * L + 2 * lane + i;
     const bool present = t < w.length;
-    g.log_forget[i] = present ? fmaxf(log2_sigmoid(w.fgate_BSH[w.token(bh, t)]), -1e6f) : 0.0f;
+    const float raw = present ? log2_sigmoid(w.fgate_BSH[w.token(bh, t)]) : 0.0f;
+    g.log_forget[i] = raw < -1e6f ? -1e6f : raw;  // not fmaxf: NaN must stay NaN
     g.igate[i] = present ? kLog2E * w.igate_BSH[w.token(bh, t)] : none();
     g.starts[i] = present && w.is_start_BS && w.is_start_BS[int64_t(bh / w.H) * w.S + w.first + t];
     const float empty = w.plain_sum ? kMlstmEmptyStabilizer : 0.0f;

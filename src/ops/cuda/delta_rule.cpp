@@ -40,22 +40,19 @@ bool delta_rule_serves_cuda(const Tensor& q_BSHK, const Tensor& v_BSHV) {
 }
 
 // In chunks of the kernels' own.
-DeltaRuleOutput delta_rule_chunkwise_cuda(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, bool returns_state, Tensor& kept) {
+Tensor delta_rule_chunkwise_cuda(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, Tensor& kept) {
   const c10::cuda::CUDAGuard guard(inputs.q_BSHK.device());
   const DeltaRuleInputs in = aligned_inputs(inputs);
-  DeltaRuleOutput out{at::empty_like(in.v_BSHV), {returns_state ? empty_cell(in) : Tensor()}};
-  gpu::DeltaRuleForward args{.inputs = delta_rule_arguments(in, initial),
-                             .h_BSHV = pointer(out.h_BSHV),
-                             .cell_BHKV = floats(out.state.cell_BHKV),
-                             .kept = nullptr};
+  const Tensor h_BSHV = at::empty_like(in.v_BSHV);
+  gpu::DeltaRuleForward args{.inputs = delta_rule_arguments(in, initial), .h_BSHV = pointer(h_BSHV), .cell_BHKV = nullptr, .kept = nullptr};
   kept = bytes(gpu::delta_rule_kept(args.inputs), in.q_BSHK);
   args.kept = pointer(kept);
   check(gpu::delta_rule_forward(args, c10::cuda::getCurrentCUDAStream()), "delta_rule_chunkwise forward, q_BSHK", in.q_BSHK);
-  return out;
+  return h_BSHV;
 }
 
 DeltaRuleBackward delta_rule_backward_cuda(const DeltaRuleInputs& inputs, const DeltaRuleState& initial, const Tensor& kept,
-                                           const Tensor& grad_h_BSHV, const DeltaRuleState& grad_final) {
+                                           const Tensor& grad_h_BSHV) {
   const c10::cuda::CUDAGuard guard(inputs.q_BSHK.device());
   const DeltaRuleInputs in = aligned_inputs(inputs);
   const Tensor grad_h = aligned(grad_h_BSHV);
@@ -65,7 +62,7 @@ DeltaRuleBackward delta_rule_backward_cuda(const DeltaRuleInputs& inputs, const 
   gpu::DeltaRuleBackward args{.inputs = delta_rule_arguments(in, initial),
                               .kept = pointer(kept),
                               .grad_h_BSHV = pointer(grad_h),
-                              .grad_cell_BHKV = floats(grad_final.cell_BHKV),
+                              .grad_cell_BHKV = nullptr,
                               .grad_q_BSHK = pointer(out.grad_inputs.q_BSHK),
                               .grad_k_BSHK = pointer(out.grad_inputs.k_BSHK),
                               .grad_v_BSHV = pointer(out.grad_inputs.v_BSHV),

@@ -84,8 +84,10 @@ class GatedDelta final : public ConvertCell {
   }
 
   [[nodiscard]] KeptValues kept_values(const ConvertConfig& config) const override {
+    // On a GPU's tensor cores, in chunks of 64: beside the features both matrices of a chunk, u and the states at its border.
+    constexpr int64_t kChunk = 64;
     const int64_t H = config.decoder.num_heads, F = config.feature_size(), K = config.decoder.head_dim;
-    return {.compute = 4 * H * F, .full = 2 * H * F + H * K + H * F * K / config.chunk_size + 4 * H};
+    return {.compute = 2 * H * F + H * (2 * kChunk + K + F * K / kChunk), .full = 8 * H};
   }
 
  private:

@@ -117,14 +117,18 @@ void ConvertConfig::check() const {
         "student.attention_sinks = {}: without a window every token of the document is seen: set student.attention_window too",
         attention_sinks);
   }
-  const auto has_mixer = [&](const char* name) { return std::ranges::find(mixers, name) != mixers.end(); };
+  const auto has_mixer = [&](const char* name) {
+    for (int64_t layer = 0; layer < decoder.num_layers; ++layer) {
+      if (mixer_of(layer) == name) return true;
+    }
+    return false;
+  };
   if (normalizer == config::Normalizer::bounded && !has_mixer("mlstm"))
-    throw ConfigError("student.normalizer = \"bounded\": only mixer \"mlstm\" has a bound, and student.mixers names others: {}",
+    throw ConfigError("student.normalizer = \"bounded\": only mixer \"mlstm\" has a bound, and the layers have others: {}",
                       fmt::join(mixers, ", "));
   if (has_head_norm && !has_mixer("mlstm") && !has_mixer("gated-delta")) {
-    throw ConfigError(
-        "student.head_norm = true: mixers \"mlstm\" and \"gated-delta\" have one to choose, and student.mixers names others: {}",
-        fmt::join(mixers, ", "));
+    throw ConfigError("student.head_norm = true: mixers \"mlstm\" and \"gated-delta\" have one to choose, and the layers have others: {}",
+                      fmt::join(mixers, ", "));
   }
   if (chunk_size < 1) throw ConfigError("student.chunk_size = {}: must be at least 1", chunk_size);
 }

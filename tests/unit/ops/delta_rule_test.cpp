@@ -1,5 +1,7 @@
 #include "ops/delta_rule.h"
 
+#include <limits>
+
 #include "base/error.h"
 #include "gated_testing.h"
 #include "kernels/reference/reference.h"
@@ -255,7 +257,9 @@ double error_to_terms(const Tensor& a, const Tensor& b, const Tensor& terms) {
 // The sum that gives the forget gate's gradient has, within a chunk, a term for every later q . dq and v . dv (docs/mathematics.md 11).
 Tensor forget_terms(const DeltaRuleInputs& in, const std::vector<Tensor>& grads) {
   const Tensor squares = (in.q_BSHK * grads[0]).sum(-1).square() + (in.v_BSHV * grads[2]).sum(-1).square();
-  return squares.flip(1).cumsum(1).flip(1).sqrt() * (-in.fgate_BSH).sigmoid();
+  std::vector<Tensor> sums;
+  for (const Tensor& chunk : squares.split(64, 1)) sums.push_back(chunk.flip(1).cumsum(1).flip(1));
+  return at::cat(sums, 1).sqrt() * (-in.fgate_BSH).sigmoid();
 }
 
 // Where no state comes out, 2-byte inputs may take kernels of their own on a GPU: widths that these have and have not, in parts of chunks.
@@ -306,6 +310,23 @@ TEST_F(DeltaRuleTest, TwoByteGradientsMatchTheRecurrence) {
                                                            moved.size() > 5 ? DeltaRuleState{moved[5]} : DeltaRuleState{}, false);
         EXPECT_TRUE(at::equal(plain.h_BSHV, h)) << "without gradients the same output";
       }
+    }
+  }
+}
+
+// A gate that is no number is no forgetting: what comes after it is none either.
+TEST_F(DeltaRuleTest, AGateThatIsNoNumberShows) {
+  for (const at::Device& device : devices()) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(fmt::format("{} {}", device.str(), at::toString(type)));
+      const Data d(Case{1, 70, 2, 16, 16, false, true});
+      const Tensor fgate_BSH = d.in.fgate_BSH.to(at::kFloat).clone();
+      fgate_BSH[0][40][1] = std::numeric_limits<double>::quiet_NaN();
+      const DeltaRuleInputs in{d.in.q_BSHK.to(device, type),          d.in.k_BSHK.to(device, type), d.in.v_BSHV.to(device, type),
+                               d.in.igate_BSH.to(device, at::kFloat), fgate_BSH.to(device),         {}};
+      const Tensor h_BSHV = delta_rule_chunkwise(in, 64, to(d.initial, device, at::kFloat), /*returns_state=*/false).h_BSHV;
+      EXPECT_TRUE(h_BSHV.select(2, 1).narrow(1, 40, 30).isnan().all().item<bool>());
+      EXPECT_TRUE(h_BSHV.select(2, 0).isfinite().all().item<bool>()) << "another head";
     }
   }
 }

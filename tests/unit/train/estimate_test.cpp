@@ -3,6 +3,7 @@
 
 #include "config/toml.h"
 #include "student/paper/shape.h"
+#include "student/registry.h"
 #include "train/estimate.h"
 
 namespace distil_xlstm::train {
@@ -122,6 +123,26 @@ TEST(Estimate, CountsTheGradientsOfOneMicroBatchBesideTheirSum) {
   EXPECT_EQ(extra(true), 0);
   paper.config.train.gradient_accumulation_steps = 1;
   EXPECT_EQ(extra(false), 0);
+}
+
+// What kept attention holds grows with the rows that a state has read, and with the row that is read on.
+TEST(Estimate, CountsTheStatesThatRowsStartFrom) {
+  const Paper paper;
+  config::RunConfig config = config::load_config({.file = std::nullopt, .preset = "convert", .overrides = {}}).run;
+  config.student.mixers = {"mlstm", "attention"};
+  config.train.max_steps = 100;
+  config.distill.convert.state_passing_fraction = 0.2;
+  config.distill.convert.state_passing_rows = 2;
+  const auto shape = student::derive_shape(config.student, paper.teacher, config.data.context_length);
+  const auto states = [&] {
+    for (const auto& item : estimate_memory(config, paper.teacher, *shape, 2, 2, /*is_cpu=*/false, 1)) {
+      if (item.name == "states that rows start from") return item.size_bytes;
+    }
+    return int64_t{0};
+  };
+  EXPECT_EQ(states(), 2 * config.train.micro_batch_size * shape->state_bytes(3 * config.data.context_length, at::kBFloat16));
+  config.distill.convert.state_passing_fraction = 0.0;
+  EXPECT_EQ(states(), 0);
 }
 
 TEST(Estimate, AdvisesNoHalfPrecisionTeacherOnACpu) {
