@@ -325,6 +325,14 @@ TEST_F(StudentTest, VariantsRun) {
   EXPECT_LT(relative_error(at::cat(steps, 1), out.last_hidden_BSD), 1e-6);
 }
 
+TEST_F(StudentTest, ShapesTellTheSizeOfAState) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const auto student = small_student(small_config(), at::kCPU, at::kFloat);
+    student->set_compute_dtype(type);
+    EXPECT_EQ(student->new_state(3, 0)->size_bytes(), 3 * student->shape().state_bytes(0, type)) << c10::toString(type);
+  }
+}
+
 TEST_F(StudentTest, WrongInputs) {
   const auto student = small_student(small_config(), at::kCPU, at::kFloat);
   const Tensor tokens = random_tokens(student->config(), 2, 4);
