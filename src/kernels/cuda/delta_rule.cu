@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/arena.h"
 #include "kernels/cuda/delta_rule_readout.cuh"
 #include "kernels/cuda/delta_rule_scan.cuh"
 #include "kernels/cuda/delta_rule_scores.cuh"
@@ -9,17 +10,6 @@
 
 namespace distil_xlstm::kernels::cuda {
 namespace {
-
-// Hands out pieces of a buffer; counts them when there is none.
-struct Arena {
-  unsigned char* base;
-  size_t used = 0;
-  template <typename X>
-  void take(X*& pointer, int64_t count) {
-    pointer = reinterpret_cast<X*>(base + used);
-    used += (size_t(count) * sizeof(X) + 255) / 256 * 256;
-  }
-};
 
 template <typename T>
 int64_t units(const Work<T>& w) {

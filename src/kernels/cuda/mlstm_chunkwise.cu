@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "kernels/cuda/arena.h"
 #include "kernels/cuda/mlstm_gates.cuh"
 #include "kernels/cuda/mlstm_readout.cuh"
 #include "kernels/cuda/mlstm_scan.cuh"
@@ -28,17 +29,6 @@ Plan make_plan(const MlstmInputs& x, bool backward) {
   const int num_segments = int((num_chunks + fit - 1) / fit);
   return {num_chunks, (num_chunks + num_segments - 1) / num_segments, num_segments};
 }
-
-// Hands out pieces of the workspace; counts them when there is none.
-struct Arena {
-  unsigned char* base;
-  size_t used = 0;
-  template <typename X>
-  void take(X*& pointer, int64_t count) {
-    pointer = reinterpret_cast<X*>(base + used);
-    used += size_t(rounded(count * int64_t(sizeof(X)), 256));
-  }
-};
 
 template <typename T>
 void take_work(Arena& arena, const MlstmInputs& x, const Plan& plan, bool backward, Work<T>& w) {
